@@ -1,0 +1,146 @@
+"""MLP-Mixer: an image classifier made of matrix products (Tolstikhin et al., arXiv 2105.01601).
+
+Numerics are those of the official Flax code (google-research/vision_transformer, vit_jax/models_mixer.py; stochastic
+depth as in google-research/big_vision, big_vision/models/mlp_mixer.py). Attribute names are timm's.
+
+    B images   P patch_size   S tokens = (image_size / P)^2   C hidden_dim
+    Ds tokens_mlp_dim   Dc channels_mlp_dim   K num_classes
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Mixer(nn.Module):
+    """Normalised images [B, 3, image_size, image_size] -> logits [B, K]."""
+
+    channels_last: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        num_blocks: int,
+        hidden_dim: int,
+        tokens_mlp_dim: int,
+        channels_mlp_dim: int,
+        num_classes: int,
+        image_size: int,
+        stochastic_depth: float = 0.0,
+        head_bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.image_size, self.num_features = num_classes, image_size, hidden_dim
+        num_tokens = grid_size(image_size=image_size, patch_size=patch_size) ** 2
+        self.stem = Stem(patch_size=patch_size, dim=hidden_dim)
+        self.blocks = nn.Sequential(
+            *(
+                MixerBlock(
+                    num_tokens=num_tokens,
+                    dim=hidden_dim,
+                    tokens_mlp_dim=tokens_mlp_dim,
+                    channels_mlp_dim=channels_mlp_dim,
+                    drop_rate=i / max(num_blocks - 1, 1) * stochastic_depth,  # 0 in the first block
+                )
+                for i in range(num_blocks)
+            )
+        )
+        self.norm = nn.LayerNorm(hidden_dim, eps=1e-6)
+        self.head = nn.Linear(hidden_dim, num_classes)
+        self.apply(init_lecun_normal)
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, head_bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> logits [B, K]."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> normalised tokens [B, S, C]; H and W must be `image_size` (else ValueError)."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            found = "x".join(map(str, images.shape[-2:]))
+            raise ValueError(f"this Mixer takes images of {self.image_size}x{self.image_size}, found {found}")
+        x: Tensor = self.norm(self.blocks(self.stem(images)))
+        return x
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Tokens [B, S, C] -> logits [B, K]: the mean over tokens, then a linear layer."""
+        logits: Tensor = self.head(features.mean(dim=1))
+        return logits
+
+
+class MixerBlock(nn.Module):
+    """Equation 1 of the paper on tokens x [B, S, C]."""
+
+    def __init__(
+        self, *, num_tokens: int, dim: int, tokens_mlp_dim: int, channels_mlp_dim: int, drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp_tokens = Mlp(dim=num_tokens, hidden_dim=tokens_mlp_dim)  # W1, W2: shared by all channels
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp_channels = Mlp(dim=dim, hidden_dim=channels_mlp_dim)  # W3, W4: shared by all tokens
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, S, C] -> the same shape."""
+        # U[:, i] = X[:, i] + W2 gelu(W1 LayerNorm(X)[:, i])   for every channel i
+        x = x + self.drop(self.mlp_tokens(self.norm1(x).mT).mT)  # [B, S, C] -> [B, C, S] -> [B, S, C]
+        # Y[j, :] = U[j, :] + W4 gelu(W3 LayerNorm(U)[j, :])   for every token j
+        return x + self.drop(self.mlp_channels(self.norm2(x)))  # [B, S, C]
+
+    def drop(self, branch: Tensor) -> Tensor:
+        """Zeros the branch of each sample with probability `drop_rate` in training; kept ones are not rescaled."""
+        if not self.training or self.drop_rate == 0:
+            return branch
+        return branch * (torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate)
+
+
+class Mlp(nn.Module):
+    """W2 gelu(W1 x + b1) + b2 over the last axis, with the tanh form of GELU (the default of Flax)."""
+
+    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., dim]."""
+        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return y
+
+
+class Stem(nn.Module):
+    """Patches in row-major order, each through the same linear layer: [B, 3, H, W] -> [B, S, C]."""
+
+    def __init__(self, *, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> tokens [B, S, C]."""
+        x: Tensor = self.proj(images)  # [B, C, H/P, W/P]
+        return x.flatten(2).mT  # [B, S, C]
+
+
+def init_lecun_normal(module: nn.Module) -> None:
+    """Kernels: normal cut at two deviations, variance 1 / fan_in after the cut; biases: zero (Flax's defaults)."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        std = module.weight[0].numel() ** -0.5 / 0.87962566  # the deviation of a unit normal cut at +-2
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+def grid_size(*, image_size: int, patch_size: int) -> int:
+    """Patches along a side of the image; ValueError where they do not fill it exactly."""
+    if image_size < patch_size or image_size % patch_size:
+        below, above = image_size // patch_size * patch_size, (image_size // patch_size + 1) * patch_size
+        nearest = f"{below} and {above} work" if below else f"{above} works"
+        raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}: {nearest}")
+    return image_size // patch_size

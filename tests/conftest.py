@@ -1,0 +1,56 @@
+"""What the tests share: one thread per process, and a way to run the programs as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the tests run side by side; processes started by them inherit it
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+ROOT = Path(__file__).parent.parent
+
+#: A run of seconds: a tiny Mixer on the digits, float32 so that every CPU gives comparable bits.
+TINY = (
+    "model=mixer_digits",
+    "data=digits",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "batch_size=60",
+    "duration.steps=12",
+    "eval_every.steps=6",
+    "checkpoint_every.steps=3",
+    "log_every_steps=5",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """program("train.py", "model=..."): run a script of the checkout in an empty folder, text captured."""
+
+    def run(script: str, *words: str, timeout: float = 180, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *words],
+            cwd=tmp_path,
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
