@@ -1,0 +1,108 @@
+"""mixup and CutMix: two images, and their labels, in one.
+
+Legend: B images of the batch, K classes, S side of an image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def mix(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    mixup: float,
+    cutmix: float,
+    probability: float,
+    switch: float,
+) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, S, S] as float32 and soft targets [B, K], each image mixed with its predecessor in the batch.
+
+    mixup (arXiv 1710.09412): x <- lam x_i + (1 - lam) x_j with lam ~ Beta(mixup, mixup).
+    CutMix (arXiv 1905.04899): a box of x_j is pasted into x_i, its area 1 - lam with lam ~ Beta(cutmix, cutmix);
+    the targets use the area that remains after clipping at the border.
+    Both: y <- lam y_i + (1 - lam) y_j.
+
+    One lam and one choice per batch (timm/data/mixup.py, mode "batch"): mixing happens with `probability`; where
+    both strengths are positive, CutMix is taken with probability `switch`. A strength of 0 turns its method off.
+    The partner j is i - 1 (the batch rolled by one), so any batch size works; a batch of one image is its own
+    partner and leaves unchanged. timm takes the reversed batch, which mixes the middle image of an odd batch with
+    itself. Unlike timm's loader, the mixture is not rounded back to whole grey levels.
+
+    big_vision also draws lam ~ Beta(a, a) and then takes max(lam, 1 - lam). With a rolled batch that changes no
+    statistics: weights (1 - lam, lam) on (x_i, x_i-1) are weights (lam, 1 - lam) on (x_j, x_j+1) with j = i - 1, the
+    same set of mixtures with the successor as partner instead of the predecessor, and the order in a batch is random.
+
+    Draws from NumPy's global generator.
+    """
+    targets = torch.zeros(len(labels), num_classes, device=labels.device).scatter_(
+        1, labels[:, None], 1.0
+    )  # [B, K]
+    images = images.float()
+    if (mixup <= 0 and cutmix <= 0) or np.random.rand() >= probability:
+        return images, targets
+    if cutmix > 0 and (mixup <= 0 or np.random.rand() < switch):
+        images, lam = _cutmix(images, lam=float(np.random.beta(cutmix, cutmix)))
+    else:
+        lam = float(np.random.beta(mixup, mixup))
+        images = lam * images + (1 - lam) * images.roll(1, dims=0)
+    return images, lam * targets + (1 - lam) * targets.roll(1, dims=0)
+
+
+def _cutmix(images: Tensor, *, lam: float) -> tuple[Tensor, float]:
+    """The batch with a box of each predecessor pasted in, and the share of its own area each image keeps."""
+    height, width = images.shape[-2:]
+    top, bottom, left, right = box(height=height, width=width, lam=lam)
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images.roll(1, dims=0)[:, :, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def box(*, height: int, width: int, lam: float) -> tuple[int, int, int, int]:
+    """top, bottom, left, right of a box of area (1 - lam) around a uniform centre, clipped at the border."""
+    ratio = math.sqrt(1 - lam)
+    box_height, box_width = int(height * ratio), int(width * ratio)
+    row, column = np.random.randint(height), np.random.randint(width)
+    top, bottom = max(row - box_height // 2, 0), min(row + (box_height + 1) // 2, height)
+    left, right = max(column - box_width // 2, 0), min(column + (box_width + 1) // 2, width)
+    return top, bottom, left, right
+
+
+def erase(images: Tensor, *, probability: float, mode: str) -> Tensor:
+    """Images [B, 3, S, S], already normalised, each with one rectangle erased with the given probability.
+
+    Random erasing (arXiv 1708.04896) as in timm/data/random_erasing.py: area uniform in [.02, 1/3] of the image,
+    aspect ratio log-uniform in [.3, 1/.3], position uniform; a rectangle that does not fit is drawn again, at most
+    ten times. `mode` "pixel" fills it with standard normal noise, "const" with 0 (the mean colour).
+
+    Shapes come from torch's CPU generator, so they do not depend on the device; noise from the device's generator.
+    """
+    batch, _, height, width = images.shape
+    chosen = torch.rand(batch) < probability  # [B]
+    area = torch.empty(10, batch).uniform_(0.02, 1 / 3) * (height * width)  # ten tries for each image
+    aspect = torch.empty(10, batch).uniform_(math.log(0.3), -math.log(0.3)).exp()
+    heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (heights < height) & (widths < width)
+    first = fits.int().argmax(dim=0, keepdim=True)  # [1, B], the first try that fits
+    chosen &= fits.any(dim=0)
+    h, w = heights.gather(0, first)[0], widths.gather(0, first)[0]  # [B]
+    top = (torch.rand(batch) * (height - h + 1)).long()
+    left = (torch.rand(batch) * (width - w + 1)).long()
+
+    boxes = torch.stack([torch.arange(batch), top, left, top + h, left + w])[
+        :, chosen
+    ]  # [5, E]: E images to erase in
+    index, top, left, bottom, right = boxes.to(images.device, non_blocking=True)
+    rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
+    columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
+    top, left, bottom, right = (edge.view(-1, 1, 1, 1) for edge in (top, left, bottom, right))
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # [E, 1, H, W]
+    before = images[index]
+    fill = torch.randn_like(before) if mode == "pixel" else torch.zeros_like(before)
+    return images.index_copy(0, index, torch.where(inside, fill, before))

@@ -1,0 +1,127 @@
+"""Image files in one folder per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mixer_lightning.data.decode import decode
+from mixer_lightning.data.sources import BadImage, Dataset, Images
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+LAYOUT = "<root>/train/<class>/<image> and the same under val/ or test/"
+
+
+class FolderImages:
+    """Image files under `root` with their labels, in sorted order of class and path."""
+
+    def __init__(self, root: Path, files: list[str], labels: list[int]) -> None:
+        self._root = str(root)
+        self._files = files  # relative to root
+        self._labels = np.asarray(labels, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            return decode(Path(self.name(index))), int(self._labels[index])
+        except (ValueError, OSError) as error:
+            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            raise BadImage(f"cannot decode {self.name(index)}: {reason}") from error
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return os.path.join(self._root, self._files[index])  # noqa: PTH118  (a million times an epoch)
+
+
+def folder(*, root: str, name: str = "folder") -> Dataset:
+    """Images in class folders: `<root>/train/<class>/...`, and `val/` or `test/` (or both) alike.
+
+    Classes are the folder names of train/ in sorted order; images may lie deeper inside their class folder. Files
+    that are not images by their suffix (any case of jpg, jpeg, png, webp, bmp, ppm, tif, tiff) and hidden ones are
+    passed over. `name` is what messages and results call the data set.
+
+    Raises FileNotFoundError or ValueError naming the folder that is missing, empty or has classes unknown to train.
+    """
+    base = existing_root(name, root)
+    present = [split for split in ("train", "val", "test") if (base / split).is_dir()]
+    if "train" not in present:
+        raise FileNotFoundError(f"{name}: no folder {base / 'train'}. Expected {LAYOUT}.")
+    if len(present) == 1:
+        raise FileNotFoundError(
+            f"{name}: neither {base / 'val'} nor {base / 'test'} exists. Expected {LAYOUT}."
+        )
+    classes = class_folders(base / "train")
+    if not classes:
+        raise ValueError(f"{name}: {base / 'train'} holds no class folders. Expected {LAYOUT}.")
+    splits: dict[str, Images] = {split: scan(name, base / split, classes) for split in present}
+    return Dataset(name=name, classes=classes, splits=splits)
+
+
+def existing_root(name: str, root: str) -> Path:
+    """The absolute path of `root` with ~ expanded; FileNotFoundError when it is no folder."""
+    base = Path(root).expanduser().absolute()
+    if not base.is_dir():
+        raise FileNotFoundError(f"{name}: no folder {base}. Set data.root to one with {LAYOUT}.")
+    return base
+
+
+def class_folders(split: Path) -> list[str]:
+    """Names of the visible folders in `split`, sorted."""
+    with os.scandir(split) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
+    """All images of one split, labelled by the position of their folder in `classes`."""
+    labels_of = {each: label for label, each in enumerate(classes)}
+    found = class_folders(split)
+    strangers = [each for each in found if each not in labels_of]
+    if strangers:
+        raise ValueError(
+            f"{name}: {split} has {len(strangers)} class folder(s) that train/ lacks: {_some(strangers)}. "
+            "Every class needs training images."
+        )
+    if not found:
+        raise ValueError(f"{name}: {split} holds no class folders. Expected {LAYOUT}.")
+    files: list[str] = []
+    labels: list[int] = []
+    empty: list[str] = []
+    for each in found:
+        inside = sorted(_image_files(split, each))
+        if not inside:
+            empty.append(each)
+        files += inside
+        labels += [labels_of[each]] * len(inside)
+    if not files:
+        raise ValueError(
+            f"{name}: no images under {split}. Expected {LAYOUT}, files ending in {' '.join(SUFFIXES)}."
+        )
+    if empty:
+        raise ValueError(
+            f"{name}: {len(empty)} class folder(s) under {split} hold no image: {_some(empty)}. "
+            f"Fill or remove them; images end in {' '.join(SUFFIXES)}."
+        )
+    return FolderImages(split, files, labels)
+
+
+def _image_files(split: Path, inside: str) -> Iterator[str]:
+    """Paths relative to `split` of the images anywhere under `split/inside`."""
+    with os.scandir(f"{split}/{inside}") as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(SUFFIXES):
+                yield f"{inside}/{entry.name}"
+            elif entry.is_dir():
+                yield from _image_files(split, f"{inside}/{entry.name}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(each) for each in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,259 @@
+"""Public data sets in their official archives, unpacked and checked by torchvision.
+
+The archives are downloaded where their licence allows it, or put in place by hand. One process of a machine unpacks,
+the others wait for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mixer_lightning.data.sources import Dataset, Images
+from mixer_lightning.data.sources.folder import FolderImages, class_folders, scan
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_CONNECT = 15  # after which a silent network counts as none
+
+T = TypeVar("T")
+
+
+def cifar10(*, root: str, download: bool) -> Dataset:
+    """CIFAR-10: 32x32, 50,000 train, 10,000 test, ten classes."""
+    return _cifar("cifar10", root, download)
+
+
+def cifar100(*, root: str, download: bool) -> Dataset:
+    """CIFAR-100: 32x32, 50,000 train, 10,000 test, 100 (fine) classes."""
+    return _cifar("cifar100", root, download)
+
+
+def pets(*, root: str, download: bool) -> Dataset:
+    """Oxford-IIIT Pets: 3,680 train ("trainval"), 3,669 test photographs of 37 breeds.
+
+    The Mixer paper's text counts 36 classes; the data set has 37.
+    """
+    from torchvision.datasets import OxfordIIITPet
+
+    base = _root(root)
+    files = {f"oxford-iiit-pet/{url.rpartition('/')[2]}": md5 for url, md5 in OxfordIIITPet._RESOURCES}
+    parts = {
+        split: _obtain("pets", base, files, download, partial(OxfordIIITPet, base, theirs))
+        for split, theirs in (("train", "trainval"), ("test", "test"))
+    }
+    splits: dict[str, Images] = {
+        split: _files("pets", part._images, part._labels) for split, part in parts.items()
+    }
+    return Dataset("pets", list(parts["train"].classes), splits)
+
+
+def flowers(*, root: str, download: bool, train: Literal["train", "train+val"]) -> Dataset:
+    """Oxford Flowers-102: 1,020 train, 1,020 val, 6,149 test photographs of 102 species.
+
+    `train="train+val"` trains on both, 2,040, and leaves no "val". Papers differ: MLP-Mixer and ViT state "2k
+    examples", as does VTAB; big_vision's transfer configurations train on the 1,020.
+    """
+    from torchvision.datasets import Flowers102
+
+    if train not in ("train", "train+val"):
+        raise ValueError(f"flowers: data.train is {train!r}; choose train or train+val.")
+    base = _root(root)
+    files = {f"flowers-102/{file}": md5 for file, md5 in Flowers102._file_dict.values()}
+    parts = {
+        split: _obtain("flowers", base, files, download, partial(Flowers102, base, split))
+        for split in ("train", "val", "test")
+    }
+    paths = {split: list(part._image_files) for split, part in parts.items()}
+    labels = {split: list(part._labels) for split, part in parts.items()}
+    if train == "train+val":
+        paths["train"] += paths.pop("val")
+        labels["train"] += labels.pop("val")
+    splits: dict[str, Images] = {split: _files("flowers", paths[split], labels[split]) for split in paths}
+    return Dataset("flowers", list(Flowers102.classes), splits)
+
+
+def imagenet1k(*, root: str) -> Dataset:
+    """ImageNet-1k (ILSVRC 2012): 1,281,167 train and 50,000 val photographs, 1,000 classes in order of WordNet id.
+
+    `root` holds class folders `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, or the three official archives, which
+    are unpacked into these folders on first use (about 150 GB, hours). Classes carry their first WordNet synonym.
+    """
+    from timm.data import ImageNetInfo
+
+    base = _root(root)
+    archives = ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"]
+    layout = (
+        f"Expected class folders {base}/train/<wnid> and {base}/val/<wnid>, or in {base} the archives "
+        f"{', '.join(archives)} from image-net.org."
+    )
+    if not base.is_dir():
+        raise FileNotFoundError(f"imagenet1k: no folder {base}. {layout}")
+    with _one_at_a_time(base, needed=not all((base / split).is_dir() for split in ("train", "val"))):
+        for split, archive in (("train", archives[0]), ("val", archives[1])):
+            if (base / split).is_dir():
+                continue
+            missing = [file for file in (archive, archives[2]) if not (base / file).is_file()]
+            if missing:
+                raise FileNotFoundError(
+                    f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
+                )
+            _unpack_imagenet(base, split)
+
+    info = ImageNetInfo()
+    wnids = info.label_names()
+    for split in ("train", "val"):
+        _check_wnids(base / split, wnids)
+    splits: dict[str, Images] = {split: scan("imagenet1k", base / split, wnids) for split in ("train", "val")}
+    classes = [info.label_name_to_description(wnid, detailed=False).split(",")[0] for wnid in wnids]
+    return Dataset("imagenet1k", classes, splits)
+
+
+# ---- images
+
+
+class _Arrays:
+    """Images in memory: pixels uint8 [N, H, W, 3]."""
+
+    def __init__(self, name: str, pixels: npt.NDArray[np.uint8], labels: list[int]) -> None:
+        self._name, self._pixels = name, pixels
+        self._labels = np.asarray(labels, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._pixels[index]), int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self._name} image {index}"
+
+
+def _cifar(name: Literal["cifar10", "cifar100"], root: str, download: bool) -> Dataset:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    base = _root(root)
+    files = {source.filename: source.tgz_md5}
+    train = _obtain(name, base, files, download, partial(source, base, train=True))
+    test = _obtain(name, base, files, download, partial(source, base, train=False))
+    return Dataset(
+        name,
+        list(train.classes),
+        {
+            "train": _Arrays(f"{name} train", train.data, train.targets),
+            "test": _Arrays(f"{name} test", test.data, test.targets),
+        },
+    )
+
+
+def _files(name: str, paths: list[Path], labels: list[int]) -> FolderImages:
+    """Images by path, all of which must exist: an unpacking that was interrupted leaves some out."""
+    folder = paths[0].parent
+    present = {path.name for path in folder.iterdir()}
+    missing = [path.name for path in paths if path.name not in present]
+    if missing:
+        raise ValueError(
+            f"{name}: {folder} lacks {len(missing)} of {len(paths)} images, such as {missing[0]}. "
+            "Remove this folder, and the archive is unpacked again."
+        )
+    return FolderImages(folder, [path.name for path in paths], [int(label) for label in labels])
+
+
+# ---- obtaining archives
+
+
+def _root(root: str) -> Path:
+    return Path(root).expanduser().absolute()
+
+
+def _obtain(name: str, base: Path, files: dict[str, str], download: bool, source: Callable[..., T]) -> T:
+    """`source(download=...)` of torchvision, after its archives `files` (path under `base` -> md5) were seen to.
+
+    Archives that are in place are unpacked even with `download` off. Raises FileNotFoundError naming what is missing.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    try:
+        return source(download=False)
+    except (RuntimeError, FileNotFoundError):  # torchvision: not found, incomplete or corrupted
+        pass
+    missing = [file for file, md5 in files.items() if not check_integrity(base / file, md5)]
+    by_hand = "Put " + " and ".join(str(base / file) for file in missing or files) + " in place by hand"
+    if missing and not download:
+        raise FileNotFoundError(
+            f"{name}: {', '.join(missing)} missing under {base} (or with another checksum than the official one), and "
+            f"data.download is off. {by_hand}, or set data.download=true."
+        )
+    if missing:
+        log.info("%s: downloading %s to %s", name, ", ".join(missing), base)
+    seconds = socket.getdefaulttimeout()
+    try:
+        with _one_at_a_time(base, needed=True):
+            socket.setdefaulttimeout(SECONDS_TO_CONNECT)
+            return source(download=True)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
+        doing = "download" if missing else "unpack"
+        raise FileNotFoundError(
+            f"{name}: could not {doing} it ({error}). {by_hand}, and remove folders there that are half unpacked."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(seconds)
+
+
+@contextmanager
+def _one_at_a_time(base: Path, *, needed: bool) -> Iterator[None]:
+    """Keeps other processes of this machine out while archives under `base` are fetched and unpacked."""
+    if not needed:
+        yield
+        return
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _unpack_imagenet(base: Path, split: str) -> None:
+    from torchvision.datasets import ImageNet
+
+    log.info("imagenet1k: unpacking %s into %s (hours, once)", split, base / split)
+    try:
+        ImageNet(base, split)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"imagenet1k: could not unpack the {split} archive under {base} ({error}). "
+            f"Remove {base / split} if it exists, check the archive and start again."
+        ) from error
+
+
+def _check_wnids(split: Path, wnids: list[str]) -> None:
+    """ValueError unless the class folders of a split are the thousand of ILSVRC 2012, fully unpacked."""
+    with os.scandir(split) as entries:
+        loose = next(
+            (entry.name for entry in entries if entry.name.lower().endswith((".tar", ".jpeg"))), None
+        )
+    if loose is not None:
+        raise ValueError(
+            f"imagenet1k: {split} holds {loose} beside its class folders: its images are not sorted into <wnid>/ yet. "
+            "Remove it to unpack the official archives anew, or sort them."
+        )
+    found = class_folders(split)
+    strangers, missing = sorted(set(found) - set(wnids)), sorted(set(wnids) - set(found))
+    if strangers or missing:
+        example = f"{strangers[0]} is not one of them" if strangers else f"{missing[0]} is missing"
+        raise ValueError(
+            f"imagenet1k: {split} has {len(found):,} class folders instead of the 1,000 of ILSVRC 2012 ({example}). "
+            "For other classes use data=folder."
+        )

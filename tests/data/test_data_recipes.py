@@ -1,0 +1,108 @@
+"""Every file in conf/augment and conf/data: complete, buildable, and with the numbers of its source."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mixer_lightning.data.transforms import Augment
+
+CONF = Path(__file__).parents[2] / "conf"
+AUGMENTS = sorted(path.stem for path in (CONF / "augment").glob("*.yaml"))
+DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+KEYS = {field.name for field in dataclasses.fields(Augment)}
+
+
+def read(group: str, name: str) -> dict:
+    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+
+
+def augment(name: str) -> Augment:
+    recipe = read("augment", name)
+    assert recipe.pop("_target_") == "mixer_lightning.data.transforms.Augment"
+    return Augment(**recipe)
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_every_augmentation_states_every_number(name):
+    assert set(read("augment", name)) == KEYS | {"_target_"}
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_every_augmentation_runs(name):
+    one = augment(name)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    for size in (32, 8):
+        images = torch.stack([one.train_image(Image.fromarray(noise), size) for _ in range(12)])
+        assert images.dtype == torch.uint8
+        assert images.shape == (12, 3, size, size)
+        out, targets = one.train_batch(images, torch.arange(12) % 5, 5)
+        assert out.dtype == torch.float32
+        assert out.isfinite().all()
+        torch.testing.assert_close(targets.sum(1), torch.ones(12))
+        assert one.eval_image(Image.fromarray(noise), size).shape == (3, size, size)
+
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+HALF = ([0.5] * 3, [0.5] * 3)
+PUBLISHED = [  # name, RandAugment, mixup, CutMix, erasing, smallest crop, evaluation's crop, mean and std
+    ("mixer_imagenet1k", "rand-m15-n2-p1-mmax20", 0.5, 0.0, 0.0, 0.05, 0.875, HALF),
+    ("mixer_b_imagenet21k", "rand-m10-n2-p1-mmax20", 0.2, 0.0, 0.0, 0.05, 0.875, HALF),
+    ("mixer_l_imagenet21k", "rand-m20-n2-p1-mmax20", 0.5, 0.0, 0.0, 0.05, 0.875, HALF),
+    ("mixer_jft", None, 0.0, 0.0, 0.0, 0.05, 0.875, HALF),
+    ("convmixer_imagenet1k", "rand-m9-mstd0.5-inc1", 0.5, 0.5, 0.25, 0.08, 0.96, IMAGENET),
+    ("convmixer_a1", "rand-m7-mstd0.5-inc1", 0.2, 1.0, 0.0, 0.08, 0.95, IMAGENET),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "rand", "mixup", "cutmix", "erase", "low", "eval_crop", "colours"), PUBLISHED
+)
+def test_published_numbers(name, rand, mixup, cutmix, erase, low, eval_crop, colours):
+    one = augment(name)
+    assert (one.crop, one.rand_augment, one.flip) == ("random_resized", rand, 0.5)
+    assert (one.mixup, one.cutmix, one.erase, one.eval_crop) == (mixup, cutmix, erase, eval_crop)
+    assert one.crop_scale == [low, 1.0]
+    assert one.crop_ratio == pytest.approx([3 / 4, 4 / 3])
+    assert (one.mean, one.std) == colours
+
+
+def test_the_two_cifar_recipes_differ_in_jitter_and_erasing_only():
+    short, long = read("augment", "convmixer_cifar10_25"), read("augment", "convmixer_cifar10_100")
+    assert {key: (short[key], long[key]) for key in KEYS if short[key] != long[key]} == {
+        "color_jitter": (0.0, 0.2),
+        "erase": (0.0, 0.2),
+    }
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_data_set_names_a_source_and_its_parameters(name):
+    recipe = read("data", name)
+    module, _, function = recipe["data"].pop("_target_").rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+    assert set(recipe["data"]) == set(parameters)
+    assert {"image_size", "batch_size", "device_batch", "duration", "checkpoint_every"} <= set(recipe)
+    assert set(recipe.get("augment", {})) <= KEYS
+    if recipe["device_batch"]:
+        assert recipe["batch_size"] % recipe["device_batch"] == 0
+
+
+@pytest.mark.parametrize(("group", "name"), [("augment", n) for n in AUGMENTS] + [("data", n) for n in DATA])
+def test_every_file_opens_with_what_it_is(group, name):
+    lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    if group == "data":
+        assert lines.pop(0) == "# @package _global_"
+    assert lines[0].startswith("# ")
+    assert lines[0].endswith(".")

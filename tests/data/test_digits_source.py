@@ -1,0 +1,56 @@
+"""The digits are scikit-learn's, all of them, split once and for ever."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mixer_lightning.data.sources.digits import digits
+
+sklearn_datasets = pytest.importorskip("sklearn.datasets")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits()
+
+
+def test_counts(data):
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 1437, "test": 360}
+    assert data.classes == list("0123456789")
+
+
+def test_the_two_splits_together_are_scikit_learns_set(data):
+    bunch = sklearn_datasets.load_digits()
+    theirs = Counter(
+        (image.tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target, strict=True)
+    )
+    ours = Counter()
+    for images in data.splits.values():
+        for i in range(len(images)):
+            image, label = images[i]
+            assert image.mode == "RGB"
+            pixels = np.asarray(image)
+            assert (pixels == pixels[..., :1]).all()
+            ours[np.rint(pixels[..., 0] / 255 * 16).astype(np.float64).tobytes(), label] += 1
+    assert ours == theirs
+
+
+def test_range_is_the_full_one(data):
+    pixels = np.stack([np.asarray(data.splits["test"][i][0]) for i in range(360)])
+    assert (pixels.min(), pixels.max()) == (0, 255)
+
+
+def test_every_class_has_its_share_in_the_test_split(data):
+    counts = Counter(data.splits["test"][i][1] for i in range(360))
+    assert all(35 <= counts[label] <= 37 for label in range(10))
+
+
+def test_the_split_is_the_same_each_time(data):
+    again = digits()
+    assert [again.splits["test"].name(i) for i in range(360)] == [
+        data.splits["test"].name(i) for i in range(360)
+    ]
+    assert len({data.splits[s].name(i) for s in data.splits for i in range(len(data.splits[s]))}) == 1797

@@ -1,0 +1,118 @@
+"""Class folders: what is found, in which order, and what is said when something is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mixer_lightning.data.sources import BadImage
+from mixer_lightning.data.sources.folder import folder
+
+
+def draw(path: Path, shade: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), (shade, 0, 0)).save(path)
+
+
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    for split, number in (("train", 3), ("val", 1)):
+        for label, each in enumerate(("crow", "owl")):
+            for i in range(number):
+                draw(tmp_path / split / each / f"{i}.png", shade=100 * label + i)
+    return tmp_path
+
+
+def test_counts_order_and_labels(birds):
+    data = folder(root=str(birds))
+    assert data.classes == ["crow", "owl"]
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 6, "val": 2}
+    train = data.splits["train"]
+    assert [train[i][1] for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [train[i][0].getpixel((0, 0))[0] for i in range(6)] == [0, 1, 2, 100, 101, 102]
+    assert train.name(4) == str(birds / "train/owl/1.png")
+
+
+def test_suffixes_in_any_case_and_images_in_deeper_folders(birds):
+    draw(birds / "train/owl/night/a.JPG")
+    draw(birds / "train/owl/b.Tiff")
+    draw(birds / "train/owl/c.webp")
+    (birds / "train/owl/notes.txt").write_text("no image")
+    draw(birds / "train/owl/.hidden.png")
+    draw(birds / "train/.cache/x.png")
+    data = folder(root=str(birds))
+    assert data.classes == ["crow", "owl"]
+    assert len(data.splits["train"]) == 6 + 3
+
+
+def test_test_split_beside_or_instead_of_val(birds):
+    draw(birds / "test/owl/0.png")
+    assert set(folder(root=str(birds)).splits) == {"train", "val", "test"}
+    assert folder(root=str(birds)).splits["test"][0][1] == 1  # labels are train's, though test has no crow
+    (birds / "val").rename(birds / "old")
+    assert set(folder(root=str(birds)).splits) == {"train", "test"}
+
+
+def test_home_is_expanded(birds, monkeypatch):
+    monkeypatch.setenv("HOME", str(birds.parent))
+    assert len(folder(root=f"~/{birds.name}").splits["train"]) == 6
+
+
+def test_missing_root(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"^birds: no folder .*nowhere\. .*data\.root.*<root>/train/<class>"
+    ):
+        folder(root=str(tmp_path / "nowhere"), name="birds")
+
+
+def test_missing_train(tmp_path):
+    (tmp_path / "val").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/train\. Expected <root>/train/<class>"):
+        folder(root=str(tmp_path))
+
+
+def test_neither_val_nor_test(tmp_path):
+    draw(tmp_path / "train/owl/0.png")
+    with pytest.raises(FileNotFoundError, match=r"neither .*/val nor .*/test exists"):
+        folder(root=str(tmp_path))
+
+
+def test_images_without_class_folders(tmp_path):
+    draw(tmp_path / "train/0.png")
+    draw(tmp_path / "val/owl/0.png")
+    with pytest.raises(ValueError, match=r"/train holds no class folders"):
+        folder(root=str(tmp_path))
+
+
+def test_no_images_at_all(tmp_path):
+    (tmp_path / "train/owl").mkdir(parents=True)
+    (tmp_path / "val/owl").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no images under .*/train"):
+        folder(root=str(tmp_path))
+
+
+def test_an_empty_class_is_named(birds):
+    (birds / "train/emu").mkdir()
+    with pytest.raises(ValueError, match=r"1 class folder.*hold no image: 'emu'"):
+        folder(root=str(birds))
+
+
+def test_strangers_in_another_split_are_listed(birds):
+    draw(birds / "val/kiwi/0.png")
+    draw(birds / "val/emu/0.png")
+    with pytest.raises(ValueError, match=r"val has 2 class folder\(s\) that train/ lacks: 'emu', 'kiwi'"):
+        folder(root=str(birds))
+
+
+def test_a_bad_image_is_named_with_the_reason(birds):
+    bad = birds / "train/crow/1.png"
+    bad.write_bytes(b"")
+    images = folder(root=str(birds)).splits["train"]
+    with pytest.raises(BadImage, match=r"train/crow/1\.png: it is empty"):
+        images[1]
+    bad.unlink()
+    with pytest.raises(BadImage, match=r"train/crow/1\.png: No such file"):
+        images[1]
+    assert images[2][1] == 0
