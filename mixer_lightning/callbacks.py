@@ -1,0 +1,341 @@
+"""What happens between steps: the log, evaluations, checkpoints, the progress bar, being asked to stop.
+
+They run in the order of the list that `run.py` makes: a checkpoint of a step follows its evaluation, so what a
+checkpoint has seen is also in metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from mixer_lightning import results
+from mixer_lightning.classifier import Classifier, is_distributed
+from mixer_lightning.data.module import DataModule
+from mixer_lightning.evals import Eval
+from mixer_lightning.screen import Screen
+
+
+class StepCallback(Callback):
+    """Three moments of fitting: it begins, an optimiser step is done, it is over (however it ended)."""
+
+    def on_begin(self, trainer: Trainer, module: Classifier) -> None:
+        """Everything is on its device and restored; the first step comes next."""
+
+    def on_step(self, trainer: Trainer, module: Classifier) -> None:
+        """`module.step` steps are done; not called after the micro-batches in between."""
+
+    def on_over(self) -> None:
+        """Fitting has ended, or failed."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's hook."""
+        assert isinstance(pl_module, Classifier)
+        self.on_begin(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lightning's hook."""
+        assert isinstance(pl_module, Classifier)
+        if (batch_idx + 1) % pl_module.chunks.accumulate == 0:
+            self.on_step(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning's hook."""
+        self.on_over()
+
+
+class Metrics(StepCallback):
+    """Writes metrics.jsonl and feeds the dashboards: every `every_steps` steps, and whatever others `write`."""
+
+    def __init__(
+        self, run_dir: Path, *, every_steps: int, total_steps: int, steps_per_epoch: float, screen: Screen
+    ) -> None:
+        self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
+        self.steps_per_epoch, self.screen = steps_per_epoch, screen
+        self.latest: dict[str, float] = {}
+        self.train_seconds = 0.0  # of all sittings, without evaluations and checkpoints
+        self.steps_timed = 0
+        self._window_seconds = 0.0
+        self._window_steps = 0
+        self._since = time.perf_counter()
+        self._broken_loggers: set[int] = set()
+
+    def on_begin(self, trainer: Trainer, module: Classifier) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_step(self, trainer: Trainer, module: Classifier) -> None:
+        """One row of training metrics per window."""
+        self.pause()
+        self._window_steps += 1
+        self.steps_timed += 1
+        if module.step % self.every_steps == 0 or module.step == self.total_steps:
+            row = module.window.read()  # waits for the device: the clock must see that
+            self.pause()
+            rate = self._window_steps * module.chunks.batch_size / max(self._window_seconds, 1e-9)
+            self.write(trainer, module.step, row | {"train/lr": module.lr, "train/images_per_second": rate})
+            self._window_seconds, self._window_steps = 0.0, 0
+
+    def pause(self) -> None:
+        """Add the time since the last call to the training time."""
+        now = time.perf_counter()
+        self.train_seconds += now - self._since
+        self._window_seconds += now - self._since
+        self._since = now
+
+    def resume(self) -> None:
+        """Forget the time since the last call: it was not training."""
+        self._since = time.perf_counter()
+
+    def write(self, trainer: Trainer, step: int, row: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one point on every dashboard."""
+        self.latest |= row
+        if trainer.global_rank != 0:
+            return
+        epoch = round(step / self.steps_per_epoch, 4)
+        results.append_metrics(self.run_dir, {"step": step, "epoch": epoch, **row})
+        for i, logger in enumerate(trainer.loggers):
+            if i in self._broken_loggers:
+                continue
+            try:
+                logger.log_metrics({"epoch": epoch, **row}, step)
+            except Exception as error:  # a dashboard must never stop weeks of training
+                self._broken_loggers.add(i)
+                self.screen.say(f"{type(logger).__name__} failed and is left out from here on: {error}")
+
+
+class Evaluations(StepCallback):
+    """Runs the recipe's evaluations every `every_steps` steps and after the last one."""
+
+    def __init__(
+        self,
+        evals: Mapping[str, Eval],
+        *,
+        every_steps: int,
+        total_steps: int,
+        data: DataModule,
+        metrics: Metrics,
+    ) -> None:
+        self.evals, self.every_steps, self.total_steps = evals, every_steps, total_steps
+        self.data, self.metrics = data, metrics
+        self.listeners: list[Callable[[Trainer, Classifier, dict[str, float]], None]] = []
+
+    def on_step(self, trainer: Trainer, module: Classifier) -> None:
+        """Evaluate if it is time."""
+        if self.evals and (module.step % self.every_steps == 0 or module.step == self.total_steps):
+            self.metrics.pause()
+            values = self.run(module)
+            self.metrics.write(trainer, module.step, values)
+            for listener in self.listeners:
+                listener(trainer, module, values)
+            self.metrics.resume()
+
+    def run(self, module: Classifier) -> dict[str, float]:
+        """All metrics of all evaluations."""
+        with module.evaluating() as logits:
+            predict = Predictions(logits, self.data, num_classes=module.num_classes, device=module.device)
+            return dict(pair for evaluation in self.evals.values() for pair in evaluation.run(predict))
+
+
+class Predictions:
+    """The `Predict` that evaluations see: a network over the splits of a data module."""
+
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        data: DataModule,
+        *,
+        num_classes: int,
+        device: torch.device,
+    ) -> None:
+        self.network, self.data, self.num_classes, self.device = network, data, num_classes, device
+
+    def splits(self) -> list[str]:
+        """Names of the splits besides train."""
+        return self.data.eval_splits()
+
+    def logits(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (logits [B, K], labels [B]) of this process's share of a split."""
+        for images, labels in self.data.eval_loader(split):
+            yield self.network(images), labels.to(self.device, non_blocking=True)
+
+
+class Checkpoints(StepCallback):
+    """Keeps last.ckpt, and best.ckpt by `monitor`; without a validation split best.ckpt is the final state.
+
+    A checkpoint is written beside the old one and takes its place in one move: killed at any moment, the run
+    directory holds a whole one.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        every_steps: int,
+        total_steps: int,
+        record: Mapping[str, Any],
+        monitor: str | None,
+        metrics: Metrics,
+    ) -> None:
+        self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
+        self.record, self.monitor, self.metrics = dict(record), monitor, metrics
+        self.best: dict[str, float] | None = None
+        self.saved_step = -1
+        self._began = time.perf_counter()
+        self._seconds_before = 0.0
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where an earlier sitting stood."""
+        self.best, self.saved_step = state["best"], state["step"]
+        self._seconds_before = state["wall_seconds"]
+        self.metrics.train_seconds, self.metrics.steps_timed = state["train_seconds"], state["steps_timed"]
+        self.metrics.latest = dict(state["metrics"])
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time of the run over all its sittings."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def on_metrics(self, trainer: Trainer, module: Classifier, values: Mapping[str, float]) -> None:
+        """Keep the weights when the monitored metric is the best so far."""
+        if self.monitor is None or self.monitor not in values:
+            return
+        value = values[self.monitor]
+        if self.best is None or value > self.best["value"]:
+            self.best = {"value": value, "step": module.step}
+            self._write(trainer, results.BEST, self.record | module.weights())
+
+    def on_step(self, trainer: Trainer, module: Classifier) -> None:
+        """Save if it is time."""
+        if module.step % self.every_steps == 0 or module.step == self.total_steps:
+            self.save(trainer, module)
+
+    def save(self, trainer: Trainer, module: Classifier) -> None:
+        """Write last.ckpt. All processes call it; the first writes."""
+        if self.saved_step == module.step:
+            return
+        self.metrics.pause()
+        state = self.record | module.snapshot()
+        state["best"], state["metrics"] = self.best, self.metrics.latest
+        state["wall_seconds"], state["train_seconds"] = self.wall_seconds, self.metrics.train_seconds
+        state["steps_timed"] = self.metrics.steps_timed
+        self._write(trainer, results.LAST, state)
+        if module.step == self.total_steps and self.best is None:
+            self._write(trainer, results.BEST, self.record | module.weights())
+        self.saved_step = module.step
+        self.metrics.resume()
+
+    def _write(self, trainer: Trainer, name: str, state: Mapping[str, Any]) -> None:
+        if trainer.global_rank == 0:
+            path = self.run_dir / name
+            try:
+                results.write_in_one_move(path, lambda file: torch.save(state, file))
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+                raise OSError(
+                    f"cannot write {path}: {error}. The file that stood there before is intact"
+                ) from error
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"{signal.Signals(number).name} at step {step:,}")
+        self.exit_code = 130 if number == signal.SIGINT else 143
+
+
+class Preemption(StepCallback):
+    """Saves and stops after the current step when any process got SIGTERM, SIGUSR1 or Ctrl-C.
+
+    The handlers only set a flag: a signal may arrive in the middle of a collective operation. The processes agree
+    at the end of each step, through the CPU, so the accelerator is not waited for. A second signal ends at once.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.received = 0
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+
+    def on_begin(self, trainer: Trainer, module: Classifier) -> None:
+        """Take over from Lightning's handlers, which talk to other processes from inside the handler."""
+        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        if is_distributed():
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = number
+
+    def on_step(self, trainer: Trainer, module: Classifier) -> None:
+        """Agree, and stop if anyone was asked to."""
+        received = self.received
+        if self._group is not None:
+            flag = torch.tensor(received)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
+            received = int(flag)
+        if received:
+            self.checkpoints.save(trainer, module)
+            raise Stopped(received, module.step)
+
+    def on_over(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class Progress(StepCallback):
+    """Draws the bar on a terminal; elsewhere prints a line per evaluation."""
+
+    def __init__(self, screen: Screen, metrics: Metrics, *, total_steps: int, steps_per_epoch: float) -> None:
+        self.screen, self.metrics = screen, metrics
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+
+    def on_begin(self, trainer: Trainer, module: Classifier) -> None:
+        """Start the bar."""
+        self.screen.start_bar(self.total_steps, self.steps_per_epoch, module.step)
+
+    def on_step(self, trainer: Trainer, module: Classifier) -> None:
+        """Move the bar."""
+        self.screen.move_bar(module.step, self.metrics.latest)
+
+    def on_metrics(self, trainer: Trainer, module: Classifier, values: Mapping[str, float]) -> None:
+        """One line per evaluation."""
+        self.screen.report(module.step, {**self.metrics.latest, **values})
+
+    def on_over(self) -> None:
+        """Take the bar away."""
+        self.screen.stop_bar()
+
+
+class SameRecipe(StepCallback):
+    """Refuses to train when the processes of a run were started with different recipes."""
+
+    def __init__(self, recipe: str) -> None:
+        self.recipe = recipe
+
+    def on_begin(self, trainer: Trainer, module: Classifier) -> None:
+        """Compare all processes with the first."""
+        if is_distributed():
+            recipes: list[str] = [""] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(recipes, self.recipe)
+            others = [rank for rank, recipe in enumerate(recipes) if recipe != recipes[0]]
+            if others:
+                raise RuntimeError(
+                    f"processes {others} run another recipe than process 0: start all with one command"
+                )

@@ -1,0 +1,93 @@
+"""Dashboards behind explicit signatures. The only importer of wandb."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+
+def tensorboard(run_dir: Path, run_name: str) -> TensorBoardLogger:
+    """Event files in `<run_dir>/tensorboard`: `tensorboard --logdir runs`."""
+    return TensorBoardLogger(save_dir=str(run_dir), name="tensorboard", version="")
+
+
+def wandb(
+    run_dir: Path,
+    run_name: str,
+    *,
+    project: str = "mixer-lightning",
+    entity: str | None = None,
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    init_timeout_seconds: float = 60.0,
+) -> WandbLogger:
+    """A Weights & Biases run that a later sitting of the same run directory continues.
+
+    `auto` is online when WANDB_API_KEY or ~/.netrc holds a key, else offline; WANDB_MODE decides before both. It
+    never asks for a key. If the server does not answer in time, the run goes on offline.
+    """
+    import wandb as client
+
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "online" if _has_key() else "offline")  # type: ignore[assignment]
+    folder = run_dir / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    id_file = folder / "id.txt"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4))
+
+    def open_run(mode: str) -> WandbLogger:
+        settings = client.Settings(init_timeout=init_timeout_seconds, console="off", silent=True)
+        run = client.init(
+            project=project,
+            entity=entity,
+            name=run_name,
+            id=id_file.read_text().strip(),
+            resume="allow",
+            dir=str(run_dir),
+            mode=mode,  # type: ignore[arg-type]
+            settings=settings,
+        )
+        return WandbLogger(experiment=run)
+
+    try:
+        return open_run(mode)
+    except (client.errors.CommError, client.errors.UsageError, TimeoutError):
+        client.teardown()
+        return open_run("offline")
+
+
+def advice(logger: object, run_dir: Path) -> str | None:
+    """What a user does to see the dashboard, in one line."""
+    if isinstance(logger, TensorBoardLogger):
+        return f"tensorboard --logdir {run_dir}"
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        if getattr(run, "offline", False):
+            return f"W&B is offline here; upload with: wandb sync {Path(run.dir).parent}"
+        return getattr(run, "url", None)
+    return None
+
+
+def finish(logger: object) -> None:
+    """Close a run for good, or the next job of a sweep would log into it."""
+    if isinstance(logger, WandbLogger):
+        import wandb as client
+
+        client.finish()
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+        hosts = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(name in hosts for name in (host, "api.wandb.ai", "api.forge.coreweave.com") if name)

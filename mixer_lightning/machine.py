@@ -1,0 +1,159 @@
+"""The machine of a run: devices, precision, memory layout, processes. Never part of the recipe."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how a run computes.
+
+    accelerator: auto takes a GPU where there is one.
+    devices: 1, or null for one device per process under torchrun or srun.
+    precision: auto is bf16-mixed on GPUs and on CPUs with bf16 instructions, else 32-true.
+    channels_last: null leaves it to the model (ConvMixer gains, Mixer does not).
+    compile: torch.compile of the forward and backward pass; takes a minute at the start.
+    num_workers: loader processes per device; null is 0 on a CPU (decoding shares the cores with training anyway),
+        else the cores of this process, at most 8.
+    deterministic: only kernels that give the same bits every time; slower on GPUs.
+    process_timeout_minutes: after this long without an answer from another process, the run fails.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Literal[1] | None = 1
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    channels_last: bool | None = None
+    compile: bool = False
+    num_workers: int | None = None
+    deterministic: bool = False
+    process_timeout_minutes: float = 10.0
+
+    @property
+    def kind(self) -> Literal["cpu", "cuda"]:
+        """The device type.
+
+        Raises:
+            ValueError: a GPU is asked for and there is none.
+        """
+        if self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available()):
+            return "cpu"
+        if not torch.cuda.is_available():
+            raise ValueError("trainer.accelerator is gpu, but torch sees no GPU here: take trainer=cpu")
+        return "cuda"
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes, as the launcher says; 1 without one.
+
+        Raises:
+            ValueError: the trainer wants many processes and there is no launcher, or the reverse.
+        """
+        launched = _launched()
+        if self.devices is None and launched is None:
+            raise ValueError(
+                "trainer=ddp is started by a launcher, one process per device: "
+                "torchrun --nproc_per_node=<devices> train.py trainer=ddp ..."
+            )
+        if self.devices == 1 and launched is not None and launched[0] > 1:
+            raise ValueError(
+                f"{launched[0]} processes were launched for a trainer of one device: take trainer=ddp"
+            )
+        return launched[0] if launched is not None else 1
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, 0 ... world_size - 1."""
+        launched = _launched()
+        return launched[1] if launched is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """Number of this process on its node."""
+        launched = _launched()
+        return launched[2] if launched is not None else 0
+
+    @property
+    def local_world_size(self) -> int:
+        """Processes on this node."""
+        launched = _launched()
+        return launched[3] if launched is not None else 1
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return max(1, self.world_size // self.local_world_size)
+
+    @property
+    def chosen_precision(self) -> Precision:
+        """Precision with `auto` resolved."""
+        if self.precision != "auto":
+            return self.precision
+        if self.kind == "cuda":
+            return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+        return "bf16-mixed" if cpu_has_bf16() else "32-true"
+
+    @property
+    def workers(self) -> int:
+        """Loader processes of this process."""
+        if self.num_workers is not None:
+            return self.num_workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 0 if self.kind == "cpu" else max(1, min(8, cores // self.local_world_size))
+
+    def strategy(self) -> Strategy:
+        """Lightning's strategy: one device, or DistributedDataParallel with buffers left to each process."""
+        if self.world_size == 1:
+            return SingleDeviceStrategy(
+                torch.device(self.kind, 0) if self.kind == "cuda" else torch.device("cpu")
+            )
+        return DDPStrategy(
+            broadcast_buffers=False,  # BatchNorm statistics are averaged when they are used: see classifier.py
+            gradient_as_bucket_view=True,
+            timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
+        )
+
+    def prepare(self) -> None:
+        """Process-wide switches: TF32 products for what stays in float32, and determinism."""
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.use_deterministic_algorithms(self.deterministic)
+
+    def __str__(self) -> str:
+        if self.kind == "cuda":
+            device = torch.cuda.get_device_name(self.local_rank)
+        else:
+            device = f"cpu, {torch.get_num_threads()} threads"
+        precision = self.chosen_precision.removesuffix("-mixed").replace("32-true", "float32")
+        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"{device}, {precision}{processes}"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16, AMX, or Arm's bf16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def _launched() -> tuple[int, int, int, int] | None:
+    """(world size, rank, local rank, processes per node) from torchrun or srun, None without a launcher."""
+    for names in (
+        ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+        ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    ):
+        if names[0] in os.environ and names[1] in os.environ:
+            world, rank, local, per_node = (os.environ.get(name, "0") for name in names)
+            return int(world), int(rank), int(local), int(per_node) or int(world)
+    return None

@@ -1,0 +1,92 @@
+"""The table of a sweep: one row per setting, mean and deviation over seeds, best first."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixer_lightning import results
+from mixer_lightning.screen import Screen
+
+TABLE = "sweep.csv"
+
+
+def summarise(run_dirs: Sequence[Path]) -> int:
+    """Print the table of these runs and write it beside them; 1 if some run has no result, else 0."""
+    found = [(run_dir, results.read_result(run_dir)) for run_dir in run_dirs]
+    done = [(run_dir, result) for run_dir, result in found if result is not None]
+    missing = [run_dir for run_dir, result in found if result is None]
+    screen = Screen()
+    if done:
+        metric = main_metric([result["metrics"] for _, result in done])
+        rows = table([result for _, result in done], metric)
+        folder = Path(*_common([run_dir.parts for run_dir in run_dirs]))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        results.write_text(folder / TABLE, text.getvalue())
+        shown = [
+            {**row, "mean": f"{100 * row['mean']:.2f} %", "std": f"{100 * row['std']:.2f}"} for row in rows
+        ]
+        screen.table(
+            f"{metric}, best first", list(rows[0]), [[str(v) for v in row.values()] for row in shown]
+        )
+        screen.say(f"written to {folder / TABLE}")
+    for run_dir in missing:
+        screen.say(f"no result: {run_dir}")
+    return 1 if missing else 0
+
+
+def main_metric(metrics: Sequence[dict[str, float]]) -> str:
+    """The metric that a sweep is sorted by: validation top-1, else test top-1, else training top-1."""
+    names = set.intersection(*(set(m) for m in metrics))
+    return next(name for name in ("val/top1", "test/top1", "train/top1") if name in names)
+
+
+def table(found: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Rows {varied keys..., seeds, mean, std}, sorted by mean, highest first; std over seeds, 0 for one seed."""
+    recipes = [_settings(result["recipe"]) for result in found]
+    varied = [
+        key
+        for key in dict.fromkeys(key for recipe in recipes for key in recipe)
+        if len({repr(recipe.get(key)) for recipe in recipes}) > 1
+    ]
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for recipe, result in zip(recipes, found, strict=True):
+        setting = tuple(str(recipe.get(key)) for key in varied)
+        groups.setdefault(setting, []).append(result["metrics"][metric])
+    rows: list[dict[str, Any]] = [
+        {
+            **dict(zip(varied, setting, strict=True)),
+            "seeds": len(values),
+            "mean": statistics.fmean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        }
+        for setting, values in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row["mean"])
+
+
+def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a user may have varied: chosen files by their names in place of their contents, without the seed."""
+    choices = recipe["choices"]
+    inside = tuple(f"{group}." for group in ("model", "data", "trainer", "logger") if group in choices)
+    flat = results.flatten({k: v for k, v in recipe.items() if k not in ("seed", "choices")})
+    kept = {key: value for key, value in flat.items() if not key.startswith(inside)}
+    named = {group: choices[group] for group in ("model", "data") if group in choices}
+    return named | kept
+
+
+def _common(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Leading parts that all paths share, without the last part of any."""
+    shared = []
+    for parts in zip(*(path[:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared

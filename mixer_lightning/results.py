@@ -1,0 +1,212 @@
+"""The run directory's format: recipe.yaml, metrics.jsonl, metrics.csv, result.json. Standard library only.
+
+Every file is written in one move (a temporary file in the same directory, flushed to disk, then renamed), so
+a reader sees the old content or the new, never half of it. metrics.jsonl alone grows line by line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+METRICS_CSV = "metrics.csv"
+RESULT = "result.json"
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+CURVES = "curves.png"
+LOG = "log.txt"
+
+
+def write_in_one_move(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Replace `path` by what `write` puts into a file: all of it, or nothing.
+
+    Raises:
+        OSError: the disk is full or the folder may not be written; the old file still stands.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp made it private
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one move."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    write_in_one_move(path, write)
+
+
+def check_writable(run_dir: Path) -> None:
+    """Create `run_dir` and prove that a file can be written there.
+
+    Raises:
+        OSError: it can not; the message names the directory.
+    """
+    probe = run_dir / ".probe"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0" * 4096)
+    except OSError as error:
+        raise OSError(
+            f"cannot write into the run directory {run_dir}: {error.strerror or error}. "
+            "Free some space, or choose another place with hydra.run.dir=<folder>."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------- metrics
+
+
+def append_metrics(run_dir: Path, row: Mapping[str, float]) -> None:
+    """Add one line to metrics.jsonl."""
+    with (run_dir / METRICS).open("a") as file:
+        file.write(json.dumps(dict(row)) + "\n")
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl; a last line cut by a crash is left out."""
+    rows = []
+    path = run_dir / METRICS
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def keep_metrics_until(run_dir: Path, step: int) -> None:
+    """Drop the rows after `step`: a resumed run writes them again."""
+    rows = [row for row in read_metrics(run_dir) if row["step"] <= step]
+    write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_metrics_csv(run_dir: Path) -> None:
+    """metrics.jsonl as one table, a column per metric, empty where a row lacks it."""
+    rows = read_metrics(run_dir)
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(run_dir / METRICS_CSV, text.getvalue())
+
+
+# ----------------------------------------------------------------------------------------------- result
+
+
+def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """result.json: the closing record of a run, written once."""
+    write_text(run_dir / RESULT, json.dumps(dict(result), indent=2) + "\n")
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The closing record, or None while the run has not finished.
+
+    Raises:
+        ValueError: result.json is there but is not JSON.
+    """
+    path = run_dir / RESULT
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and the run finishes again.") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    names = ("torch", "torchvision", "lightning", "timm", "numpy", "hydra-core", "mixer-lightning")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_sha() -> str | None:
+    """Commit of the checkout, with `-dirty` when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine() -> str:
+    """Processor and number of cores, in words."""
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+# ------------------------------------------------------------------------------------------ comparisons
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differing_keys(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Iterable[str] = ()
+) -> list[tuple[str, Any, Any]]:
+    """(key, before, now) of two recipes, dotted; whole root keys in `ignore` may differ."""
+    left = flatten({k: v for k, v in before.items() if k not in set(ignore)})
+    right = flatten({k: v for k, v in now.items() if k not in set(ignore)})
+    missing = object()
+    return [
+        (key, left.get(key), right.get(key))
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key, missing) != right.get(key, missing)
+    ]

@@ -1,0 +1,60 @@
+"""The program: what a command does, top to bottom. Nothing heavy is imported before there is work to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixer_lightning import results
+from mixer_lightning.config import FREE_KEYS, Recipe
+from mixer_lightning.screen import Screen, closing_table
+
+
+def train(recipe: Recipe, run_dir: Path) -> int:
+    """Train `recipe` in `run_dir`, go on where an earlier sitting stopped, or say that it has finished.
+
+    Returns the exit code: 0 done, 1 failed on the way, 2 nothing was started, 130 or 143 asked to stop and saved.
+    """
+    screen = Screen(silent=os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0")
+    try:
+        results.check_writable(run_dir)
+        result = finished(recipe, run_dir)
+    except (ValueError, OSError) as error:
+        screen.say(str(error))
+        return 2
+    if result is not None:
+        screen.say(f"{run_dir} has finished this recipe; name=<another> trains it anew")
+        closing_table(screen, result, run_dir)
+        return 0
+
+    from mixer_lightning import training  # torch and Lightning: seconds
+
+    code = training.train(recipe, run_dir, screen)
+    if code == 2:
+        with contextlib.suppress(OSError):  # nothing was started: leave no empty directory behind
+            run_dir.rmdir()
+    return code
+
+
+def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
+    """The result of a finished run of this recipe, None if there is work to do.
+
+    Raises:
+        ValueError: the directory holds a run of another recipe; the keys that differ are listed.
+    """
+    started = any((run_dir / name).exists() for name in (results.LAST, results.RESULT))
+    stored = run_dir / results.RECIPE
+    if started and stored.exists():
+        before = yaml.safe_load(stored.read_text()) or {}
+        changes = results.differing_keys(before, recipe.to_dict(), ignore=FREE_KEYS)
+        if changes:
+            lines = [f"  {name}: {was!r} there, {now!r} here" for name, was, now in changes]
+            raise ValueError(
+                "\n".join([f"{run_dir} holds a run of another recipe:", *lines])
+                + "\nGive this one a name of its own (name=<word>), or delete that directory."
+            )
+    return results.read_result(run_dir)

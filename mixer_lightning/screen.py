@@ -1,0 +1,142 @@
+"""What a run says: on the terminal, and the same words in log.txt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mixer_lightning import results
+
+
+class Screen:
+    """Prints on the terminal and into log.txt; silent on all processes but the first."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
+        width = None if sys.stdout.isatty() else 120
+        self.console = Console(quiet=silent, highlight=False, width=width)
+        self.log: Console | None = None
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._total_steps, self._steps_per_epoch = 1, 1.0
+
+    def open_log(self, path: Path) -> None:
+        """From here on everything is also appended to a file."""
+        if not self.silent:
+            self.log = Console(file=path.open("a"), width=120, highlight=False, no_color=True)
+
+    def close(self) -> None:
+        """Take the bar away and close the log."""
+        self.stop_bar()
+        if self.log is not None:
+            self.log.file.close()
+            self.log = None
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._print(Text(text))
+
+    def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+        """A table; the first column is left-aligned, numbers speak for themselves."""
+        table = Table(
+            title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+        )
+        for column in columns:
+            table.add_column(column, header_style="bold", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self._print(table)
+
+    def _print(self, what: Text | Table) -> None:
+        self.console.print(what, soft_wrap=isinstance(what, Text))
+        if self.log is not None:
+            self.log.print(what, soft_wrap=isinstance(what, Text))
+            self.log.file.flush()
+
+    # ---------------------------------------------------------------------------------------------- bar
+
+    def start_bar(self, total_steps: int, steps_per_epoch: float, step: int) -> None:
+        """Show the progress bar, if this is a terminal."""
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        if self.console.is_terminal and not self.silent:
+            self._progress = Progress(
+                TextColumn("{task.fields[epoch]}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+                refresh_per_second=4,
+            )
+            self._task = self._progress.add_task(
+                "", total=total_steps, completed=step, epoch=self._position(step), numbers=""
+            )
+            self._progress.start()
+
+    def move_bar(self, step: int, metrics: Mapping[str, float]) -> None:
+        """`step` steps are done."""
+        if self._progress is not None:
+            self._progress.update(
+                self._task, completed=step, epoch=self._position(step), numbers=_numbers(metrics)
+            )
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line with an evaluation: on a terminal it goes to the log only, the bar shows the rest."""
+        line = Text(f"{self._position(step)}  {_numbers(metrics)}")
+        if self._progress is None:
+            self._print(line)
+        elif self.log is not None:
+            self.log.print(line, soft_wrap=True)
+            self.log.file.flush()
+
+    def stop_bar(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _position(self, step: int) -> str:
+        epochs = self._total_steps / self._steps_per_epoch
+        if epochs >= 2:
+            return f"epoch {step / self._steps_per_epoch:.4g}/{epochs:.4g}"
+        return f"step {step:,}/{self._total_steps:,}"
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
+    """'loss 0.61  train/top1 97.1  test/top1 98.3  3,100 images/s'."""
+    words = []
+    for name, value in metrics.items():
+        if name == "train/loss":
+            words.append(f"loss {value:.4g}")
+        elif name.endswith("/top1"):
+            words.append(f"{name} {100 * value:.1f} %")
+    if "train/images_per_second" in metrics:
+        words.append(f"{metrics['train/images_per_second']:,.0f} images/s")
+    return "  ".join(words)
+
+
+def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> None:
+    """The last words of a run: metric and value, and where everything is."""
+    rows = [
+        (name, f"{100 * value:.2f} %" if "/top" in name else f"{value:.4g}")
+        for name, value in sorted(result["metrics"].items())
+    ]
+    if result["best"]:
+        rows.append(
+            ("best val/top1", f"{100 * result['best']['value']:.2f} % at step {result['best']['step']:,}")
+        )
+    rows += [
+        ("images/s", f"{result['images_per_second']:,.0f}"),
+        ("seconds", f"{result['wall_seconds']:,.0f}"),
+        ("checkpoint", str(run_dir / results.LAST)),
+        ("curves", str(run_dir / results.CURVES)),
+        ("result", str(run_dir / results.RESULT)),
+    ]
+    screen.table("", ("metric", "value"), rows)

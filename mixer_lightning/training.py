@@ -1,0 +1,343 @@
+"""Training: a recipe made ready, fitted, and its result written."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback, Trainer
+
+from mixer_lightning import loggers, results
+from mixer_lightning.callbacks import (
+    Checkpoints,
+    Evaluations,
+    Metrics,
+    Preemption,
+    Progress,
+    SameRecipe,
+    Stopped,
+)
+from mixer_lightning.classifier import Classifier, NonFiniteLoss
+from mixer_lightning.config import Recipe, build
+from mixer_lightning.data.module import DataModule
+from mixer_lightning.data.order import chunking, key, seed_generators
+from mixer_lightning.data.sources import BadImage
+from mixer_lightning.machine import Machine
+from mixer_lightning.models import checkpoints
+from mixer_lightning.screen import Screen, closing_table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe made ready: everything is built and checked, nothing has been changed yet."""
+
+    module: Classifier
+    data: DataModule
+    trainer: Trainer
+    metrics: Metrics
+    checkpoints: Checkpoints
+    total_steps: int
+    num_parameters: int
+
+
+def train(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
+    """Train `recipe` in `run_dir`, or go on where an earlier sitting stopped; the exit code (see README)."""
+    _quieten()
+    try:
+        run = prepare(recipe, run_dir, screen)
+    except (ValueError, OSError) as error:
+        screen.say(str(error))
+        return 2
+    except Exception as error:  # not a user's mistake: the traceback is worth having
+        screen.open_log(run_dir / results.LOG)
+        _say_what_broke(screen, error, run_dir)
+        return 1
+    screen.open_log(run_dir / results.LOG)
+    try:
+        return _fit(recipe, run_dir, run, screen)
+    finally:
+        for logger in run.trainer.loggers:
+            loggers.finish(logger)
+        screen.close()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
+    """Build and check every part of a run.
+
+    Raises:
+        ValueError, OSError: something in the recipe, the data or a checkpoint is wrong; the message says what.
+    """
+    machine: Machine = build(recipe.trainer)
+    machine.prepare()
+    with _one_at_a_time(run_dir, machine):
+        source = build(recipe.data)
+    num_classes, num_train = len(source.classes), len(source.splits["train"])
+    chunks = chunking(
+        batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=machine.world_size
+    )
+    steps_per_epoch = num_train / recipe.batch_size
+    total_steps = recipe.duration.to_steps(steps_per_epoch)
+
+    seed_generators(key(recipe.seed, "init"))
+    model = build(
+        recipe.model,
+        num_classes=num_classes,
+        image_size=recipe.image_size,
+        stochastic_depth=recipe.stochastic_depth,
+        head_bias=recipe.head_bias,
+    )
+    if recipe.checkpoint is not None:
+        report = checkpoints.load(model, Path(recipe.checkpoint).expanduser())
+        screen.say(str(report))
+    schedule = build(recipe.schedule)
+    for step in (0, total_steps - 1):
+        schedule(step, total_steps, steps_per_epoch)  # says now what it dislikes about this length
+    augment = build(recipe.augment)
+    module = Classifier(
+        model,
+        augment=augment,
+        loss=build(recipe.loss),
+        optimizer=build(recipe.optimizer),
+        schedule=functools.partial(schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        num_classes=num_classes,
+        chunks=chunks,
+        rank=machine.rank,
+        seed=recipe.seed,
+        clip_grad_norm=recipe.clip_grad_norm,
+        ema_decay=recipe.ema_decay,
+        channels_last=model.channels_last if machine.channels_last is None else machine.channels_last,
+        compile=machine.compile,
+    )
+    data = DataModule(
+        source,
+        augment,
+        image_size=recipe.image_size,
+        chunks=chunks,
+        total_steps=total_steps,
+        seed=recipe.seed,
+        repeats=recipe.repeats,
+        rank=machine.rank,
+        num_workers=machine.workers,
+        pin_memory=machine.kind == "cuda",
+    )
+    num_parameters = sum(p.numel() for p in model.parameters())
+    counts = "  ".join(f"{len(images):,} {split}" for split, images in source.splits.items())
+    screen.say(
+        f"{source.name}  {counts}  {num_classes:,} classes     "
+        f"{recipe.choices.get('model', type(model).__name__)}  {num_parameters:,} parameters     {machine}"
+    )
+
+    metrics = Metrics(
+        run_dir,
+        every_steps=recipe.log_every_steps,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        screen=screen,
+    )
+    evaluations = Evaluations(
+        {name: build(node) for name, node in recipe.evals.items()},
+        every_steps=recipe.eval_every.to_steps(steps_per_epoch),
+        total_steps=total_steps,
+        data=data,
+        metrics=metrics,
+    )
+    saver = Checkpoints(
+        run_dir,
+        every_steps=recipe.checkpoint_every.to_steps(steps_per_epoch),
+        total_steps=total_steps,
+        record={"recipe": recipe.to_dict(), "classes": list(source.classes)},
+        monitor="val/top1" if "val" in source.splits and recipe.evals else None,
+        metrics=metrics,
+    )
+    progress = Progress(screen, metrics, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    evaluations.listeners += [saver.on_metrics, progress.on_metrics]
+
+    last = run_dir / results.LAST
+    if last.exists():
+        state = _read_checkpoint(last)
+        module.resume_from(state)
+        saver.restore(state)
+        data.start_step = module.step
+    callbacks: list[Callback] = [
+        SameRecipe(recipe.to_yaml()), metrics, evaluations, saver, progress, Preemption(saver),
+    ]  # fmt: skip
+    trainer = Trainer(
+        accelerator="gpu" if machine.kind == "cuda" else "cpu",
+        devices=machine.local_world_size,
+        num_nodes=machine.num_nodes,
+        strategy=machine.strategy(),
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        precision=machine.chosen_precision,
+        max_epochs=1,
+        max_steps=total_steps - module.step,
+        accumulate_grad_batches=chunks.accumulate,
+        callbacks=callbacks,
+        logger=_loggers(recipe, run_dir) if machine.rank == 0 else False,
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    return Run(module, data, trainer, metrics, saver, total_steps, num_parameters)
+
+
+def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
+    """Train to the end and write the result; the exit code."""
+    if run.module.step:
+        screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
+    if run.module.rank == 0:
+        results.write_text(run_dir / results.RECIPE, recipe.to_yaml())
+        results.keep_metrics_until(run_dir, run.module.step)
+    for logger in run.trainer.loggers:
+        logger.log_hyperparams(recipe.to_dict())
+        advice = loggers.advice(logger, run_dir)
+        if advice:
+            screen.say(advice)
+    try:
+        if run.module.step < run.total_steps:
+            run.trainer.fit(run.module, datamodule=run.data)
+    except Stopped as stop:
+        screen.stop_bar()
+        screen.say(f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there")
+        return stop.exit_code
+    except NonFiniteLoss as error:
+        screen.stop_bar()
+        screen.say(f"{error}. {_where_to_go_on(run_dir, run)}")
+        return 1
+    except BadImage as error:
+        screen.stop_bar()
+        screen.say(f"{_last_line(error)}. {_where_to_go_on(run_dir, run)}")
+        return 1
+    except torch.OutOfMemoryError as error:
+        screen.stop_bar()
+        screen.say(
+            f"out of device memory: lower device_batch (the global batch_size stays). {_last_line(error)}"
+        )
+        return 1
+    except OSError as error:
+        screen.stop_bar()
+        screen.say(f"{error}. {_where_to_go_on(run_dir, run)}")
+        return 1
+    except Exception as error:
+        screen.stop_bar()
+        _say_what_broke(screen, error, run_dir)
+        screen.say(_where_to_go_on(run_dir, run))
+        return 1
+    if run.module.rank == 0:
+        result = _result(recipe, run)
+        results.write_metrics_csv(run_dir)
+        _draw_curves(run_dir, screen)
+        results.write_result(run_dir, result)
+        closing_table(screen, result, run_dir)
+    return 0
+
+
+# --------------------------------------------------------------------------------------------- the pieces
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """last.ckpt of this run.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({_last_line(error)}). Restore it from a copy, or delete it to train anew."
+        ) from error
+    return dict(state)
+
+
+def _loggers(recipe: Recipe, run_dir: Path) -> Any:
+    """Lightning loggers of the recipe; False for none."""
+    name = "/".join(run_dir.parts[-2:])
+    made = [build(node, run_dir=run_dir, run_name=name) for node in recipe.logger.values()]
+    return made or False
+
+
+@contextlib.contextmanager
+def _one_at_a_time(run_dir: Path, machine: Machine) -> Iterator[None]:
+    """Processes of one run enter one after the other: the first downloads or indexes, the others find it done."""
+    if machine.world_size == 1:
+        yield
+        return
+    with (run_dir / ".data.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """The closing record."""
+    metrics, module = run.metrics, run.module
+    skipped = ("train/lr", "train/images_per_second", "train/grad_norm")
+    seconds = metrics.train_seconds
+    return {
+        "recipe": recipe.to_dict(),
+        "metrics": {k: v for k, v in metrics.latest.items() if k not in skipped},
+        "best": run.checkpoints.best,
+        "seed": recipe.seed,
+        "steps": module.step,
+        "num_parameters": run.num_parameters,
+        "classes": list(run.data.source.classes),
+        "git_sha": results.git_sha(),
+        "versions": results.versions(),
+        "device": str(build(recipe.trainer)) if module.device.type == "cuda" else results.machine(),
+        "wall_seconds": round(run.checkpoints.wall_seconds, 3),
+        "images_per_second": round(metrics.steps_timed * recipe.batch_size / max(seconds, 1e-9), 1),
+    }
+
+
+def _draw_curves(run_dir: Path, screen: Screen) -> None:
+    from mixer_lightning.reports import curves
+
+    try:
+        curves.draw(run_dir)
+    except Exception as error:  # the result of weeks must not hang on a picture
+        screen.say(f"no {results.CURVES}: {error}")
+
+
+def _say_what_broke(screen: Screen, error: Exception, run_dir: Path) -> None:
+    """One line on the screen, the traceback in log.txt."""
+    if screen.log is not None:
+        screen.log.print(traceback.format_exc(), soft_wrap=True)
+    screen.say(f"{type(error).__name__}: {_last_line(error)}. The traceback is in {run_dir / results.LOG}")
+
+
+def _where_to_go_on(run_dir: Path, run: Run) -> str:
+    if run.checkpoints.saved_step < 0:
+        return "Nothing had been saved yet"
+    return (
+        f"The last good checkpoint, step {run.checkpoints.saved_step:,}, stands in {run_dir / results.LAST}"
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    """The message without the traceback that torch's loader processes put before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return line.removeprefix(name).rstrip(".")
+
+
+def _quieten() -> None:
+    """Keep Lightning's tips and notices off the screen; errors stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
