@@ -258,7 +258,8 @@ class Preemption(StepCallback):
     """Saves and stops after the current step when any process got SIGTERM, SIGUSR1 or Ctrl-C.
 
     The handlers only set a flag: a signal may arrive in the middle of a collective operation. The processes agree
-    at the end of each step, through the CPU, so the accelerator is not waited for. A second signal ends at once.
+    at the end of each step, through the CPU, so the accelerator is not waited for. A second Ctrl-C ends at once;
+    a second SIGTERM does not, because schedulers send several.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -276,7 +277,7 @@ class Preemption(StepCallback):
             self._group = torch.distributed.new_group(backend="gloo")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if number == self.received == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
@@ -290,6 +291,10 @@ class Preemption(StepCallback):
             received = int(flag)
         if received:
             self.checkpoints.save(trainer, module)
+            if (
+                self._group is not None
+            ):  # no process may end before the file is written: its launcher would kill all
+                torch.distributed.barrier(group=self._group)
             raise Stopped(received, module.step)
 
     def on_over(self) -> None:

@@ -158,7 +158,7 @@ def versions() -> dict[str, str]:
 
 
 def git_sha() -> str | None:
-    """Commit of the checkout, with `-dirty` when files differ from it; None outside a checkout."""
+    """Commit of the checkout, with `-dirty` when files differ from it; else MIXER_LIGHTNING_GIT_SHA, else None."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -170,7 +170,7 @@ def git_sha() -> str | None:
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("MIXER_LIGHTNING_GIT_SHA")
 
 
 def machine() -> str:

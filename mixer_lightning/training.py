@@ -66,6 +66,7 @@ def train(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
     try:
         return _fit(recipe, run_dir, run, screen)
     finally:
+        run.data.close()
         for logger in run.trainer.loggers:
             loggers.finish(logger)
         screen.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule
@@ -93,7 +96,12 @@ class DataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             prefetch_factor=4 if self.num_workers else None,
+            worker_init_fn=_leave_signals_to_the_run,
         )
+
+    def close(self) -> None:
+        """End the loader processes that evaluations keep."""
+        self._eval_loaders.clear()
 
     def eval_splits(self) -> list[str]:
         """Names of the splits to evaluate on: all but train."""
@@ -115,5 +123,23 @@ class DataModule(LightningDataModule):
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
                 persistent_workers=self.num_workers > 0,
+                worker_init_fn=_leave_signals_to_the_run,
             )
         return self._eval_loaders[split]
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Let loader processes live through a request to stop.
+
+    Launchers signal every process of a run, and the run must still finish its step and save. Loader processes end
+    with `close`, or with the run's main process.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_loader_processes() -> None:
+    """Python ends child processes by SIGTERM, which those of a loader ignore: after an error it would wait forever."""
+    for process in multiprocessing.active_children():
+        process.kill()

@@ -1,0 +1,136 @@
+"""Stop anywhere, go on, and end with the bits of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, TINY
+from mixer_lightning import results
+from mixer_lightning.callbacks import Metrics
+from mixer_lightning.config import compose_one
+from mixer_lightning.run import train
+
+#: With all that a checkpoint must hold: BatchNorm, an average, accumulation, dropped branches, mixing.
+RICH = (
+    *TINY,
+    "model=convmixer_96_4",
+    "device_batch=30",
+    "ema_decay=0.9",
+    "stochastic_depth=0.2",
+    "augment.mixup=0.5",
+    "augment.erase=0.25",
+    "augment.rand_augment=rand-m9-n2",
+)
+
+
+def outcome(run_dir: Path) -> tuple[dict, list[dict]]:
+    rows = results.read_metrics(run_dir)
+    for row in rows:
+        row.pop("train/images_per_second", None)
+    state = torch.load(run_dir / results.LAST, weights_only=True)
+    return state, rows
+
+
+def assert_same(got: Path, expected: Path) -> None:
+    (a, rows_a), (b, rows_b) = outcome(got), outcome(expected)
+    assert rows_a == rows_b
+    for part in ("state_dict", "ema"):
+        for name, value in b.get(part, {}).items():
+            assert torch.equal(a[part][name], value), name
+    assert a["step"] == b["step"]
+    for i, state in b["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(a["optimizer"]["state"][i][name], value), (i, name)
+    assert {k: v for k, v in a["metrics"].items() if "second" not in k} == {
+        k: v for k, v in b["metrics"].items() if "second" not in k
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train(compose_one("train", RICH), run_dir) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "code"),
+    [(1, signal.SIGTERM, 143), (5, signal.SIGUSR1, 143), (6, signal.SIGINT, 130), (11, signal.SIGTERM, 143)],
+)
+def test_asked_to_stop_at_any_step(tmp_path, undisturbed, monkeypatch, step, number, code):
+    recipe = compose_one("train", RICH)
+    on_step = Metrics.on_step
+
+    def interrupted(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    assert train(recipe, tmp_path / "run") == code
+    monkeypatch.undo()
+    assert outcome(tmp_path / "run")[0]["step"] == step
+    assert train(recipe, tmp_path / "run") == 0
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("step", [2, 8])
+def test_killed_without_a_word(tmp_path, undisturbed, monkeypatch, step):
+    """A crash after steps that no checkpoint holds: they are done again, and logged once."""
+
+    class Crash(BaseException):
+        pass
+
+    on_step = Metrics.on_step
+
+    def crashing(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == step:
+            raise Crash
+
+    monkeypatch.setattr(Metrics, "on_step", crashing)
+    with pytest.raises(Crash):
+        train(compose_one("train", RICH), tmp_path / "run")
+    monkeypatch.undo()
+    assert train(compose_one("train", RICH), tmp_path / "run") == 0
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
+    words = [sys.executable, str(ROOT / "train.py"), *RICH, "hydra.run.dir=run"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    last = tmp_path / "run" / results.LAST
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(last, weights_only=True)["step"] >= 3
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ)
+    assert "resuming run at step" in again.stdout or "has finished" in again.stdout
+    assert_same(tmp_path / "run", undisturbed)
+    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".last")][1:]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, undisturbed):
+    recipe = compose_one("train", RICH)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / results.LAST).write_bytes((undisturbed / results.LAST).read_bytes()[:1000])
+    assert train(recipe, run_dir) == 2
+
+
+def test_the_machine_may_change_between_sittings_but_not_the_recipe(tmp_path, capsys):
+    assert train(compose_one("train", TINY), tmp_path / "run") == 0
+    assert train(compose_one("train", [*TINY, "trainer.num_workers=1"]), tmp_path / "run") == 0
+    assert "has finished" in capsys.readouterr().out
+    assert train(compose_one("train", [*TINY, "optimizer.lr=0.5"]), tmp_path / "run") == 2
+    assert "optimizer.lr: 0.001 there, 0.5 here" in capsys.readouterr().out
