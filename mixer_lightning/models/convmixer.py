@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.models.mixer import grid_size
 
 # torch warns that it pads a copy for even kernels: that is what the paper's kernels of 8 need.
@@ -61,7 +62,7 @@ class ConvMixer(nn.Module):
                     Residual(
                         nn.Sequential(
                             # "same" pads an even kernel by one more on the right, so that the sum is defined
-                            nn.Conv2d(dim, dim, kernel_size, groups=dim, padding="same"),
+                            DepthwiseConv2d(dim, kernel_size, padding="same"),
                             sigma(),
                             nn.BatchNorm2d(dim),
                         ),

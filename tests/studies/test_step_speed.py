@@ -1,0 +1,103 @@
+"""The study of training steps: what it compares, how it counts, what it writes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixer_lightning.kernels.depthwise import DepthwiseConv2d
+from mixer_lightning.studies import step_speed
+from mixer_lightning.studies.step_speed import Case, Variant
+
+SMALL = Case("convmixer_256_8", 1, 8, 2, 10)
+
+
+@pytest.mark.parametrize("case", step_speed.CASES.values(), ids=step_speed.CASES)
+def test_both_sides_have_the_same_parameters(case: Case) -> None:
+    with torch.device("meta"):
+        ours, timms = step_speed.our_model(case, kernel=False), step_speed.timm_model(case)
+    shapes = [sorted(tuple(p.shape) for p in model.parameters()) for model in (ours, timms)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_kernel_is_in_the_model_exactly_where_it_is_asked_for() -> None:
+    for kernel in (False, True):
+        model = step_speed.our_model(SMALL, kernel=kernel)
+        depthwise = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
+        assert [isinstance(m, DepthwiseConv2d) for m in depthwise] == [kernel]
+
+
+def test_variants_follow_model_and_device() -> None:
+    mixer = step_speed.variants(convolutional=False, device="cpu", compile=False)
+    assert mixer == [Variant(timm=True), Variant(), Variant(bf16=True)]
+    cpu = step_speed.variants(convolutional=True, device="cpu", compile=True)
+    cuda = step_speed.variants(convolutional=True, device="cuda", compile=True)
+    assert Variant(channels_last=True, bf16=True, kernel=True, compile=True) in cpu
+    assert not any(v.kernel for v in cuda)
+    assert all(v.bf16 for v in cpu + cuda if v.compile)
+    assert len(set(map(str, cpu))) == len(cpu)
+
+
+def test_a_step_trains() -> None:
+    for variant in (Variant(timm=True), Variant(channels_last=True, bf16=True, kernel=True)):
+        step = step_speed.training_step(SMALL, variant, device="cpu")
+        assert step_speed.seconds(step, device="cpu", steps=2) > 0
+
+
+def test_turns_alternate() -> None:
+    seen: list[str] = []
+
+    def run(name: str) -> float:
+        seen.append(name)
+        return float(len(seen))
+
+    values = step_speed.take_turns([lambda: run("a"), lambda: run("b")], rounds=3)
+    assert "".join(seen) == "abbaab"
+    assert values == [[1, 4, 5], [2, 3, 6]]
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    slow_round = 100.0  # a disturbance hits both sides of a round
+    times = [[2.0, 2.0 * slow_round, 2.2], [1.0, 1.0 * slow_round, 1.0]]
+    first, second = step_speed.summary(SMALL, times, [Variant(timm=True), Variant()])
+    assert first["ratio_to_timm"] == 1
+    assert second["ratio_to_timm"] == 2
+    assert second["ratio_to_timm_high"] == pytest.approx(2.1)
+    assert second["images_per_second"] == 2  # the median of 2, 0.02 and 2
+
+
+def test_the_program_writes_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(step_speed.CASES, "convmixer_256_8", SMALL)
+    step_speed.main(["models=convmixer_256_8", "device=cpu", "rounds=2", f"out={tmp_path}"])
+    with (tmp_path / "step_speed_cpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7
+    assert rows[0]["variant"] == "timm, float32"
+    assert float(rows[0]["ratio_to_timm"]) == 1
+    assert all(float(row["images_per_second"]) > 0 for row in rows)
+    text = (tmp_path / "step_speed_cpu.md").read_text()
+    assert "Command: `python -m mixer_lightning.studies.step_speed models=convmixer_256_8" in text
+    assert f"torch {torch.__version__.split('+')[0]}" in text
+    assert "| ours, bf16, channels_last, depthwise kernel |" in text
+    assert "ratio to timm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["models=convmixer_256_9"], "no model 'convmixer_256_9'"),
+        (["rounds=1"], "rounds must be at least 2"),
+        (["batch_size=0"], "batch_size must be at least 1"),
+        (["roundz=3"], "unrecognized arguments"),
+    ],
+)
+def test_a_wrong_setting_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        step_speed.settings(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
