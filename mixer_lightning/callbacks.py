@@ -21,6 +21,7 @@ from mixer_lightning import results
 from mixer_lightning.classifier import Classifier, is_distributed
 from mixer_lightning.data.module import DataModule
 from mixer_lightning.evals import Eval
+from mixer_lightning.loggers import Dashboards
 from mixer_lightning.screen import Screen
 
 
@@ -58,17 +59,22 @@ class Metrics(StepCallback):
     """Writes metrics.jsonl and feeds the dashboards: every `every_steps` steps, and whatever others `write`."""
 
     def __init__(
-        self, run_dir: Path, *, every_steps: int, total_steps: int, steps_per_epoch: float, screen: Screen
+        self,
+        run_dir: Path,
+        *,
+        every_steps: int,
+        total_steps: int,
+        steps_per_epoch: float,
+        dashboards: Dashboards,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
-        self.steps_per_epoch, self.screen = steps_per_epoch, screen
+        self.steps_per_epoch, self.dashboards = steps_per_epoch, dashboards
         self.latest: dict[str, float] = {}
         self.train_seconds = 0.0  # of all sittings, without evaluations and checkpoints
         self.steps_timed = 0
         self._window_seconds = 0.0
         self._window_steps = 0
         self._since = time.perf_counter()
-        self._broken_loggers: set[int] = set()
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
         """Start the clock."""
@@ -104,14 +110,7 @@ class Metrics(StepCallback):
             return
         epoch = round(step / self.steps_per_epoch, 4)
         results.append_metrics(self.run_dir, {"step": step, "epoch": epoch, **row})
-        for i, logger in enumerate(trainer.loggers):
-            if i in self._broken_loggers:
-                continue
-            try:
-                logger.log_metrics({"epoch": epoch, **row}, step)
-            except Exception as error:  # a dashboard must never stop weeks of training
-                self._broken_loggers.add(i)
-                self.screen.say(f"{type(logger).__name__} failed and is left out from here on: {error}")
+        self.dashboards.log_metrics(step, {"epoch": epoch, **row})
 
 
 class Evaluations(StepCallback):

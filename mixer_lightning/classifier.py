@@ -155,6 +155,7 @@ class Classifier(LightningModule):
         """Everything that the next sitting needs, in plain containers and tensors."""
         assert self.optimizer is not None
         self.window.check()
+        self._check_weights()
         average_batch_norm(self.model)
         state: dict[str, Any] = {
             "step": self.step,
@@ -167,6 +168,15 @@ class Classifier(LightningModule):
             state["ema"] = self.ema.module.state_dict()
             state["ema_updates"] = int(self.ema.n_averaged)
         return state
+
+    def _check_weights(self) -> None:
+        """A finite loss may still have made a step to infinity: no such state is kept."""
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        if not torch.isfinite(torch.stack(norms)).all():
+            raise NonFiniteLoss(
+                f"step {self.step:,} made weights that are not finite. Lower optimizer.lr, lengthen the warm-up, "
+                "or set clip_grad_norm"
+            )
 
     def weights(self) -> dict[str, Any]:
         """The weights that were evaluated, without what only training needs."""

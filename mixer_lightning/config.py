@@ -13,7 +13,9 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +42,7 @@ FACTS: dict[str, dict[str, str | None]] = {
     "logger": {"run_dir": "hydra.run.dir", "run_name": "name"},
 }
 BAGS = ("evals", "logger")  # named collections of nodes; everything else is one node
+PARTIALS = ("optimizer", "schedule", "loss")  # called at every step: their nodes say `_partial_: true`
 
 
 @dataclass(frozen=True)
@@ -146,21 +149,30 @@ def signature(target: str) -> dict[str, Parameter]:
     module, _, name = target.rpartition(".")
     path = _source_file(module)
     if path is not None:
-        names = []
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                names.append(node.name)
-                if node.name == name:
-                    return _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
+        body = ast.parse(path.read_text()).body
+        defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        if name in defined:
+            node = defined[name]
+            return _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
+        if name not in {found for node in body for found in _names(node)}:
+            raise ValueError(f"there is no '{target}'{_did_you_mean(name, sorted(defined), f'{module}.')}")
     try:
         found = inspect.signature(locate(target))
     except (ImportError, AttributeError, ValueError, TypeError):
         raise ValueError(f"there is no '{target}'") from None
     return {
         key: Parameter(
-            "" if p.annotation is p.empty else inspect.formatannotation(p.annotation), p.default is p.empty
+            "" if p.annotation is p.empty else _annotation_text(p.annotation), p.default is p.empty
         )
         for key, p in found.parameters.items()
+    }
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """Names that a statement of a module may give to what was made elsewhere."""
+    imported = {a.asname or a.name for n in ast.walk(node) if isinstance(n, ast.ImportFrom) for a in n.names}
+    return imported | {
+        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
     }
 
 
@@ -207,6 +219,10 @@ def _from_class(node: ast.ClassDef) -> dict[str, Parameter]:
     }
 
 
+def _annotation_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
 def _text(annotation: ast.expr | None) -> str:
     return "" if annotation is None else ast.unparse(annotation)
 
@@ -220,7 +236,7 @@ def _fits(node: ast.expr, value: Any) -> bool:
     if isinstance(node, ast.BinOp):  # X | Y
         return _fits(node.left, value) or _fits(node.right, value)
     if isinstance(node, ast.Constant):
-        return value == node.value if node.value is not None else value is None
+        return type(value) is type(node.value) and value == node.value
     if isinstance(node, ast.Subscript):
         outer = ast.unparse(node.value).rpartition(".")[2]
         inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
@@ -243,7 +259,7 @@ def _fits(node: ast.expr, value: Any) -> bool:
     if name == "int":
         return isinstance(value, int) and not isinstance(value, bool)
     if name == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if name == "str":
         return isinstance(value, str)
     if name == "Duration":
@@ -282,7 +298,12 @@ def _check_root(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         f.name: Parameter(str(f.type), f.default is MISSING and f.default_factory is MISSING)
         for f in fields(Recipe)
     }
-    yield from _check_keys("", recipe, known)
+    lost = recipe.get("experiment")
+    if isinstance(lost, Mapping) and lost:
+        yield Problem(
+            f"experiment.{next(iter(lost))}", "the experiment file lacks its first line, # @package _global_"
+        )
+    yield from _check_keys("", {k: v for k, v in recipe.items() if k != "experiment"}, known)
     for key, parameter in known.items():
         value = recipe.get(key)
         if parameter.annotation == "Duration" and isinstance(value, Mapping):
@@ -326,6 +347,9 @@ def _check_node(key: str, node: Any, facts: Mapping[str, str | None]) -> Iterato
     except ValueError as error:
         yield Problem(f"{key}._target_", f"'{key}._target_': {error}")
         return
+    if node.get("_partial_", False) is not (key in PARTIALS):
+        must = "must be true" if key in PARTIALS else "has no place"
+        yield Problem(f"{key}._partial_", f"'{key}._partial_' {must} here")
     parameters = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
     for fact in [k for k in parameters if k in facts]:
         where = facts[fact]
@@ -413,7 +437,7 @@ def compose(
     from omegaconf.errors import OmegaConfBaseException
 
     known = groups(folders)
-    overrides = _complete_durations(overrides)
+    overrides = _complete_durations([_as_typed(line, multirun) for line in overrides])
     wrong = {line: message for line in overrides if (message := _wrong_on_sight(line, known))}
     overrides = [line for line in overrides if line not in wrong]
     if multirun:
@@ -423,7 +447,8 @@ def compose(
     found: dict[str, str] = {}  # message -> the same with the file that it is about
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            for lines in _expand(overrides, multirun, GlobalHydra.instance().config_loader()):
+            expanded = _expand(overrides, multirun, GlobalHydra.instance().config_loader())
+            for lines in expanded:
                 job = _compose_job(
                     config_name, [*(_forced(line, known) for line in lines), *search], multirun
                 )
@@ -432,10 +457,11 @@ def compose(
                     typed = problem.key in {_key(line) for line in overrides}
                     where = "" if typed else _written_in(problem.key, config_name, job.choices, folders)
                     found.setdefault(problem.message, f"{problem.message}{where}")
-            choices = [line for line in _expand_first(overrides) if _key(line) in known]
+            choices = [line for line in expanded[0] if _key(line) in known]
             standing = _compose_job(config_name, [*choices, *search], multirun).recipe
-        except (HydraException, OmegaConfBaseException) as error:
-            return Composition([], [*wrong.values(), *found.values(), _first_lines(error)], [])
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            message = _in_our_words(error, overrides, known, folders)
+            return Composition([], [*wrong.values(), *found.values(), message], [])
     if wrong or found:
         return Composition([], [*wrong.values(), *found.values()], [])
     stands = flat_keys(standing) | known.keys()
@@ -482,6 +508,27 @@ def compose_one(config_name: str, overrides: Sequence[str] = ()) -> Recipe:
     if messages:
         raise ValueError("\n".join(messages))
     return load_recipe(jobs[0])
+
+
+def _as_typed(override: str, multirun: bool) -> str:
+    """`data.root=~/my birds (2)` with the home directory written out, and quoted: Hydra's grammar has its own ideas.
+
+    A value that looks like a path is taken as it is typed, except that a sweep splits it at commas.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    value = re.sub(r"(^|,)~(?=/|$)", lambda match: match[1] + str(Path.home()), value)
+    override = f"{key}{equals}{value}"
+    if not value or value[0] in "'\"[{":
+        return override
+    is_path = value.startswith(("/", "./", "../")) and not multirun
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        is_path = True
+    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'" if is_path else override
 
 
 def _complete_durations(overrides: Sequence[str]) -> list[str]:
@@ -531,11 +578,6 @@ def _sweep_subdir() -> str:
     return str(yaml.safe_load((CONF / "hydra" / "default.yaml").read_text())["sweep"]["subdir"])
 
 
-def _expand_first(overrides: Sequence[str]) -> list[str]:
-    """`key=a,b` as `key=a`: any job of a sweep will do where only the kind of part matters."""
-    return [line if "[" in line or "(" in line else line.split(",")[0] for line in overrides]
-
-
 def _expand(overrides: Sequence[str], multirun: bool, loader: Any) -> list[list[str]]:
     """The overrides of every job of a sweep, as Hydra's own sweeper splits them."""
     if not multirun:
@@ -556,7 +598,7 @@ def _wrong_on_sight(override: str, known: Mapping[str, list[str]]) -> str | None
         return f"'{override}' is not of the form key=value"
     if key in known and not any(c in value for c in "*()"):
         for choice in filter(None, (word.strip() for word in value.strip("[]").split(","))):
-            if choice not in known[key] and choice != "null":
+            if choice not in known[key] and not (key == "experiment" and choice == "null"):
                 hint = _did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
                 return f"unknown {key} '{choice}'{hint}"
     root = _key(override).split(".")[0].split("/")[0]
@@ -567,7 +609,10 @@ def _wrong_on_sight(override: str, known: Mapping[str, list[str]]) -> str | None
 def _written_in(key: str, config_name: str, choices: Mapping[str, str], folders: Sequence[Path]) -> str:
     """'  (in conf/experiment/x.yaml)' for a key that a file sets, '' for one of the command line."""
     names = [("_global_", f"{config_name}.yaml")]
-    for group, choice in choices.items():
+    last = ("data", "experiment")  # composed after the other groups, so they have the last word
+    for group, choice in sorted(
+        choices.items(), key=lambda item: last.index(item[0]) if item[0] in last else -1
+    ):
         names += [(group, f"{group}/{name.strip()}.yaml") for name in choice.strip("[]").split(",")]
     found = ""
     for package, name in names:
@@ -587,11 +632,24 @@ def _has_key(path: Path, key: str, package: str) -> bool:
     return key.startswith(prefix) and key.removeprefix(prefix) in flat_keys(yaml.safe_load(text) or {})
 
 
-def _first_lines(error: BaseException) -> str:
-    if "Ambiguous value" in str(error):
-        return f"{str(error).splitlines()[0]} names several values: add -m (--multirun) for a sweep"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(line.strip() for line in lines[:3]) or type(error).__name__
+def _in_our_words(
+    error: Exception, overrides: Sequence[str], known: Mapping[str, Sequence[str]], folders: Sequence[Path]
+) -> str:
+    """One line for what Hydra or YAML refused."""
+    text = str(error)
+    if "Ambiguous value" in text or "requires --multirun" in text:
+        return f"{text.splitlines()[0].split(' requires')[0]} names several values: add -m (--multirun) for a sweep"
+    missing = re.search(r"Could not find '(\w+)/(\w+)'", text)
+    if missing and missing[1] in known:
+        group, choice = missing.groups()
+        chosen = [line.partition("=")[2] for line in overrides if _key(line) == "experiment"]
+        files = [folder / "experiment" / f"{name}.yaml" for folder in folders for name in chosen]
+        where = [os.path.relpath(path) for path in files if path.exists() and choice in path.read_text()]
+        return f"unknown {group} '{choice}'{_did_you_mean(choice, known[group])}" + "".join(
+            f"  (in {w})" for w in where
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:4]) or type(error).__name__
 
 
 # -------------------------------------------------------------------------------------------- programs
@@ -605,7 +663,7 @@ def program(config_name: str, *, run: str, after_sweep: str) -> None:
     """
     from hydra._internal.utils import get_args_parser
 
-    arguments = get_args_parser().parse_args()
+    arguments = get_args_parser().parse_intermixed_args()
     if arguments.help:
         print(help_text(config_name))
         raise SystemExit(0)
@@ -621,9 +679,13 @@ def program(config_name: str, *, run: str, after_sweep: str) -> None:
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*flags, *overrides]
     codes = _run_under_hydra(config_name, run)
+    code = max(codes, default=0)
+    if code == 2 and set(codes) != {2}:
+        code = 1  # 2 promises that nothing was started
     if sweep and jobs:
-        codes.append(locate(after_sweep)([job.run_dir for job in jobs]))
-    raise SystemExit(max(codes, default=0))
+        missing = locate(after_sweep)([job.run_dir for job in jobs])
+        code = code or missing
+    raise SystemExit(code)
 
 
 def refuse(messages: Sequence[str]) -> None:
@@ -661,7 +723,7 @@ def _run_under_hydra(config_name: str, run: str) -> list[int]:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
     except HydraException as error:
-        refuse([_first_lines(error)])
+        refuse([str(error)])
     except OSError as error:
         refuse([f"cannot create the run directory: {error}. Choose another with hydra.run.dir=<folder>."])
     return codes

@@ -1,15 +1,57 @@
-"""Dashboards behind explicit signatures. The only importer of wandb."""
+"""Dashboards behind explicit signatures, and never in the way of training. The only importer of wandb."""
 
 from __future__ import annotations
 
 import netrc
 import os
 import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+
+class Dashboards:
+    """The dashboards of a run. One that fails says so, once, and is left out from there on."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Logger]], *, say: Callable[[str], None]) -> None:
+        self.makers, self.say = makers, say
+        self.loggers: dict[str, Logger] = {}
+
+    def open(self) -> None:
+        """Connect to them."""
+        for name, make in self.makers.items():
+            self._try(name, lambda name=name, make=make: self.loggers.update({name: make()}))  # type: ignore[misc]
+
+    def log_recipe(self, recipe: dict[str, Any]) -> None:
+        """The hyper-parameters of the run."""
+        self._each(lambda logger: logger.log_hyperparams(recipe))
+
+    def log_metrics(self, step: int, row: dict[str, float]) -> None:
+        """One point per metric."""
+        self._each(lambda logger: logger.log_metrics(row, step))
+
+    def advise(self, run_dir: Path) -> None:
+        """Say where each is to be seen."""
+        self._each(lambda logger: self.say(_advice(logger, run_dir)))
+
+    def close(self) -> None:
+        """Close them for good, or the next job of a sweep would log into the same W&B run."""
+        self._each(_finish)
+        self.loggers.clear()
+
+    def _each(self, use: Callable[[Logger], None]) -> None:
+        for name, logger in list(self.loggers.items()):
+            self._try(name, lambda logger=logger: use(logger))  # type: ignore[misc]
+
+    def _try(self, name: str, use: Callable[[], None]) -> None:
+        try:
+            use()
+        except Exception as error:  # weeks of training must not end because a dashboard is out of reach
+            self.loggers.pop(name, None)
+            self.say(f"logger.{name} failed and is left out from here on: {error}")
 
 
 def tensorboard(run_dir: Path, run_name: str) -> TensorBoardLogger:
@@ -28,13 +70,15 @@ def wandb(
 ) -> WandbLogger:
     """A Weights & Biases run that a later sitting of the same run directory continues.
 
-    `auto` is online when WANDB_API_KEY or ~/.netrc holds a key, else offline; WANDB_MODE decides before both. It
-    never asks for a key. If the server does not answer in time, the run goes on offline.
+    `auto` is what WANDB_MODE says, else online. Without a key in WANDB_API_KEY or ~/.netrc online becomes offline: it
+    never asks for one. If the server does not answer in time, the run goes on offline.
     """
     import wandb as client
 
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "online" if _has_key() else "offline")  # type: ignore[assignment]
+        mode = os.environ.get("WANDB_MODE", "online")  # type: ignore[assignment]
+    if mode == "online" and not _has_key():
+        mode = "offline"
     folder = run_dir / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "id.txt"
@@ -62,7 +106,7 @@ def wandb(
         return open_run("offline")
 
 
-def advice(logger: object, run_dir: Path) -> str | None:
+def _advice(logger: Logger, run_dir: Path) -> str:
     """What a user does to see the dashboard, in one line."""
     if isinstance(logger, TensorBoardLogger):
         return f"tensorboard --logdir {run_dir}"
@@ -70,12 +114,12 @@ def advice(logger: object, run_dir: Path) -> str | None:
         run = logger.experiment
         if getattr(run, "offline", False):
             return f"W&B is offline here; upload with: wandb sync {Path(run.dir).parent}"
-        return getattr(run, "url", None)
-    return None
+        return f"W&B: {getattr(run, 'url', None)}"
+    return f"logging to {type(logger).__name__}"
 
 
-def finish(logger: object) -> None:
-    """Close a run for good, or the next job of a sweep would log into it."""
+def _finish(logger: Logger) -> None:
+    logger.finalize("success")
     if isinstance(logger, WandbLogger):
         import wandb as client
 

@@ -6,9 +6,10 @@ import datetime
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -122,6 +123,11 @@ class Machine:
             timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
         )
 
+    def plugins(self) -> list[Any]:
+        """Lightning's view of the launcher where its own guess would do more than we want."""
+        by_srun = _launched() is not None and "WORLD_SIZE" not in os.environ
+        return [SLURMEnvironment(auto_requeue=False)] if by_srun else []
+
     def prepare(self) -> None:
         """Process-wide switches: TF32 products for what stays in float32, and determinism."""
         torch.set_float32_matmul_precision("high")
@@ -154,6 +160,12 @@ def _launched() -> tuple[int, int, int, int] | None:
         ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
     ):
         if names[0] in os.environ and names[1] in os.environ:
-            world, rank, local, per_node = (os.environ.get(name, "0") for name in names)
-            return int(world), int(rank), int(local), int(per_node) or int(world)
+            missing = [name for name in names if name not in os.environ]
+            if missing:
+                raise ValueError(
+                    f"the launcher does not say {missing[0]}: under Slurm give srun or sbatch "
+                    "--ntasks-per-node=<devices of a node>"
+                )
+            world, rank, local, per_node = (int(os.environ[name]) for name in names)
+            return world, rank, local, per_node
     return None

@@ -49,7 +49,12 @@ def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     started = any((run_dir / name).exists() for name in (results.LAST, results.RESULT))
     stored = run_dir / results.RECIPE
     if started and stored.exists():
-        before = yaml.safe_load(stored.read_text()) or {}
+        try:
+            before = dict(yaml.safe_load(stored.read_text()))
+        except (yaml.YAMLError, TypeError, ValueError):
+            raise ValueError(
+                f"{stored} is damaged: write the recipe there again (--cfg job --resolve), or delete {run_dir}"
+            ) from None
         changes = results.differing_keys(before, recipe.to_dict(), ignore=FREE_KEYS)
         if changes:
             lines = [f"  {name}: {was!r} there, {now!r} here" for name, was, now in changes]

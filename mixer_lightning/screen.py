@@ -23,6 +23,7 @@ class Screen:
         width = None if sys.stdout.isatty() else 120
         self.console = Console(quiet=silent, highlight=False, width=width)
         self.log: Console | None = None
+        self._said: list[Text | Table] = []  # before there was a log
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._total_steps, self._steps_per_epoch = 1, 1.0
@@ -31,6 +32,9 @@ class Screen:
         """From here on everything is also appended to a file."""
         if not self.silent:
             self.log = Console(file=path.open("a"), width=120, highlight=False, no_color=True)
+            for what in self._said:
+                self._write(what)
+            self._said.clear()
 
     def close(self) -> None:
         """Take the bar away and close the log."""
@@ -56,7 +60,12 @@ class Screen:
 
     def _print(self, what: Text | Table) -> None:
         self.console.print(what, soft_wrap=isinstance(what, Text))
-        if self.log is not None:
+        self._write(what)
+
+    def _write(self, what: Text | Table) -> None:
+        if self.log is None:
+            self._said.append(what)
+        else:
             self.log.print(what, soft_wrap=isinstance(what, Text))
             self.log.file.flush()
 
@@ -92,9 +101,8 @@ class Screen:
         line = Text(f"{self._position(step)}  {_numbers(metrics)}")
         if self._progress is None:
             self._print(line)
-        elif self.log is not None:
-            self.log.print(line, soft_wrap=True)
-            self.log.file.flush()
+        else:
+            self._write(line)
 
     def stop_bar(self) -> None:
         """Take the bar away."""
@@ -105,7 +113,7 @@ class Screen:
     def _position(self, step: int) -> str:
         epochs = self._total_steps / self._steps_per_epoch
         if epochs >= 2:
-            return f"epoch {step / self._steps_per_epoch:.4g}/{epochs:.4g}"
+            return f"epoch {step / self._steps_per_epoch:.1f}/{epochs:.3g}"
         return f"step {step:,}/{self._total_steps:,}"
 
 

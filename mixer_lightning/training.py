@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 
-from mixer_lightning import loggers, results
+from mixer_lightning import results
 from mixer_lightning.callbacks import (
     Checkpoints,
     Evaluations,
@@ -32,6 +31,7 @@ from mixer_lightning.config import Recipe, build
 from mixer_lightning.data.module import DataModule
 from mixer_lightning.data.order import chunking, key, seed_generators
 from mixer_lightning.data.sources import BadImage
+from mixer_lightning.loggers import Dashboards
 from mixer_lightning.machine import Machine
 from mixer_lightning.models import checkpoints
 from mixer_lightning.screen import Screen, closing_table
@@ -46,6 +46,7 @@ class Run:
     trainer: Trainer
     metrics: Metrics
     checkpoints: Checkpoints
+    dashboards: Dashboards
     total_steps: int
     num_parameters: int
 
@@ -67,8 +68,7 @@ def train(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
         return _fit(recipe, run_dir, run, screen)
     finally:
         run.data.close()
-        for logger in run.trainer.loggers:
-            loggers.finish(logger)
+        run.dashboards.close()
         screen.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -140,12 +140,13 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         f"{recipe.choices.get('model', type(model).__name__)}  {num_parameters:,} parameters     {machine}"
     )
 
+    dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = Metrics(
         run_dir,
         every_steps=recipe.log_every_steps,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
-        screen=screen,
+        dashboards=dashboards,
     )
     evaluations = Evaluations(
         {name: build(node) for name, node in recipe.evals.items()},
@@ -163,6 +164,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         metrics=metrics,
     )
     progress = Progress(screen, metrics, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    _try_parts(module, evaluations, data)
     evaluations.listeners += [saver.on_metrics, progress.on_metrics]
 
     last = run_dir / results.LAST
@@ -179,13 +181,13 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         devices=machine.local_world_size,
         num_nodes=machine.num_nodes,
         strategy=machine.strategy(),
-        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        plugins=machine.plugins(),
         precision=machine.chosen_precision,
         max_epochs=1,
         max_steps=total_steps - module.step,
         accumulate_grad_batches=chunks.accumulate,
         callbacks=callbacks,
-        logger=_loggers(recipe, run_dir) if machine.rank == 0 else False,
+        logger=False,  # dashboards are fed by Metrics, which knows the step of the whole run
         default_root_dir=run_dir,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -193,58 +195,48 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    return Run(module, data, trainer, metrics, saver, total_steps, num_parameters)
+    return Run(module, data, trainer, metrics, saver, dashboards, total_steps, num_parameters)
 
 
 def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     """Train to the end and write the result; the exit code."""
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
-    if run.module.rank == 0:
-        results.write_text(run_dir / results.RECIPE, recipe.to_yaml())
-        results.keep_metrics_until(run_dir, run.module.step)
-    for logger in run.trainer.loggers:
-        logger.log_hyperparams(recipe.to_dict())
-        advice = loggers.advice(logger, run_dir)
-        if advice:
-            screen.say(advice)
+    run.dashboards.open()
+    run.dashboards.log_recipe(recipe.to_dict())
+    run.dashboards.advise(run_dir)
+    is_first = run.module.rank == 0
     try:
+        if is_first:
+            results.write_text(run_dir / results.RECIPE, recipe.to_yaml())
+            results.keep_metrics_until(run_dir, run.module.step)
         if run.module.step < run.total_steps:
             run.trainer.fit(run.module, datamodule=run.data)
+        screen.stop_bar()
+        if is_first:
+            result = _result(recipe, run)
+            results.write_metrics_csv(run_dir)
+            _draw_curves(run_dir, screen)
+            results.write_result(run_dir, result)
+            closing_table(screen, result, run_dir)
+        return 0
     except Stopped as stop:
         screen.stop_bar()
         screen.say(f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there")
         return stop.exit_code
-    except NonFiniteLoss as error:
-        screen.stop_bar()
-        screen.say(f"{error}. {_where_to_go_on(run_dir, run)}")
-        return 1
-    except BadImage as error:
-        screen.stop_bar()
-        screen.say(f"{_last_line(error)}. {_where_to_go_on(run_dir, run)}")
-        return 1
     except torch.OutOfMemoryError as error:
         screen.stop_bar()
         screen.say(
             f"out of device memory: lower device_batch (the global batch_size stays). {_last_line(error)}"
         )
-        return 1
-    except OSError as error:
+    except (NonFiniteLoss, BadImage, OSError) as error:
         screen.stop_bar()
-        screen.say(f"{error}. {_where_to_go_on(run_dir, run)}")
-        return 1
+        screen.say(_last_line(error))
     except Exception as error:
         screen.stop_bar()
         _say_what_broke(screen, error, run_dir)
-        screen.say(_where_to_go_on(run_dir, run))
-        return 1
-    if run.module.rank == 0:
-        result = _result(recipe, run)
-        results.write_metrics_csv(run_dir)
-        _draw_curves(run_dir, screen)
-        results.write_result(run_dir, result)
-        closing_table(screen, result, run_dir)
-    return 0
+    screen.say(_where_to_go_on(run_dir, run))
+    return 1
 
 
 # --------------------------------------------------------------------------------------------- the pieces
@@ -265,11 +257,31 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def _loggers(recipe: Recipe, run_dir: Path) -> Any:
-    """Lightning loggers of the recipe; False for none."""
+def _dashboards(recipe: Recipe | None, run_dir: Path, screen: Screen) -> Dashboards:
+    """The recipe's loggers, not yet opened; none without a recipe."""
     name = "/".join(run_dir.parts[-2:])
-    made = [build(node, run_dir=run_dir, run_name=name) for node in recipe.logger.values()]
-    return made or False
+    nodes = recipe.logger.items() if recipe is not None else []
+    makers = {key: functools.partial(build, node, run_dir=run_dir, run_name=name) for key, node in nodes}
+    return Dashboards(makers, say=screen.say)
+
+
+def _try_parts(module: Classifier, evaluations: Evaluations, data: DataModule) -> None:
+    """Call once what the first step or the first evaluation would call, on next to nothing.
+
+    Raises:
+        ValueError: a part does not take its numbers, or does not fit the data set.
+    """
+    try:
+        module.make_optimizer(module.model)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"optimizer: {_last_line(error)}") from error
+    targets = torch.full((2, module.num_classes), 1 / module.num_classes)
+    try:
+        module.loss(torch.zeros_like(targets), targets)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"loss: {_last_line(error)}") from error
+    for evaluation in evaluations.evals.values():
+        evaluation.check(data.eval_splits())
 
 
 @contextlib.contextmanager

@@ -28,6 +28,14 @@ class Predict(Protocol):
 class Eval(Protocol):
     """An evaluation."""
 
+    def check(self, splits: list[str]) -> None:
+        """Look at the recipe before a long run starts: `splits` are those besides train.
+
+        Raises:
+            ValueError: the evaluation could not run on this data set.
+        """
+        ...
+
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """Metric names `split/metric` and values; accuracies are fractions. Equal on every process."""
         ...

@@ -20,16 +20,15 @@ class Accuracy:
 
     splits: list[str] | None = None
 
-    def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
-        """`<split>/top1`, and `<split>/top5` where there are more than five classes.
+    def check(self, splits: list[str]) -> None:
+        """Refuse splits that the data set lacks."""
+        for split in self.splits or []:
+            if split not in splits:
+                raise ValueError(f"evals.accuracy.splits: no split '{split}', there are: {', '.join(splits)}")
 
-        Raises:
-            ValueError: the data set has no such split.
-        """
-        there = predict.splits()
-        for split in self.splits or there:
-            if split not in there:
-                raise ValueError(f"evals.accuracy.splits: no split '{split}', there are: {', '.join(there)}")
+    def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
+        """`<split>/top1`, and `<split>/top5` where there are more than five classes."""
+        for split in self.splits or predict.splits():
             metrics = {
                 k: MulticlassAccuracy(predict.num_classes, top_k=k, average="micro").to(predict.device)
                 for k in (1, 5)

@@ -50,7 +50,7 @@ def main_metric(metrics: Sequence[dict[str, float]]) -> str:
 
 def table(found: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     """Rows {varied keys..., seeds, mean, std}, sorted by mean, highest first; std over seeds, 0 for one seed."""
-    recipes = [_settings(result["recipe"]) for result in found]
+    recipes = _settings([result["recipe"] for result in found])
     varied = [
         key
         for key in dict.fromkeys(key for recipe in recipes for key in recipe)
@@ -72,14 +72,18 @@ def table(found: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["mean"])
 
 
-def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a user may have varied: chosen files by their names in place of their contents, without the seed."""
-    choices = recipe["choices"]
-    inside = tuple(f"{group}." for group in ("model", "data", "trainer", "logger") if group in choices)
-    flat = results.flatten({k: v for k, v in recipe.items() if k not in ("seed", "choices")})
-    kept = {key: value for key, value in flat.items() if not key.startswith(inside)}
-    named = {group: choices[group] for group in ("model", "data") if group in choices}
-    return named | kept
+def _settings(recipes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a user may have varied, flat, without the seed; a part taken from different files goes by their names."""
+    names = {group for recipe in recipes for group in recipe["choices"]}
+    named = {group for group in names if len({recipe["choices"].get(group) for recipe in recipes}) > 1}
+    dropped = (*(f"{group}." for group in named), "trainer.", "logger.")
+    settings = []
+    for recipe in recipes:
+        flat = results.flatten({k: v for k, v in recipe.items() if k not in ("seed", "choices")})
+        kept = {key: value for key, value in flat.items() if not key.startswith(dropped)}
+        chosen = {group: recipe["choices"].get(group) for group in sorted(named - {"experiment"})}
+        settings.append(chosen | kept)
+    return settings
 
 
 def _common(paths: Sequence[tuple[str, ...]]) -> list[str]:
