@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import secrets
@@ -50,8 +51,10 @@ class Dashboards:
         try:
             use()
         except Exception as error:  # weeks of training must not end because a dashboard is out of reach
-            self.loggers.pop(name, None)
+            lost = self.loggers.pop(name, None)
             self.say(f"logger.{name} failed and is left out from here on: {error}")
+            with contextlib.suppress(Exception):
+                _disconnect(lost)
 
 
 def tensorboard(run_dir: Path, run_name: str) -> TensorBoardLogger:
@@ -119,7 +122,13 @@ def _advice(logger: Logger, run_dir: Path) -> str:
 
 
 def _finish(logger: Logger) -> None:
-    logger.finalize("success")
+    try:
+        logger.finalize("success")
+    finally:
+        _disconnect(logger)
+
+
+def _disconnect(logger: Logger | None) -> None:
     if isinstance(logger, WandbLogger):
         import wandb as client
 

@@ -10,11 +10,11 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -36,16 +36,15 @@ def write_in_one_move(path: Path, write: Callable[[BinaryIO], None]) -> None:
     Raises:
         OSError: the disk is full or the folder may not be written; the old file still stands.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves behind is written over
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp made it private
-        os.replace(temporary, path)  # noqa: PTH105
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -87,9 +86,10 @@ def check_writable(run_dir: Path) -> None:
 
 
 def append_metrics(run_dir: Path, row: Mapping[str, float]) -> None:
-    """Add one line to metrics.jsonl."""
+    """Add one line to metrics.jsonl; values that JSON has no word for (an infinite gradient norm) are left out."""
+    row = {key: value for key, value in row.items() if math.isfinite(value)}
     with (run_dir / METRICS).open("a") as file:
-        file.write(json.dumps(dict(row)) + "\n")
+        file.write(json.dumps(row) + "\n")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -229,7 +229,7 @@ calls = 0
 
 def loss(logits: torch.Tensor, targets: torch.Tensor, *, bad_call: int) -> torch.Tensor:
     global calls
-    calls += len(logits) == 60  # a trial before the run is no step
+    calls += logits.requires_grad  # a trial before the run is no step
     factor = float("nan") if calls == bad_call else 1.0
     return factor * softmax_cross_entropy(logits, targets)
 """
@@ -243,7 +243,7 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
     words = (
         "~loss.label_smoothing",
         "loss._target_=spoilt.loss",
-        "loss.bad_call=9",
+        "loss.bad_call=8",
     )  # call 1 is the trial before the start
     assert train(tmp_path / "run", *words) == 1
     said = capsys.readouterr().out
