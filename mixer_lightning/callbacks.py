@@ -1,11 +1,12 @@
 """What happens between steps: the log, evaluations, checkpoints, the progress bar, being asked to stop.
 
-They run in the order of the list that `run.py` makes: a checkpoint of a step follows its evaluation, so what a
+They run in the order of the list that `training.py` makes: a checkpoint of a step follows its evaluation, so what a
 checkpoint has seen is also in metrics.jsonl.
 """
 
 from __future__ import annotations
 
+import datetime
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,16 +27,13 @@ from mixer_lightning.screen import Screen
 
 
 class StepCallback(Callback):
-    """Three moments of fitting: it begins, an optimiser step is done, it is over (however it ended)."""
+    """Two moments of fitting: it begins, and an optimiser step is done."""
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
         """Everything is on its device and restored; the first step comes next."""
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """`module.step` steps are done; not called after the micro-batches in between."""
-
-    def on_over(self) -> None:
-        """Fitting has ended, or failed."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook."""
@@ -49,10 +47,6 @@ class StepCallback(Callback):
         assert isinstance(pl_module, Classifier)
         if (batch_idx + 1) % pl_module.chunks.accumulate == 0:
             self.on_step(trainer, pl_module)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lightning's hook."""
-        self.on_over()
 
 
 class Metrics(StepCallback):
@@ -228,9 +222,11 @@ class Checkpoints(StepCallback):
         state["best"], state["metrics"] = self.best, self.metrics.latest
         state["wall_seconds"], state["train_seconds"] = self.wall_seconds, self.metrics.train_seconds
         state["steps_timed"] = self.metrics.steps_timed
-        self._write(trainer, results.LAST, state)
-        if module.step == self.total_steps and self.best is None:
+        if (
+            module.step == self.total_steps and self.best is None
+        ):  # before last.ckpt, which says that all is done
             self._write(trainer, results.BEST, self.record | module.weights())
+        self._write(trainer, results.LAST, state)
         self.saved_step = module.step
         self.metrics.resume()
 
@@ -263,17 +259,17 @@ class Preemption(StepCallback):
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, *, timeout_minutes: float) -> None:
+        self.checkpoints, self.timeout = checkpoints, datetime.timedelta(minutes=timeout_minutes)
         self.received = 0
-        self._before: dict[int, Any] = {}
         self._group: Any = None
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
         """Take over from Lightning's handlers, which talk to other processes from inside the handler."""
-        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        for number in self.SIGNALS:  # Lightning puts back what was there before, however fitting ends
+            signal.signal(number, self._receive)
         if is_distributed():
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT:
@@ -296,12 +292,6 @@ class Preemption(StepCallback):
                 torch.distributed.barrier(group=self._group)
             raise Stopped(received, module.step)
 
-    def on_over(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
 
 class Progress(StepCallback):
     """Draws the bar on a terminal; elsewhere prints a line per evaluation."""
@@ -322,13 +312,9 @@ class Progress(StepCallback):
         """One line per evaluation."""
         self.screen.report(module.step, {**self.metrics.latest, **values})
 
-    def on_over(self) -> None:
-        """Take the bar away."""
-        self.screen.stop_bar()
-
 
 class SameRecipe(StepCallback):
-    """Refuses to train when the processes of a run were started with different recipes."""
+    """Refuses to train when the processes of a run have different recipes, or stand at different steps."""
 
     def __init__(self, recipe: str) -> None:
         self.recipe = recipe
@@ -336,10 +322,15 @@ class SameRecipe(StepCallback):
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
         """Compare all processes with the first."""
         if is_distributed():
-            recipes: list[str] = [""] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(recipes, self.recipe)
-            others = [rank for rank, recipe in enumerate(recipes) if recipe != recipes[0]]
-            if others:
-                raise RuntimeError(
-                    f"processes {others} run another recipe than process 0: start all with one command"
-                )
+            found: list[tuple[str, int]] = [("", 0)] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(found, (self.recipe, module.step))
+            for rank, (recipe, step) in enumerate(found):
+                if recipe != found[0][0]:
+                    raise RuntimeError(
+                        f"process {rank} has another recipe than process 0: start all with one command"
+                    )
+                if step != found[0][1]:
+                    raise RuntimeError(
+                        f"process {rank} stands at step {step:,}, process 0 at {found[0][1]:,}: "
+                        "all nodes must see the same run directory"
+                    )

@@ -133,7 +133,7 @@ class Classifier(LightningModule):
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """A function from uint8 images [B, 3, S, S] to float32 logits: the average's, where there is one."""
-        average_batch_norm(self.model)
+        self._average_batch_norm()
         network = self.ema.module if self.ema is not None else self.model
         training = network.training
         network.eval()
@@ -156,7 +156,7 @@ class Classifier(LightningModule):
         assert self.optimizer is not None
         self.window.check()
         self._check_weights()
-        average_batch_norm(self.model)
+        self._average_batch_norm()
         state: dict[str, Any] = {
             "step": self.step,
             "state_dict": {f"model.{name}": value for name, value in self.model.state_dict().items()},
@@ -168,6 +168,11 @@ class Classifier(LightningModule):
             state["ema"] = self.ema.module.state_dict()
             state["ema_updates"] = int(self.ema.n_averaged)
         return state
+
+    def _average_batch_norm(self) -> None:
+        average_batch_norm(self.model)
+        if self.ema is not None:  # an average of averages: what one process would have is linear in these
+            average_batch_norm(self.ema.module)
 
     def _check_weights(self) -> None:
         """A finite loss may still have made a step to infinity: no such state is kept."""
@@ -190,8 +195,17 @@ class Classifier(LightningModule):
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state["state_dict"].items()})
-        self.configure_optimizers().load_state_dict(state["optimizer"])
-        self.trainer.precision_plugin.load_state_dict(state["precision"])
+        optimizer = self.configure_optimizers()
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, slots in optimizer.state.items():
+            for (
+                name,
+                value,
+            ) in slots.items():  # fused kernels walk over memory: the layout must be the parameter's
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if state["precision"]:  # empty unless the earlier sitting scaled its loss
+            self.trainer.precision_plugin.load_state_dict(state["precision"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
@@ -219,9 +233,9 @@ class Window:
         self._bad_step = torch.where(bad, step, self._bad_step)
 
     def add_grad_norm(self, norm: Tensor) -> None:
-        """Count a gradient norm."""
-        zero = torch.zeros_like(norm, dtype=torch.float64)
-        self._add(torch.stack([zero, zero, zero, norm.double(), zero + 1]))
+        """Count a gradient norm; an infinite one belongs to a step that a scaled loss leaves out."""
+        zero, finite = torch.zeros_like(norm, dtype=torch.float64), norm.isfinite()
+        self._add(torch.stack([zero, zero, zero, torch.where(finite, norm.double(), zero), finite.double()]))
 
     def _add(self, values: Tensor) -> None:
         self._sums = values if self._sums is None else self._sums.to(values.device) + values
@@ -258,7 +272,10 @@ class Window:
         """Means over the window and all processes; the window then starts anew."""
         self.check()
         loss, top1, chunks, grad_norm, norms = self.sums()
-        self._sums = None
+        assert self._sums is not None
+        self._sums = torch.zeros_like(
+            self._sums
+        )  # on its device: a checkpoint of this step sums over processes again
         means = {"train/loss": loss / chunks, "train/top1": top1 / chunks}
         return means | ({"train/grad_norm": grad_norm / norms} if norms else {})
 

@@ -103,7 +103,7 @@ class Recipe:
 
 
 #: Keys that may change between two sittings of the same run: the machine and the dashboards, not the recipe.
-FREE_KEYS = ("trainer", "logger", "choices")
+FREE_KEYS = ("trainer", "logger", "choices", "device_batch", "data.root", "data.download")
 
 
 def _plain(value: Any) -> Any:

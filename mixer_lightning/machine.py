@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
@@ -97,10 +98,12 @@ class Machine:
     @property
     def chosen_precision(self) -> Precision:
         """Precision with `auto` resolved."""
+        if self.precision == "16-mixed" and self.kind == "cpu":
+            raise ValueError("trainer.precision=16-mixed needs a GPU: take bf16-mixed or 32-true")
         if self.precision != "auto":
             return self.precision
         if self.kind == "cuda":
-            return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+            return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
         return "bf16-mixed" if cpu_has_bf16() else "32-true"
 
     @property
@@ -109,7 +112,10 @@ class Machine:
         if self.num_workers is not None:
             return self.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return 0 if self.kind == "cpu" else max(1, min(8, cores // self.local_world_size))
+        shared = (
+            self.local_world_size if "LOCAL_WORLD_SIZE" in os.environ else 1
+        )  # srun gives each process its own
+        return 0 if self.kind == "cpu" else max(1, min(8, cores // shared))
 
     def strategy(self) -> Strategy:
         """Lightning's strategy: one device, or DistributedDataParallel with buffers left to each process."""
@@ -125,8 +131,9 @@ class Machine:
 
     def plugins(self) -> list[Any]:
         """Lightning's view of the launcher where its own guess would do more than we want."""
-        by_srun = _launched() is not None and "WORLD_SIZE" not in os.environ
-        return [SLURMEnvironment(auto_requeue=False)] if by_srun else []
+        if "WORLD_SIZE" in os.environ or not SLURMEnvironment.detect():
+            return []
+        return [SLURMEnvironment(auto_requeue=False) if _launched() is not None else LightningEnvironment()]
 
     def prepare(self) -> None:
         """Process-wide switches: TF32 products for what stays in float32, and determinism."""
@@ -153,19 +160,23 @@ def cpu_has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
+TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SRUN = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+
+
 def _launched() -> tuple[int, int, int, int] | None:
     """(world size, rank, local rank, processes per node) from torchrun or srun, None without a launcher."""
-    for names in (
-        ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-        ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
-    ):
-        if names[0] in os.environ and names[1] in os.environ:
-            missing = [name for name in names if name not in os.environ]
-            if missing:
-                raise ValueError(
-                    f"the launcher does not say {missing[0]}: under Slurm give srun or sbatch "
-                    "--ntasks-per-node=<devices of a node>"
-                )
-            world, rank, local, per_node = (int(os.environ[name]) for name in names)
-            return world, rank, local, per_node
-    return None
+    if all(name in os.environ for name in TORCHRUN[:2]):
+        names = TORCHRUN
+    elif all(name in os.environ for name in SRUN[:2]) and os.environ["SLURM_NTASKS"] != "1":
+        names = SRUN  # a Slurm job of one task has no need of a launcher
+    else:
+        return None
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"the launcher does not say {missing[0]}: under Slurm give srun or sbatch "
+            "--ntasks-per-node=<devices of a node>"
+        )
+    world, rank, local, per_node = (int(os.environ[name]) for name in names)
+    return world, rank, local, per_node

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -80,6 +81,29 @@ def check_writable(run_dir: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory for one run at a time, for as long as the process lives.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    path = run_dir / ".lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {run_dir}: wait for it, or take name=<another>"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------- metrics
@@ -201,9 +225,14 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 def differing_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignore: Iterable[str] = ()
 ) -> list[tuple[str, Any, Any]]:
-    """(key, before, now) of two recipes, dotted; whole root keys in `ignore` may differ."""
-    left = flatten({k: v for k, v in before.items() if k not in set(ignore)})
-    right = flatten({k: v for k, v in now.items() if k not in set(ignore)})
+    """(key, before, now) of two recipes, dotted; keys in `ignore`, and what stands below them, may differ."""
+    free = set(ignore)
+
+    def kept(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        flat = flatten({k: v for k, v in recipe.items() if k not in free})
+        return {k: v for k, v in flat.items() if k not in free}
+
+    left, right = kept(before), kept(now)
     missing = object()
     return [
         (key, left.get(key), right.get(key))

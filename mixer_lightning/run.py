@@ -34,9 +34,14 @@ def train(recipe: Recipe, run_dir: Path) -> int:
     # Threads of a parallel loop that wait for each other spin; where something else needs a core, spinning for long
     # made training 15 times slower (2 cores). A short spin costs some percent when nothing else runs.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from mixer_lightning import training  # torch and Lightning: seconds
+    try:
+        with results.only_one(run_dir) if not screen.silent else contextlib.nullcontext():
+            from mixer_lightning import training  # torch and Lightning: seconds
 
-    code = training.train(recipe, run_dir, screen)
+            code = training.train(recipe, run_dir, screen)
+    except ValueError as error:
+        screen.say(str(error))
+        return 2
     if code == 2:
         with contextlib.suppress(OSError):  # nothing was started: leave no empty directory behind
             run_dir.rmdir()

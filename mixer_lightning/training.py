@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +46,7 @@ class Run:
     dashboards: Dashboards
     total_steps: int
     num_parameters: int
+    device: str
 
 
 def train(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
@@ -82,8 +80,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
     """
     machine: Machine = build(recipe.trainer)
     machine.prepare()
-    with _one_at_a_time(run_dir, machine):
-        source = build(recipe.data)
+    source = build(recipe.data)
     num_classes, num_train = len(source.classes), len(source.splits["train"])
     chunks = chunking(
         batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=machine.world_size
@@ -159,7 +156,11 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         run_dir,
         every_steps=recipe.checkpoint_every.to_steps(steps_per_epoch),
         total_steps=total_steps,
-        record={"recipe": recipe.to_dict(), "classes": list(source.classes)},
+        record={
+            "recipe": recipe.to_dict(),
+            "classes": list(source.classes),
+            "device_batch": chunks.device_batch,
+        },
         monitor="val/top1" if "val" in source.splits and recipe.evals else None,
         metrics=metrics,
     )
@@ -173,9 +174,19 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         module.resume_from(state)
         saver.restore(state)
         data.start_step = module.step
+        if state["device_batch"] != chunks.device_batch:
+            screen.say(
+                f"a forward pass saw {state['device_batch']} images before, {chunks.device_batch} from here on: "
+                "BatchNorm, mixing and dropped branches will not be those of an undisturbed run"
+            )
     callbacks: list[Callback] = [
-        SameRecipe(recipe.to_yaml()), metrics, evaluations, saver, progress, Preemption(saver),
-    ]  # fmt: skip
+        SameRecipe(recipe.to_yaml()),
+        metrics,
+        evaluations,
+        saver,
+        progress,
+        Preemption(saver, timeout_minutes=machine.process_timeout_minutes),
+    ]
     trainer = Trainer(
         accelerator="gpu" if machine.kind == "cuda" else "cpu",
         devices=machine.local_world_size,
@@ -195,7 +206,12 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    return Run(module, data, trainer, metrics, saver, dashboards, total_steps, num_parameters)
+    if machine.world_size > 1:
+        # Lightning asks the device before every micro-batch whether process 0 got SIGTERM; Preemption does that job,
+        # for all processes and signals, without waiting for the device.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    device = str(machine) if machine.kind == "cuda" else results.machine()
+    return Run(module, data, trainer, metrics, saver, dashboards, total_steps, num_parameters, device)
 
 
 def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
@@ -284,17 +300,6 @@ def _try_parts(module: Classifier, evaluations: Evaluations, data: DataModule) -
         evaluation.check(data.eval_splits())
 
 
-@contextlib.contextmanager
-def _one_at_a_time(run_dir: Path, machine: Machine) -> Iterator[None]:
-    """Processes of one run enter one after the other: the first downloads or indexes, the others find it done."""
-    if machine.world_size == 1:
-        yield
-        return
-    with (run_dir / ".data.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
     """The closing record."""
     metrics, module = run.metrics, run.module
@@ -310,7 +315,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "classes": list(run.data.source.classes),
         "git_sha": results.git_sha(),
         "versions": results.versions(),
-        "device": str(build(recipe.trainer)) if module.device.type == "cuda" else results.machine(),
+        "device": run.device,
         "wall_seconds": round(run.checkpoints.wall_seconds, 3),
         "images_per_second": round(metrics.steps_timed * recipe.batch_size / max(seconds, 1e-9), 1),
     }

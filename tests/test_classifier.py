@@ -142,6 +142,23 @@ def test_window_is_the_mean_over_chunks_and_starts_anew():
     assert window.read() == {"train/loss": 5.0, "train/top1": 1.0}
 
 
+def test_window_stays_on_its_device_after_it_was_read():
+    """Or NCCL would be asked to sum a tensor of the CPU when a checkpoint follows a line of the log."""
+    window = Window()
+    window.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    window.read()
+    assert window._sums is not None
+    assert window.sums() == [0.0] * 5
+
+
+def test_an_infinite_norm_is_left_out_of_the_mean():
+    window = Window()
+    window.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    window.add_grad_norm(torch.tensor(float("inf")))
+    window.add_grad_norm(torch.tensor(3.0))
+    assert window.read()["train/grad_norm"] == 3.0
+
+
 def test_window_goes_on_from_saved_sums():
     targets = torch.eye(4)
     window, other = Window(), Window()

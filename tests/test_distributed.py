@@ -116,11 +116,30 @@ def test_one_of_two_is_asked_to_stop_and_one_process_goes_on(tmp_path):
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-3, atol=1e-5)
 
 
+def evaluate(state: dict[str, torch.Tensor]) -> float:
+    from mixer_lightning import create_model
+    from mixer_lightning.data.sources.digits import digits
+    from mixer_lightning.data.transforms import Augment
+
+    model = create_model("convmixer_96_4", num_classes=10).eval()
+    model.load_state_dict(state)
+    augment, test = Augment(), digits().splits["test"]
+    images = torch.stack([augment.eval_image(test[i][0], 8) for i in range(len(test))])
+    labels = torch.tensor([test[i][1] for i in range(len(test))])
+    with torch.no_grad():
+        return float((model(augment.eval_batch(images)).argmax(-1) == labels).double().mean())
+
+
 @pytest.mark.slow
 def test_batch_norm_statistics_are_the_mean_of_the_processes(tmp_path):
-    words = ["model=convmixer_96_4", "device_batch=30"]
+    words = ["model=convmixer_96_4", "device_batch=30", "ema_decay=0.5"]
     assert finish(start(tmp_path, "two", *words)) == [0, 0]
     one(tmp_path, "one", *words)
+    (result,) = (results.read_result(tmp_path / "two"),)
+    assert result is not None
+    # The averaged network evaluated alone from its file, all of its statistics being those of both processes.
+    two = torch.load(tmp_path / "two" / results.LAST, weights_only=True)
+    assert evaluate(two["ema"]) == pytest.approx(result["metrics"]["test/top1"], abs=1e-6)
     for name, value in weights(tmp_path / "one").items():
         if name.endswith(("weight", "bias")):
             torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-2, atol=1e-4)

@@ -117,7 +117,36 @@ def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
     again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ)
     assert "resuming run at step" in again.stdout or "has finished" in again.stdout
     assert_same(tmp_path / "run", undisturbed)
-    assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".last")][1:]
+    assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
+
+
+def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undisturbed, monkeypatch):
+    """Fused optimisers walk over memory: their state must follow the layout of the weights."""
+    on_step = Metrics.on_step
+
+    def interrupted(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    words = (*TINY, "model=convmixer_96_4", "optimizer.eps=1e-3")
+    assert train(compose_one("train", words), tmp_path / "whole") == 0
+    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    assert train(compose_one("train", words), tmp_path / "run") == 143
+    monkeypatch.undo()
+    assert train(compose_one("train", [*words, "trainer.channels_last=false"]), tmp_path / "run") == 0
+    for name, value in outcome(tmp_path / "whole")[0]["state_dict"].items():
+        torch.testing.assert_close(
+            outcome(tmp_path / "run")[0]["state_dict"][name], value, rtol=1e-2, atol=1e-4
+        )
+
+
+def test_two_at_once_in_one_directory_are_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with results.only_one(tmp_path / "run"):
+        assert train(compose_one("train", TINY), tmp_path / "run") == 2
+    assert "another process is training" in capsys.readouterr().out
+    assert train(compose_one("train", TINY), tmp_path / "run") == 0
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, undisturbed):

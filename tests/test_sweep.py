@@ -58,7 +58,7 @@ def test_mean_and_deviation_over_seeds_best_first():
 
 
 def test_one_seed_has_no_deviation():
-    assert table([result(0.5)], "test/top1") == [{"seeds": 1, "mean": 0.5, "std": 0.0}]
+    assert table([result(0.5)], "test/top1") == [{"seeds": 1, "mean": 0.5, "std": None}]
 
 
 def test_a_varied_model_is_one_column():

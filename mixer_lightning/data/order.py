@@ -108,6 +108,9 @@ class ChunkSampler:
     ) -> None:
         self.num_samples, self.chunks, self.rank, self.seed = num_samples, chunks, rank, seed
         self.start_step, self.total_steps, self.repeats = start_step, total_steps, repeats
+        # Where a batch takes its samples from: repetitions as far apart as can be, or chunks would be full of copies
+        # and mixing would blend an image with itself.
+        self._spread = [i for first in range(repeats) for i in range(first, chunks.batch_size, repeats)]
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -117,8 +120,8 @@ class ChunkSampler:
         size, chunk, world_size = self.chunks
         for step in range(self.start_step, self.total_steps):
             for micro in range(self.chunks.accumulate):
-                first = step * size + (micro * world_size + self.rank) * chunk
-                yield [self._sample(position) for position in range(first, first + chunk)]
+                first = (micro * world_size + self.rank) * chunk
+                yield [self._sample(step * size + i) for i in self._spread[first : first + chunk]]
 
     def _sample(self, position: int) -> SampleKey:
         epoch, offset = divmod(position, self.num_samples)

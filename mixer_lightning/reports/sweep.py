@@ -31,7 +31,12 @@ def summarise(run_dirs: Sequence[Path]) -> int:
         writer.writerows(rows)
         results.write_text(folder / TABLE, text.getvalue())
         shown = [
-            {**row, "mean": f"{100 * row['mean']:.2f} %", "std": f"{100 * row['std']:.2f}"} for row in rows
+            {
+                **row,
+                "mean": f"{100 * row['mean']:.2f} %",
+                "std": "" if row["std"] is None else f"{100 * row['std']:.2f}",
+            }
+            for row in rows
         ]
         screen.table(
             f"{metric}, best first", list(rows[0]), [[str(v) for v in row.values()] for row in shown]
@@ -49,7 +54,7 @@ def main_metric(metrics: Sequence[dict[str, float]]) -> str:
 
 
 def table(found: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """Rows {varied keys..., seeds, mean, std}, sorted by mean, highest first; std over seeds, 0 for one seed."""
+    """Rows {varied keys..., seeds, mean, std}, sorted by mean, highest first; std over seeds, None for one."""
     recipes = _settings([result["recipe"] for result in found])
     varied = [
         key
@@ -65,7 +70,7 @@ def table(found: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
             **dict(zip(varied, setting, strict=True)),
             "seeds": len(values),
             "mean": statistics.fmean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "std": statistics.stdev(values) if len(values) > 1 else None,
         }
         for setting, values in groups.items()
     ]

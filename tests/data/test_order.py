@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 
 import pytest
 import torch
@@ -76,7 +77,12 @@ def test_repeated_augmentation_shows_a_third_of_the_images_three_times():
     assert len(counts) == 10
     assert set(counts.values()) == {3}
     assert len(set(seen)) == 30  # no two with the same (epoch, image, repeat): each is augmented anew
-    assert [s.image for s in seen[:3]] == [seen[0].image] * 3  # in one batch
+    for batch in (seen[i : i + 6] for i in range(0, 30, 6)):
+        assert sorted(collections.Counter(s.image for s in batch).values()) == [
+            3,
+            3,
+        ]  # all three in one batch,
+        assert all(a.image != b.image for a, b in itertools.pairwise(batch))  # and never side by side
 
 
 def test_repeats_that_do_not_divide_the_set():
