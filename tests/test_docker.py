@@ -252,7 +252,7 @@ def test_compose_gives_the_gpus_shared_memory_folders_and_keys() -> None:
     assert (name, others) == ("train", [])
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    assert service["shm_size"] == "16gb"
+    assert service["shm_size"] == "64gb"
     assert set(service["environment"]) == {
         "WANDB_API_KEY",
         "WANDB_MODE",

@@ -105,11 +105,28 @@ def test_a_gpu_that_is_there(monkeypatch):
 )
 def test_auto_precision(monkeypatch, gpu, bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16 if gpu else not bf16)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 if gpu else not bf16
+    )
     monkeypatch.setattr(machine, "cpu_has_bf16", lambda: not bf16 if gpu else bf16)
     assert Machine(precision="auto").chosen_precision == expected
-    for said in ("32-true", "bf16-mixed", "16-mixed"):
+    for said in ("32-true", "bf16-mixed", *(["16-mixed"] if gpu else [])):
         assert Machine(precision=said).chosen_precision == said
+
+
+def test_float16_on_a_cpu_is_refused_and_not_replaced():
+    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+        _ = Machine(accelerator="cpu", precision="16-mixed").chosen_precision
+
+
+def test_a_slurm_job_of_one_task_needs_no_launcher(monkeypatch):
+    launch(
+        monkeypatch,
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"},
+    )
+    machine = Machine(accelerator="cpu")
+    assert (machine.world_size, machine.rank, machine.local_world_size) == (1, 0, 1)
+    assert [type(plugin).__name__ for plugin in machine.plugins()] == ["LightningEnvironment"]
 
 
 @pytest.mark.parametrize(
