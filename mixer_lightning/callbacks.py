@@ -222,9 +222,8 @@ class Checkpoints(StepCallback):
         state["best"], state["metrics"] = self.best, self.metrics.latest
         state["wall_seconds"], state["train_seconds"] = self.wall_seconds, self.metrics.train_seconds
         state["steps_timed"] = self.metrics.steps_timed
-        if (
-            module.step == self.total_steps and self.best is None
-        ):  # before last.ckpt, which says that all is done
+        # best.ckpt first: a last.ckpt of the last step says that all is done.
+        if module.step == self.total_steps and self.best is None:
             self._write(trainer, results.BEST, self.record | module.weights())
         self._write(trainer, results.LAST, state)
         self.saved_step = module.step
@@ -286,9 +285,8 @@ class Preemption(StepCallback):
             received = int(flag)
         if received:
             self.checkpoints.save(trainer, module)
-            if (
-                self._group is not None
-            ):  # no process may end before the file is written: its launcher would kill all
+            if self._group is not None:
+                # No process may end before the file is written: its launcher would kill them all.
                 torch.distributed.barrier(group=self._group)
             raise Stopped(received, module.step)
 
