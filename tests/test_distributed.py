@@ -154,3 +154,10 @@ def test_processes_with_different_recipes_are_refused(tmp_path):
     codes = finish(processes)
     assert all(code != 0 for code in codes)
     assert "another recipe than process 0" in (tmp_path / "two" / results.LOG).read_text()
+
+
+def test_lightning_still_has_the_question_that_a_run_silences():
+    """training.py replaces this private method: another Lightning may name it otherwise, and ask at every batch."""
+    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
