@@ -64,7 +64,8 @@ class Screen:
 
     def _write(self, what: Text | Table) -> None:
         if self.log is None:
-            self._said.append(what)
+            if not self.silent:  # a silent process never opens a log
+                self._said.append(what)
         else:
             self.log.print(what, soft_wrap=isinstance(what, Text))
             self.log.file.flush()

@@ -261,10 +261,12 @@ def test_a_file_without_a_head_leaves_it_fresh(tmp_path: Path) -> None:
 
 
 def test_a_fitting_file_is_loaded_without_a_warning(tmp_path: Path) -> None:
-    save_timm(digits_model(), tmp_path / "mixer.pth")
+    saved = digits_model()
+    save_timm(saved, tmp_path / "mixer.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        create_model("mixer_digits", num_classes=10, checkpoint=tmp_path / "mixer.pth")
+        loaded = create_model("mixer_digits", num_classes=10, checkpoint=tmp_path / "mixer.pth")
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in saved.state_dict().items())
 
 
 def test_another_models_file_is_named_and_nothing_is_copied(tmp_path: Path) -> None:
