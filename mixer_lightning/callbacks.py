@@ -9,19 +9,24 @@ from __future__ import annotations
 import datetime
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.classifier import Classifier, is_distributed
+from mixer_lightning.classifier import Classifier, Network, is_distributed
+from mixer_lightning.data.loader import Batch, Loader
 from mixer_lightning.data.module import DataModule
-from mixer_lightning.evals import Eval
+from mixer_lightning.data.transforms import Augment
+from mixer_lightning.data.views import Integers
+from mixer_lightning.evals import Eval, Resize
 from mixer_lightning.loggers import Dashboards
 from mixer_lightning.screen import Screen
 
@@ -125,42 +130,93 @@ class Evaluations(StepCallback):
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Evaluate if it is time."""
-        if self.evals and (module.step % self.every_steps == 0 or module.step == self.total_steps):
+        last = module.step == self.total_steps
+        due = self.evals if last else {name: each for name, each in self.evals.items() if not each.at_end}
+        if due and (last or module.step % self.every_steps == 0):
             self.metrics.pause()
-            values = self.run(module)
-            self.metrics.write(trainer, module.step, values)
+            values = self.run(module, due)
+            if values:
+                self.metrics.write(trainer, module.step, values)
             for listener in self.listeners:
                 listener(trainer, module, values)
             self.metrics.resume()
 
-    def run(self, module: Classifier) -> dict[str, float]:
-        """All metrics of all evaluations."""
-        with module.evaluating() as logits:
-            predict = Predictions(logits, self.data, num_classes=module.num_classes, device=module.device)
-            return dict(pair for evaluation in self.evals.values() for pair in evaluation.run(predict))
+    def run(self, module: Classifier, evals: Mapping[str, Eval]) -> dict[str, float]:
+        """All metrics of some evaluations."""
+        with module.evaluating() as network:
+            folder = self.metrics.run_dir if module.rank == 0 else None
+            predict = Predictions(network, self.data, device=module.device, folder=folder)
+            return dict(pair for evaluation in evals.values() for pair in evaluation.run(predict))
 
 
 class Predictions:
     """The `Predict` that evaluations see: a network over the splits of a data module."""
 
     def __init__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        data: DataModule,
-        *,
-        num_classes: int,
-        device: torch.device,
+        self, network: Network, module: DataModule, *, device: torch.device, folder: Path | None
     ) -> None:
-        self.network, self.data, self.num_classes, self.device = network, data, num_classes, device
+        self.network, self.module, self.data = network, module, module.source
+        self.device, self.folder = device, folder
 
-    def splits(self) -> list[str]:
-        """Names of the splits besides train."""
-        return self.data.eval_splits()
+    def share(self, split: str) -> Integers:
+        """Indices [n] of this process's images, in the order of `logits`."""
+        images = self.module.share(len(self.data.splits[split])).images
+        return np.arange(images.start, images.stop, images.step)
 
-    def logits(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (logits [B, K], labels [B]) of this process's share of a split."""
-        for images, labels in self.data.eval_loader(split):
-            yield self.network(images), labels.to(self.device, non_blocking=True)
+    def logits(self, split: str, *, eval_resize: Resize | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (logits [B, K], labels) of this process's share of a split."""
+        augment = self._augment(eval_resize=eval_resize)
+        yield from self._batches(self.module.eval_loader(split, augment), self.network)
+
+    def features(
+        self,
+        split: str,
+        *,
+        eval_resize: Resize | None = None,
+        eval_crop: float | None = None,
+        indices: Integers | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (features [B, F], labels) of this process's share of a split, or of some images of it."""
+        augment = self._augment(eval_resize=eval_resize, eval_crop=eval_crop)
+        if indices is None:
+            yield from self._batches(self.module.eval_loader(split, augment), self.network.features)
+        else:
+            with self.module.some_loader(split, indices, augment) as loader:
+                yield from self._batches(loader, self.network.features)
+
+    def views(self, split: str, indices: Integers) -> Tensor:
+        """The pixels that the network gets of some images, uint8 [B, 3, S, S], on the CPU."""
+        with self.module.some_loader(split, indices, shared=False) as loader:
+            size = self.module.image_size
+            views = [batch.to(self.device).viewed(size).cpu() for batch in loader]
+        return torch.cat([torch.empty(0, 3, size, size, dtype=torch.uint8), *views])
+
+    def whole(self, batches: Iterable[Tensor]) -> Tensor:
+        """Values of all processes' images in their order, [N, ...], on the CPU of every process."""
+        mine = list(batches)
+        if not is_distributed():
+            return torch.cat(mine).cpu()
+        # A process that has no image at all knows neither the shape nor the type: others tell.
+        shapes: list[tuple[int, Any, Any]] = [(0, None, None)] * torch.distributed.get_world_size()
+        known = (mine[0].shape[1:], mine[0].dtype) if mine else (None, None)
+        torch.distributed.all_gather_object(shapes, (sum(map(len, mine)), *known))
+        lengths = [length for length, _, _ in shapes]
+        shape, dtype = next((shape, dtype) for _, shape, dtype in shapes if dtype is not None)
+        padded = torch.zeros(max(lengths), *shape, dtype=dtype, device=self.device)
+        padded[: sum(map(len, mine))] = torch.cat([padded[:0], *mine])
+        parts = [torch.empty_like(padded) for _ in lengths]
+        torch.distributed.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[: sum(lengths)].cpu()  # image i is process i mod W's
+
+    def _batches(self, loader: Loader, network: Callable[[Batch], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            batch = batch.to(self.device)
+            yield network(batch), batch.labels
+
+    def _augment(self, **views: Any) -> Augment:
+        return replace(
+            self.module.augment, **{name: value for name, value in views.items() if value is not None}
+        )
 
 
 class Checkpoints(StepCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mixer_lightning.data.order import Chunking, key, seed_generators
+from mixer_lightning.data.draws import key
+from mixer_lightning.data.order import Chunking, seed_generators
 
 if TYPE_CHECKING:
+    from mixer_lightning.data.loader import Batch
     from mixer_lightning.data.transforms import Augment
 
 
@@ -38,6 +41,7 @@ class Classifier(LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: Callable[[nn.Module], Optimizer],
         schedule: Callable[[int], float],
+        image_size: int,
         num_classes: int,
         chunks: Chunking,
         rank: int,
@@ -51,7 +55,8 @@ class Classifier(LightningModule):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=layout)
         self.augment, self.loss, self.schedule = augment, loss, schedule
-        self.num_classes, self.chunks, self.rank, self.seed = num_classes, chunks, rank, seed
+        self.image_size, self.num_classes = image_size, num_classes
+        self.chunks, self.rank, self.seed = chunks, rank, seed
         self.clip_grad_norm, self.layout = clip_grad_norm, layout
         self.make_optimizer = optimizer
         self.optimizer: Optimizer | None = None
@@ -81,13 +86,14 @@ class Classifier(LightningModule):
             self._restore(self.state)
             self.state = None
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one chunk."""
         step, micro = divmod(batch_idx, self.chunks.accumulate)
         chunk = micro * self.chunks.world_size + self.rank
         seed_generators(key(self.seed, "step", self.start_step + step, chunk))
-        images, labels = batch
-        pixels, targets = self.augment.train_batch(images, labels, self.num_classes)
+        assert batch.draws is not None
+        images = batch.viewed(self.image_size)
+        pixels, targets = self.augment.train_batch(images, batch.labels, batch.draws, self.num_classes)
         logits = self._outside["forward"](pixels.contiguous(memory_format=self.layout))
         loss = self.loss(logits, targets)
         self.window.add(self.step, loss.detach(), logits.detach(), targets)
@@ -131,23 +137,18 @@ class Classifier(LightningModule):
     # ---------------------------------------------------------------------------------------- evaluation
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """A function from uint8 images [B, 3, S, S] to float32 logits: the average's, where there is one."""
+    def evaluating(self) -> Iterator[Network]:
+        """The network as evaluations use it: the average, where there is one."""
         self._average_batch_norm()
-        network = self.ema.module if self.ema is not None else self.model
-        training = network.training
-        network.eval()
-
-        def logits(images: Tensor) -> Tensor:
-            pixels = self.augment.eval_batch(images.to(self.device, non_blocking=True))
-            with self.trainer.precision_plugin.forward_context():
-                return network(pixels.contiguous(memory_format=self.layout)).float()  # type: ignore[no-any-return]
-
-        try:
-            with torch.inference_mode():
-                yield logits
-        finally:
-            network.train(training)
+        backbone = self.ema.module if self.ema is not None else self.model
+        with evaluating(backbone):
+            yield Network(
+                backbone,
+                self.augment,
+                image_size=self.image_size,
+                layout=self.layout,
+                precision=self.trainer.precision_plugin.forward_context,
+            )
 
     # ----------------------------------------------------------------------------------------- checkpoint
 
@@ -211,6 +212,56 @@ class Classifier(LightningModule):
             self.ema.n_averaged.fill_(state["ema_updates"])
         if self.rank == 0:  # the sums are those of all processes
             self.window.restore(state["window"])
+
+
+@contextlib.contextmanager
+def evaluating(backbone: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; afterwards as before."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        backbone.train(training)
+
+
+class Network:
+    """A backbone as evaluations use it: from batches on its device, whose images get the evaluation's view.
+
+    `precision` gives the context of its forward pass, such as autocast.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        augment: Augment,
+        *,
+        image_size: int,
+        layout: torch.memory_format,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.backbone: Any = backbone
+        self.augment, self.image_size, self.layout, self.precision = augment, image_size, layout, precision
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits [B, K] float32."""
+        with self.precision():
+            logits: Tensor = self.backbone(self._pixels(batch))
+        return logits.float()
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the head sees, [B, F] float32: `forward_features`, the mean over positions."""
+        with self.precision():
+            features: Tensor = self.backbone.forward_features(self._pixels(batch))
+        features = features.float()
+        if features.ndim == 4:  # [B, F, H, W]
+            return features.mean(dim=(2, 3))
+        return features.mean(dim=1) if features.ndim == 3 else features  # [B, S, F]
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        pixels = self.augment.eval_batch(batch.viewed(self.image_size))
+        return pixels.contiguous(memory_format=self.layout)
 
 
 class Window:

@@ -88,6 +88,11 @@ class Recipe:
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
     repeats: int = 1  # repeated augmentation: each sample of a batch this many times
+    train_split: str = "train"  # or a slice by hash, "train[:99%]", or "train+val": see data/splits.py
+    val_split: str | None = None
+    test_split: str | None = None
+    shuffle_window: int = 32  # shards among which samples are shuffled
+    max_bad_fraction: float = 0.001  # of the training images: so many may be unreadable
     checkpoint: str | None = None  # weights to start from
     evals: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +108,17 @@ class Recipe:
 
 
 #: Keys that may change between two sittings of the same run: the machine and the dashboards, not the recipe.
-FREE_KEYS = ("trainer", "logger", "choices", "device_batch", "data.root", "data.download")
+FREE_KEYS = (
+    "trainer",
+    "logger",
+    "choices",
+    "device_batch",
+    "data.root",
+    "data.download",
+    "data.verify",
+    "data.cache",
+    "data.cache_bytes",
+)
 
 
 def _plain(value: Any) -> Any:
@@ -308,11 +323,11 @@ def _check_root(recipe: Mapping[str, Any]) -> Iterator[Problem]:
         value = recipe.get(key)
         if parameter.annotation == "Duration" and isinstance(value, Mapping):
             yield from _check_duration(key, value)
-    for key in ("image_size", "batch_size", "device_batch", "log_every_steps", "repeats"):
+    for key in ("image_size", "batch_size", "device_batch", "log_every_steps", "repeats", "shuffle_window"):
         value = recipe.get(key)
         if isinstance(value, int) and value < 1:
             yield Problem(key, f"'{key}' must be at least 1, found {value}")
-    for key in ("stochastic_depth", "ema_decay"):
+    for key in ("stochastic_depth", "ema_decay", "max_bad_fraction"):
         value = recipe.get(key)
         if isinstance(value, int | float) and not 0 <= value < 1:
             yield Problem(key, f"'{key}' must be at least 0 and below 1, found {value}")
@@ -655,11 +670,12 @@ def _in_our_words(
 # -------------------------------------------------------------------------------------------- programs
 
 
-def program(config_name: str, *, run: str, after_sweep: str) -> None:
+def program(config_name: str, *, run: str, after_sweep: str, implied: str | None = None) -> None:
     """A command-line program: help, compose, check, then `run(recipe, run_dir) -> exit code` for every job.
 
     `run` and `after_sweep` are dotted paths, imported once the recipe is known to be good. `after_sweep` gets the
-    run directories of a sweep. Exits 2 when the recipe is wrong, else with the highest code of the jobs.
+    run directories of a sweep. `implied(overrides, models)` names further overrides that those of the command line
+    imply. Exits 2 when the recipe is wrong, else with the highest code of the jobs.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -673,7 +689,9 @@ def program(config_name: str, *, run: str, after_sweep: str) -> None:
         overrides = list(arguments.overrides)
         jobs: list[Job] = []
     else:
-        jobs, messages, overrides = compose(config_name, arguments.overrides, multirun=sweep, folders=folders)
+        more = locate(implied)(arguments.overrides, groups(folders)["model"]) if implied else []
+        given = [*arguments.overrides, *more]
+        jobs, messages, overrides = compose(config_name, given, multirun=sweep, folders=folders)
         if messages:
             refuse(messages)
     flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
@@ -729,15 +747,41 @@ def _run_under_hydra(config_name: str, run: str) -> list[int]:
     return codes
 
 
+#: How each program is started, and with what, for example.
+EXAMPLES: dict[str, tuple[str, list[str]]] = {
+    "train": (
+        "train.py",
+        [
+            "model=mixer_s16 data=folder data.root=~/birds",
+            "experiment=convmixer_256_8_cifar10_25ep trainer=gpu",
+            "-m optimizer.lr=0.001,0.003 seed=0,1,2     every combination, then one table",
+        ],
+    ),
+    "finetune": (
+        "finetune.py",
+        [
+            "checkpoint=Mixer-B_16.npz data=folder data.root=~/birds",
+            "checkpoint=timm:mixer_b16_224.goog_in21k data=pets image_size=448",
+            "-m checkpoint=... data=pets optimizer.lr=0.003,0.01,0.03,0.06 seed=0,1,2     then one table",
+        ],
+    ),
+    "evaluate": (
+        "-m mixer_lightning.evaluate",
+        [
+            "checkpoint=runs/finetune/mixer_b16-folder-seed0 evals=[accuracy,confusion]",
+            "checkpoint=Mixer-B_16.npz data=cifar10 evals=fewshot",
+        ],
+    ),
+}
+
+
 def help_text(config_name: str) -> str:
     """What `--help` prints: usage, the choices of every group with their first comment, the root keys."""
-    script = Path(sys.argv[0]).name
+    script, examples = EXAMPLES[config_name]
     lines = [
         f"python {script} [group=choice] [key=value] [-m] [--cfg job --resolve]",
         "",
-        f"  python {script} model=mixer_s16 data=folder data.root=~/birds",
-        f"  python {script} experiment=convmixer_256_8_cifar10_25ep trainer=gpu",
-        f"  python {script} -m optimizer.lr=0.001,0.003 seed=0,1,2     every combination, then one table",
+        *(f"  python {script} {example}" for example in examples),
         f"  python {script} experiment=... --cfg job --resolve         print the recipe and stop",
     ]
     for group, choices in groups().items():

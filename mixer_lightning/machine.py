@@ -25,8 +25,10 @@ class Machine:
     precision: auto is bf16-mixed on GPUs and on CPUs with bf16 instructions, else 32-true.
     channels_last: null leaves it to the model (ConvMixer gains, Mixer does not).
     compile: torch.compile of the forward and backward pass; takes a minute at the start.
-    num_workers: loader processes per device; null is 0 on a CPU (decoding shares the cores with training anyway),
-        else the cores of this process, at most 8.
+    decode_threads: threads per device that read and decode images; null is all cores of this process. On a CPU they
+        work between the steps, on a GPU beside them.
+    decode: "gpu" lets the GPU decode JPEGs (nvJPEG) and resize, for machines with few CPU cores; its pixels differ
+        slightly from the CPU's.
     deterministic: only kernels that give the same bits every time; slower on GPUs.
     process_timeout_minutes: after this long without an answer from another process, the run fails.
     """
@@ -36,7 +38,8 @@ class Machine:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     channels_last: bool | None = None
     compile: bool = False
-    num_workers: int | None = None
+    decode_threads: int | None = None
+    decode: Literal["cpu", "gpu"] = "cpu"
     deterministic: bool = False
     process_timeout_minutes: float = 10.0
 
@@ -107,15 +110,33 @@ class Machine:
         return "bf16-mixed" if cpu_has_bf16() else "32-true"
 
     @property
-    def workers(self) -> int:
-        """Loader processes of this process."""
-        if self.num_workers is not None:
-            return self.num_workers
+    def threads(self) -> int:
+        """Threads of this process that read and decode images."""
+        if self.decode_threads is not None:
+            return max(1, self.decode_threads)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         shared = (
             self.local_world_size if "LOCAL_WORLD_SIZE" in os.environ else 1
         )  # srun gives each process its own
-        return 0 if self.kind == "cpu" else max(1, min(8, cores // shared))
+        return max(1, cores // shared)
+
+    @property
+    def decode_device(self) -> torch.device | None:
+        """The GPU that decodes images, if one shall.
+
+        Raises:
+            ValueError: it shall, and there is none.
+        """
+        if self.decode == "cpu":
+            return None
+        if self.kind == "cpu":
+            raise ValueError("trainer.decode is gpu, but this run has none: take trainer.decode=cpu")
+        return torch.device("cuda", self.local_rank)
+
+    @property
+    def batches_ahead(self) -> int:
+        """Batches in the making while one is used: none on a CPU, where decoding and training share the cores."""
+        return 0 if self.kind == "cpu" else 3
 
     def strategy(self) -> Strategy:
         """Lightning's strategy: one device, or DistributedDataParallel with buffers left to each process."""
@@ -134,6 +155,22 @@ class Machine:
         if "WORLD_SIZE" in os.environ or not SLURMEnvironment.detect():
             return []
         return [SLURMEnvironment(auto_requeue=False) if _launched() is not None else LightningEnvironment()]
+
+    def join(self) -> None:
+        """Meet the other processes of this run, where Lightning's Trainer does not do so."""
+        if self.world_size == 1:
+            return
+        if "MASTER_ADDR" not in os.environ:  # torchrun says where; of srun Lightning knows
+            slurm = SLURMEnvironment(auto_requeue=False)
+            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+        if self.kind == "cuda":
+            torch.cuda.set_device(self.local_rank)
+        torch.distributed.init_process_group(
+            "nccl" if self.kind == "cuda" else "gloo",
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
+        )
 
     def prepare(self) -> None:
         """Process-wide switches: TF32 products for what stays in float32, and determinism."""

@@ -28,6 +28,8 @@ RESULT = "result.json"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 CURVES = "curves.png"
+CONFUSION = "confusion.npz"
+EVALUATION = "evaluation.json"
 LOG = "log.txt"
 
 
@@ -137,13 +139,20 @@ def keep_metrics_until(run_dir: Path, step: int) -> None:
 
 def write_metrics_csv(run_dir: Path) -> None:
     """metrics.jsonl as one table, a column per metric, empty where a row lacks it."""
-    rows = read_metrics(run_dir)
+    write_rows(run_dir / METRICS_CSV, read_metrics(run_dir))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, digits: int | None = None) -> None:
+    """A CSV file with a column for every key, empty where a row lacks it; floats with so many significant digits."""
+    rows = list(rows)
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    write_text(run_dir / METRICS_CSV, text.getvalue())
+    for row in rows:
+        short = {k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()}
+        writer.writerow(short)
+    write_text(path, text.getvalue())
 
 
 # ----------------------------------------------------------------------------------------------- result

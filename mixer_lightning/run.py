@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -17,9 +17,15 @@ from mixer_lightning.screen import Screen, closing_table
 def train(recipe: Recipe, run_dir: Path) -> int:
     """Train `recipe` in `run_dir`, go on where an earlier sitting stopped, or say that it has finished.
 
+    A checkpoint to start from gives its head too where the classes are the same.
+
     Returns the exit code: 0 done, 1 failed on the way, 2 nothing was started, 130 or 143 asked to stop and saved.
     """
-    screen = Screen(silent=os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0")
+    return _train(recipe, run_dir, head="auto")
+
+
+def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
+    screen = Screen(silent=is_silent())
     try:
         results.check_writable(run_dir)
         result = finished(recipe, run_dir)
@@ -38,14 +44,36 @@ def train(recipe: Recipe, run_dir: Path) -> int:
         with results.only_one(run_dir) if not screen.silent else contextlib.nullcontext():
             from mixer_lightning import training  # torch and Lightning: seconds
 
-            code = training.train(recipe, run_dir, screen)
+            code = training.train(recipe, run_dir, screen, head=head)
     except ValueError as error:
         screen.say(str(error))
         return 2
     if code == 2:
-        with contextlib.suppress(OSError):  # nothing was started: leave no empty directory behind
-            run_dir.rmdir()
+        leave_no_empty(run_dir)
     return code
+
+
+def finetune(recipe: Recipe, run_dir: Path) -> int:
+    """Train from a checkpoint, which must be given, with a new head; the exit code as of `train`."""
+    if recipe.checkpoint is not None:
+        return _train(recipe, run_dir, head="new")
+    Screen(silent=is_silent()).say(
+        "'checkpoint' is missing: a .npz, .pth, .safetensors or .ckpt file, a run directory, or timm:<name>. "
+        "Training from scratch is train.py"
+    )
+    leave_no_empty(run_dir)
+    return 2
+
+
+def is_silent() -> bool:
+    """Whether another process of this run speaks for all."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+
+
+def leave_no_empty(run_dir: Path) -> None:
+    """Nothing was started: a directory that is empty goes away again."""
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()
 
 
 def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -46,6 +47,14 @@ class Screen:
     def say(self, text: str) -> None:
         """One line."""
         self._print(Text(text))
+
+    def alarm(self, text: str) -> None:
+        """One line, from whatever process: those that are silent otherwise say it on stderr, with their number."""
+        if self.silent:
+            rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "?"))
+            print(f"process {rank}: {text}", file=sys.stderr, flush=True)
+        else:
+            self.say(text)
 
     def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         """A table; the first column is left-aligned, numbers speak for themselves."""
@@ -131,12 +140,15 @@ def _numbers(metrics: Mapping[str, float]) -> str:
     return "  ".join(words)
 
 
+def in_words(metric: str, value: float) -> str:
+    """A value as a table shows it: accuracies in percent."""
+    is_fraction = "/top" in metric or metric.startswith("fewshot/")
+    return f"{100 * value:.2f} %" if is_fraction else f"{value:.4g}"
+
+
 def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> None:
     """The last words of a run: metric and value, and where everything is."""
-    rows = [
-        (name, f"{100 * value:.2f} %" if "/top" in name else f"{value:.4g}")
-        for name, value in sorted(result["metrics"].items())
-    ]
+    rows = [(name, in_words(name, value)) for name, value in sorted(result["metrics"].items())]
     if result["best"]:
         rows.append(
             ("best val/top1", f"{100 * result['best']['value']:.2f} % at step {result['best']['step']:,}")

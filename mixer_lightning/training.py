@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from mixer_lightning.callbacks import (
 )
 from mixer_lightning.classifier import Classifier, NonFiniteLoss
 from mixer_lightning.config import Recipe, build
+from mixer_lightning.data import splits
+from mixer_lightning.data.draws import key
 from mixer_lightning.data.module import DataModule
-from mixer_lightning.data.order import chunking, key, seed_generators
+from mixer_lightning.data.order import chunking, seed_generators
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.loggers import Dashboards
 from mixer_lightning.machine import Machine
@@ -49,17 +52,18 @@ class Run:
     device: str
 
 
-def train(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
+def train(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.Head = "auto") -> int:
     """Train `recipe` in `run_dir`, or go on where an earlier sitting stopped; the exit code (see README)."""
-    _quieten()
+    quieten()
+    show_log(screen)
     try:
-        run = prepare(recipe, run_dir, screen)
+        run = prepare(recipe, run_dir, screen, head=head)
     except (ValueError, OSError) as error:
         screen.say(str(error))
         return 2
     except Exception as error:  # not a user's mistake: the traceback is worth having
         screen.open_log(run_dir / results.LOG)
-        _say_what_broke(screen, error, run_dir)
+        say_what_broke(screen, error, run_dir)
         return 1
     screen.open_log(run_dir / results.LOG)
     try:
@@ -72,15 +76,17 @@ def train(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
             torch.distributed.destroy_process_group()
 
 
-def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
-    """Build and check every part of a run.
+def prepare(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.Head = "auto") -> Run:
+    """Build and check every part of a run; `head` says what becomes of that of a checkpoint to start from.
 
     Raises:
         ValueError, OSError: something in the recipe, the data or a checkpoint is wrong; the message says what.
     """
     machine: Machine = build(recipe.trainer)
     machine.prepare()
-    source = build(recipe.data)
+    source = splits.choose(
+        build(recipe.data), train=recipe.train_split, val=recipe.val_split, test=recipe.test_split
+    )
     num_classes, num_train = len(source.classes), len(source.splits["train"])
     chunks = chunking(
         batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=machine.world_size
@@ -97,7 +103,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         head_bias=recipe.head_bias,
     )
     if recipe.checkpoint is not None:
-        report = checkpoints.load(model, Path(recipe.checkpoint).expanduser())
+        report = checkpoints.load(model, recipe.checkpoint, head=head, classes=source.classes)
         screen.say(str(report))
     schedule = build(recipe.schedule)
     for step in (0, total_steps - 1):
@@ -109,6 +115,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         loss=build(recipe.loss),
         optimizer=build(recipe.optimizer),
         schedule=functools.partial(schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch),
+        image_size=recipe.image_size,
         num_classes=num_classes,
         chunks=chunks,
         rank=machine.rank,
@@ -126,8 +133,12 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
         total_steps=total_steps,
         seed=recipe.seed,
         repeats=recipe.repeats,
+        shuffle_window=recipe.shuffle_window,
+        max_bad_fraction=recipe.max_bad_fraction,
         rank=machine.rank,
-        num_workers=machine.workers,
+        threads=machine.threads,
+        ahead=machine.batches_ahead,
+        decode_on=machine.decode_device,
         pin_memory=machine.kind == "cuda",
     )
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -214,6 +225,40 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen) -> Run:
     return Run(module, data, trainer, metrics, saver, dashboards, total_steps, num_parameters, device)
 
 
+def training_rate(recipe: Recipe, *, seconds: float = 5.0) -> float:
+    """Images per second of whole training steps on this machine, on synthetic images, measured for a few seconds."""
+    machine: Machine = build(recipe.trainer)
+    machine.prepare()
+    facts = {"stochastic_depth": recipe.stochastic_depth, "head_bias": recipe.head_bias}
+    model = build(recipe.model, num_classes=100, image_size=recipe.image_size, **facts)
+    channels_last = model.channels_last if machine.channels_last is None else machine.channels_last
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    device = torch.device(machine.kind)
+    model = model.to(device=device, memory_format=layout)
+    optimizer, loss = build(recipe.optimizer)(model), build(recipe.loss)
+    batch = min(recipe.batch_size, recipe.device_batch or recipe.batch_size)
+    images = torch.randn(batch, 3, recipe.image_size, recipe.image_size, device=device)
+    images = images.contiguous(memory_format=layout)
+    targets = torch.full((batch, 100), 0.01, device=device)
+
+    def step() -> None:
+        dtype = {"16-mixed": torch.float16}.get(machine.chosen_precision, torch.bfloat16)
+        with torch.autocast(device.type, dtype, enabled=machine.chosen_precision != "32-true"):
+            logits = model(images)
+        loss(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()  # fills caches
+    steps, began = 0, time.perf_counter()
+    while steps < 2 or time.perf_counter() - began < seconds:
+        step()
+        steps += 1
+    return steps * batch / (time.perf_counter() - began) * machine.world_size
+
+
 def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     """Train to the end and write the result; the exit code."""
     if run.module.step:
@@ -232,7 +277,7 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         if is_first:
             result = _result(recipe, run)
             results.write_metrics_csv(run_dir)
-            _draw_curves(run_dir, screen)
+            _draw_pictures(run_dir, screen)
             results.write_result(run_dir, result)
             closing_table(screen, result, run_dir)
         return 0
@@ -243,14 +288,17 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     except torch.OutOfMemoryError as error:
         screen.stop_bar()
         screen.say(
-            f"out of device memory: lower device_batch (the global batch_size stays). {_last_line(error)}"
+            f"out of device memory: lower device_batch (the global batch_size stays). {last_line(error)}"
         )
-    except (NonFiniteLoss, BadImage, OSError) as error:
+    except NonFiniteLoss as error:  # all processes find it together
         screen.stop_bar()
-        screen.say(_last_line(error))
+        screen.say(last_line(error))
+    except (BadImage, OSError) as error:
+        screen.stop_bar()
+        screen.alarm(last_line(error))
     except Exception as error:
         screen.stop_bar()
-        _say_what_broke(screen, error, run_dir)
+        say_what_broke(screen, error, run_dir)
     screen.say(_where_to_go_on(run_dir, run))
     return 1
 
@@ -268,7 +316,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read ({_last_line(error)}). Restore it from a copy, or delete it to train anew."
+            f"{path} cannot be read ({last_line(error)}). Restore it from a copy, or delete it to train anew."
         ) from error
     return dict(state)
 
@@ -290,14 +338,17 @@ def _try_parts(module: Classifier, evaluations: Evaluations, data: DataModule) -
     try:
         module.make_optimizer(module.model)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"optimizer: {_last_line(error)}") from error
+        raise ValueError(f"optimizer: {last_line(error)}") from error
     targets = torch.full((2, module.num_classes), 1 / module.num_classes)
     try:
         module.loss(torch.zeros_like(targets), targets)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"loss: {_last_line(error)}") from error
-    for evaluation in evaluations.evals.values():
-        evaluation.check(data.eval_splits())
+        raise ValueError(f"loss: {last_line(error)}") from error
+    for name, evaluation in evaluations.evals.items():
+        try:
+            evaluation.check(data.source)
+        except ValueError as error:
+            raise ValueError(f"evals.{name}: {error}") from error
 
 
 def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -321,20 +372,21 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
     }
 
 
-def _draw_curves(run_dir: Path, screen: Screen) -> None:
-    from mixer_lightning.reports import curves
+def _draw_pictures(run_dir: Path, screen: Screen) -> None:
+    from mixer_lightning.reports import confusion, curves
 
-    try:
-        curves.draw(run_dir)
-    except Exception as error:  # the result of weeks must not hang on a picture
-        screen.say(f"no {results.CURVES}: {error}")
+    for report, name in ((curves, results.CURVES), (confusion, confusion.CONFUSION_PNG)):
+        try:
+            report.draw(run_dir)
+        except Exception as error:  # the result of weeks must not hang on a picture
+            screen.say(f"no {name}: {error}")
 
 
-def _say_what_broke(screen: Screen, error: Exception, run_dir: Path) -> None:
+def say_what_broke(screen: Screen, error: Exception, run_dir: Path) -> None:
     """One line on the screen, the traceback in log.txt."""
     if screen.log is not None:
         screen.log.print(traceback.format_exc(), soft_wrap=True)
-    screen.say(f"{type(error).__name__}: {_last_line(error)}. The traceback is in {run_dir / results.LOG}")
+    screen.say(f"{type(error).__name__}: {last_line(error)}. The traceback is in {run_dir / results.LOG}")
 
 
 def _where_to_go_on(run_dir: Path, run: Run) -> str:
@@ -345,7 +397,7 @@ def _where_to_go_on(run_dir: Path, run: Run) -> str:
     )
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """The message without the traceback that torch's loader processes put before it."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
@@ -353,7 +405,27 @@ def _last_line(error: BaseException) -> str:
     return line.removeprefix(name).rstrip(".")
 
 
-def _quieten() -> None:
+class _OnScreen(logging.Handler):
+    """Shows what the data sources say while they work."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self.screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        of_one_process = record.name.endswith(".loader")  # each process meets its own bad images
+        (self.screen.alarm if of_one_process else self.screen.say)(record.getMessage())
+
+
+def show_log(screen: Screen) -> None:
+    """Let the data sources say on the screen what they do."""
+    ours = logging.getLogger("mixer_lightning")
+    ours.handlers = [_OnScreen(screen)]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def quieten() -> None:
     """Keep Lightning's tips and notices off the screen; errors stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -14,8 +15,11 @@ from conftest import TINY
 from mixer_lightning import results
 from mixer_lightning.classifier import Classifier, NonFiniteLoss, Window
 from mixer_lightning.config import build, compose_one
+from mixer_lightning.data.draws import sample_keys
+from mixer_lightning.data.loader import Batch
 from mixer_lightning.data.order import chunking
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.data.views import view_one
 from mixer_lightning.run import train
 
 
@@ -36,7 +40,7 @@ def same(a: dict, b: dict) -> bool:
 
 def test_same_seed_same_losses_other_seed_other_losses(tmp_path):
     first, first_rows = run(tmp_path)
-    again, again_rows = run(tmp_path, "trainer.num_workers=1", "log_every_steps=5")
+    again, again_rows = run(tmp_path, "trainer.decode_threads=3", "log_every_steps=5")
     _, other_rows = run(tmp_path, "seed=1")
     assert same(first, again)
     assert losses(first_rows) == losses(again_rows)
@@ -57,6 +61,7 @@ def classifier(model: nn.Module, **options: object) -> Classifier:
         "loss": lambda logits, targets: F.cross_entropy(logits, targets),
         "optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
         "schedule": lambda step: 1.0,
+        "image_size": 2,
         "num_classes": 4,
         "chunks": chunking(batch_size=8, device_batch=8, world_size=1),
         "rank": 0,
@@ -74,18 +79,20 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
 
 
-def batches(steps: int, size: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(steps: int, size: int = 8) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
+    draws = Augment().draw(sample_keys(0, [(0, image, 0) for image in range(size)]))
     return [
-        (
+        Batch(
             torch.randint(0, 256, (size, 3, 2, 2), dtype=torch.uint8, generator=generator),
             torch.randint(0, 4, (size,), generator=generator),
+            draws=draws,
         )
         for _ in range(steps)
     ]
 
 
-def fit(module: Classifier, data: list, *, accumulate: int = 1) -> None:
+def fit(module: Classifier, data: list[Batch], *, accumulate: int = 1) -> None:
     Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -94,7 +101,10 @@ def fit(module: Classifier, data: list, *, accumulate: int = 1) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(module, train_dataloaders=torch.utils.data.DataLoader(data, batch_size=None))
+    ).fit(
+        module,
+        train_dataloaders=torch.utils.data.DataLoader(data, batch_size=None, collate_fn=lambda batch: batch),
+    )
 
 
 def test_steps_equal_a_loop_written_out(tmp_path):
@@ -111,8 +121,8 @@ def test_steps_equal_a_loop_written_out(tmp_path):
 
     expected, average = linear(), linear()
     for step in range(3):
-        images = torch.cat([data[2 * step][0], data[2 * step + 1][0]]).float() / 127.5 - 1
-        labels = torch.cat([data[2 * step][1], data[2 * step + 1][1]])
+        images = torch.cat([data[2 * step].images, data[2 * step + 1].images]).float() / 127.5 - 1
+        labels = torch.cat([data[2 * step].labels, data[2 * step + 1].labels])
         expected.zero_grad()
         F.cross_entropy(expected(images), labels).backward()
         gradients = [p.grad for p in expected.parameters()]
@@ -180,14 +190,38 @@ def test_first_bad_step_is_named():
 def test_evaluation_uses_the_average_and_leaves_training_mode(tmp_path):
     module = classifier(linear(), ema_decay=0.5)
     fit(module, batches(3))
-    images = batches(1)[0][0]
+    (batch,) = batches(1)
+    images = batch.images
     with module.evaluating() as logits:
-        got = logits(images)
+        got = logits(batch)
         assert not module.ema.module.training
     assert module.model.training
     expected = module.ema.module(images.float() / 127.5 - 1)
     torch.testing.assert_close(got, expected)
     assert not torch.allclose(got, module.model(images.float() / 127.5 - 1))
+
+
+def test_images_that_are_still_to_be_viewed_are_viewed(tmp_path):
+    """Images in memory come whole, with their views: training and evaluation see what was drawn."""
+    keys = sample_keys(0, [(0, image, 0) for image in range(8)])
+    augment = Augment(crop="random_resized", flip=0.5)
+    images = torch.randint(0, 256, (8, 3, 9, 7), dtype=torch.uint8)
+    widths, heights = np.full(8, 7), np.full(8, 9)
+    labels, draws = torch.arange(8) % 4, augment.draw(keys)
+    whole = Batch(images, labels, augment.train_views(keys, widths, heights, 2), draws)
+    viewed = Batch(whole.viewed(2), labels, None, draws)
+    assert viewed.images.shape == (8, 3, 2, 2)
+    modules = [classifier(linear(), augment=augment) for _ in range(2)]
+    for module, batch in zip(modules, (whole, viewed), strict=True):
+        fit(module, [batch])
+    assert not torch.equal(modules[0].model[1].weight, linear()[1].weight)
+    assert torch.equal(modules[0].model[1].weight, modules[1].model[1].weight)
+    views = augment.eval_views(widths, heights, 2)
+    seen = augment.eval_batch(torch.stack([view_one(images[i], views, i, 2) for i in range(8)]))
+    with modules[0].evaluating() as logits:
+        torch.testing.assert_close(
+            logits(Batch(images, labels, views)), modules[0].model(seen), atol=0.02, rtol=0
+        )
 
 
 @pytest.mark.parametrize(
@@ -206,9 +240,9 @@ def test_overfits_32_images(model, loss):
     augment = Augment(crop="none", flip=0.0)
     torch.manual_seed(0)
     network = build(recipe.model, num_classes=10, image_size=8, stochastic_depth=0.0, head_bias=0.0)
-    images = [source.splits["train"][i] for i in range(32)]
-    pixels = augment.eval_batch(torch.stack([augment.eval_image(image, 8) for image, _ in images]))
-    labels = torch.tensor([label for _, label in images])
+    train, first = source.splits["train"], np.arange(32)
+    pixels = augment.eval_batch(torch.from_numpy(train.pixels[first]).permute(0, 3, 1, 2))
+    labels = torch.from_numpy(train.labels(first))
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for _ in range(200):
         optimizer.zero_grad()

@@ -111,9 +111,9 @@ def test_the_shown_recipe_is_the_one_that_runs(program, tmp_path, words):
 
 
 def test_a_parameter_that_stands_in_no_file(program):
-    done = program("train.py", "trainer.num_workers=1", "--cfg", "job")
+    done = program("train.py", "trainer.decode_threads=1", "--cfg", "job")
     assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["trainer"]["num_workers"] == 1
+    assert yaml.safe_load(done.stdout)["trainer"]["decode_threads"] == 1
 
 
 def test_flags_may_stand_anywhere(program):
@@ -164,7 +164,7 @@ def test_a_run_leaves_the_files_of_the_readme_and_no_others(first_minute):
     (run_dir,) = folder.glob("runs/*/*")
     assert {path.name for path in run_dir.iterdir()} == {
         "recipe.yaml", "metrics.jsonl", "metrics.csv", "result.json",
-        "last.ckpt", "best.ckpt", "curves.png", "log.txt",
+        "last.ckpt", "best.ckpt", "curves.png", "log.txt", "per_class_test.csv",
     }  # fmt: skip
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in folder.iterdir()] == ["runs"]
@@ -183,7 +183,7 @@ def test_a_finished_run_says_so_without_waiting(first_minute):
     (result,) = folder.glob("runs/*/*/result.json")
     stamp = result.stat().st_mtime_ns
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *TINY, "name=first", "trainer.num_workers=1"],
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *TINY, "name=first", "trainer.decode_threads=1"],
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0

@@ -342,7 +342,7 @@ def test_epochs_of_the_command_line_replace_the_steps_of_a_file():
 @pytest.mark.parametrize(
     ("override", "value"),
     [
-        ("trainer.num_workers=1", 1),
+        ("trainer.decode_threads=1", 1),
         ("trainer.deterministic=true", True),
         ("evals.accuracy.splits=[test]", ["test"]),
         ("data.root=/some/birds of mine", "/some/birds of mine"),

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,13 +100,13 @@ def test_two_processes_equal_one_that_accumulates(tmp_path):
 @pytest.mark.slow
 def test_one_of_two_is_asked_to_stop_and_one_process_goes_on(tmp_path):
     words = ["optimizer=sgd", "device_batch=30", "duration.steps=40", "checkpoint_every.steps=4"]
-    words += ["trainer.num_workers=1"]
+    words += ["trainer.decode_threads=2"]
     processes = start(tmp_path, "two", *words)
     last = tmp_path / "two" / results.LAST
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    # As launchers do: the whole process group, so the loader processes get it too. The other rank must hear of it.
+    # As launchers do: the whole process group. The other rank must hear of it.
     os.killpg(processes[1].pid, signal.SIGTERM)
     assert finish(processes) == [143, 143]
     step = torch.load(last, weights_only=True)["step"]
@@ -123,11 +124,12 @@ def evaluate(state: dict[str, torch.Tensor]) -> float:
 
     model = create_model("convmixer_96_4", num_classes=10).eval()
     model.load_state_dict(state)
-    augment, test = Augment(), digits().splits["test"]
-    images = torch.stack([augment.eval_image(test[i][0], 8) for i in range(len(test))])
-    labels = torch.tensor([test[i][1] for i in range(len(test))])
+    test = digits().splits["test"]
+    everything = np.arange(len(test))
+    images = torch.from_numpy(np.stack([test.read(i) for i in everything])).permute(0, 3, 1, 2)
     with torch.no_grad():
-        return float((model(augment.eval_batch(images)).argmax(-1) == labels).double().mean())
+        logits = model(Augment().eval_batch(images))
+    return float((logits.argmax(-1) == torch.from_numpy(test.labels(everything))).double().mean())
 
 
 @pytest.mark.slow

@@ -34,14 +34,16 @@ def refused(tmp_path, capsys):
     return refused
 
 
-def write_images(root: Path, *, splits: tuple[str, ...] = ("train", "val"), each: int = 6) -> Path:
-    """A data set of two classes in folders."""
+def write_images(
+    root: Path, *, splits: tuple[str, ...] = ("train", "val"), each: int = 6, mixed_sizes: bool = False
+) -> Path:
+    """A data set of two classes in folders; of one size, it is kept in memory."""
     noise = np.random.default_rng(0)
     for split in splits:
         for name in ("cats", "dogs"):
             (root / split / name).mkdir(parents=True)
             for i in range(each):
-                pixels = noise.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+                pixels = noise.integers(0, 256, (12, 12 + mixed_sizes * i, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{i}.jpg")
     return root
 
@@ -206,17 +208,56 @@ def test_a_damaged_file_in_the_run_directory(tmp_path, capsys, name, content):
 # ------------------------------------------------------------------------------------ 1: failed on the way
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_named(tmp_path, capsys, workers):
-    root = write_images(tmp_path / "pets")
-    bad = root / "train" / "dogs" / "3.jpg"
-    bad.write_bytes(bad.read_bytes()[:200])
-    words = (f"data.root={root}", f"trainer.num_workers={workers}", "checkpoint_every.steps=1")
-    assert train(tmp_path / "run", *FOLDER, *words) == 1
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mixed_sizes", "threads", "words"),
+    [(True, 1, ["max_bad_fraction=0.01"]), (True, 3, []), (False, 3, ["max_bad_fraction=0.0"])],
+)
+def test_too_many_corrupt_training_images(tmp_path, capsys, mixed_sizes, threads, words):
+    """One of twelve is more than a hundredth, than the default allows, and than none."""
+    root = write_images(tmp_path / "pets", mixed_sizes=mixed_sizes)
+    bad = cut(root / "train" / "dogs" / "3.jpg")
+    options = (f"data.root={root}", f"trainer.decode_threads={threads}", "checkpoint_every.steps=1")
+    assert train(tmp_path / "run", *FOLDER, *options, *words) == 1
     said = capsys.readouterr().out
-    assert str(bad) in said
+    (line,) = [line for line in said.splitlines() if str(bad) in line]
+    assert line.startswith(f"cannot read {bad}: ")
+    assert "It is bad image number 1 of 12, more than max_bad_fraction=" in line
     assert "Traceback" not in said
-    assert str(bad) in (tmp_path / "run" / "log.txt").read_text()
+    assert line in (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(("mixed_sizes", "threads"), [(True, 3), (False, 1)])
+def test_a_few_corrupt_training_images_are_named_and_replaced(tmp_path, capsys, mixed_sizes, threads):
+    root = write_images(tmp_path / "pets", mixed_sizes=mixed_sizes)
+    bad = [cut(root / "train" / name) for name in ("dogs/3.jpg", "cats/0.jpg")]
+    options = (f"data.root={root}", f"trainer.decode_threads={threads}", "max_bad_fraction=0.2")
+    assert train(tmp_path / "run", *FOLDER, *options) == 0  # 16 of 12: every image is wanted
+    said = capsys.readouterr().out
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for path in bad:
+        for text in (said, log):
+            (line,) = [line for line in text.splitlines() if str(path) in line]
+            assert line.startswith(f"cannot read {path}: ")
+            assert line.rstrip().endswith("another image takes its place")
+    assert results.read_result(tmp_path / "run")["metrics"].keys() >= {"val/top1"}
+
+
+def test_a_corrupt_image_to_evaluate_on_ends_the_run(tmp_path, capsys):
+    """A figure without it would be that of another data set, whatever training puts up with."""
+    root = write_images(tmp_path / "pets", mixed_sizes=True)
+    bad = cut(root / "val" / "cats" / "5.jpg")
+    options = (f"data.root={root}", "max_bad_fraction=0.5", "checkpoint_every.steps=1", "eval_every.steps=2")
+    assert train(tmp_path / "run", *FOLDER, *options) == 1
+    said = capsys.readouterr().out
+    assert f"cannot read {bad}: " in said
+    assert f"step 1, stands in {tmp_path}/run/last.ckpt" in said
+    assert "Traceback" not in said
     assert not (tmp_path / "run" / "result.json").exists()
 
 

@@ -36,6 +36,13 @@ FLOORS = {
     "training": 5,
     "run": 6,
     "studies": 7,
+    "pretrained": 1,
+    "transfer": 8,
+    "predict": 7,
+    "evaluation": 6,
+    "evaluate": 7,
+    "export": 7,
+    "prepare": 7,
     "": 6,  # mixer_lightning itself: what it offers to a notebook
 }
 

@@ -150,15 +150,46 @@ def test_bf16_of_a_processor(monkeypatch, flags, expected):
     assert machine.cpu_has_bf16() is expected
 
 
-def test_loader_processes(monkeypatch):
+def test_threads_are_the_cores_that_a_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(24)), raising=False)
-    assert Machine(accelerator="cpu").workers == 0
-    assert Machine(accelerator="cpu", num_workers=3).workers == 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert Machine(accelerator="gpu").workers == 8  # at most
-    assert Machine(accelerator="gpu", num_workers=0).workers == 0
+    for accelerator in ("cpu", "gpu"):
+        assert Machine(accelerator=accelerator).threads == 24
+        assert Machine(accelerator=accelerator, decode_threads=3).threads == 3
+        assert Machine(accelerator=accelerator, decode_threads=0).threads == 1  # some thread must do it
     launch(monkeypatch, TORCHRUN)
-    assert Machine(accelerator="gpu", devices=None).workers == 3  # 24 cores, 8 processes
+    assert Machine(accelerator="gpu", devices=None).threads == 3  # 24 cores, 8 processes
+    assert Machine(accelerator="gpu", devices=None, decode_threads=7).threads == 7
+    launch(monkeypatch, {"LOCAL_WORLD_SIZE": "32"})
+    assert Machine(accelerator="gpu", devices=None).threads == 1
+
+
+def test_srun_has_shared_the_cores_out_already(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    launch(monkeypatch, SRUN)
+    assert Machine(accelerator="cpu", devices=None).threads == 6
+
+
+def test_a_system_that_does_not_tell_which_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert Machine(accelerator="cpu").threads == 10
+
+
+def test_batches_are_made_ahead_beside_a_gpu_only(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Machine(accelerator="cpu").batches_ahead == 0
+    assert Machine(accelerator="gpu").batches_ahead > 0
+
+
+def test_the_gpu_that_decodes_is_the_process_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Machine(accelerator="gpu").decode_device is None
+    assert Machine(accelerator="gpu", decode="gpu").decode_device == torch.device("cuda", 0)
+    launch(monkeypatch, TORCHRUN)
+    assert Machine(accelerator="gpu", devices=None, decode="gpu").decode_device == torch.device("cuda", 3)
+    with pytest.raises(ValueError, match=r"trainer\.decode is gpu.*trainer\.decode=cpu"):
+        _ = Machine(accelerator="cpu", decode="gpu").decode_device
 
 
 def test_strategies(monkeypatch):

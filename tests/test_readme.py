@@ -67,7 +67,7 @@ def test_the_python_example_runs(tmp_path):
 
 
 def test_files_and_folders_that_it_names_exist():
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:conf|docker|results|mixer_lightning)/[\w./]*)`", README):
         assert (ROOT / path).exists(), path
@@ -94,3 +94,20 @@ def test_no_trace_of_a_machine():
         if Path(path).suffix in (".py", ".md", ".yaml", ".toml", ".txt", ".sh"):
             text = (ROOT / path).read_text()
             assert not re.search(r"/(work|home|root)/[a-z]", text), path
+
+
+@pytest.mark.parametrize("command", [c for c in [*COMMANDS, *INLINE] if "finetune.py" in c])
+def test_fine_tuning_commands_compose(command):
+    from mixer_lightning.pretrained import implied
+
+    words = shlex.split(command)
+    given = words[words.index("finetune.py") + 1 :]
+    composition = config.compose("finetune", [*given, *implied(given, config.groups()["model"])])
+    assert composition.messages == []
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m mixer_lightning." in c])
+def test_programs_exist(command):
+    name = re.search(r"-m mixer_lightning\.([\w.]+)", command)[1]  # type: ignore[index]
+    path = ROOT / "mixer_lightning" / name.replace(".", "/")
+    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()

@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
@@ -120,6 +122,33 @@ def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
     assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
 
 
+def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
+    """Photographs of many sizes are decoded anew each time; each sitting finds out that two are damaged."""
+    for i in range(40):
+        path = tmp_path / "photos" / ("train" if i < 30 else "val") / ("cats", "dogs")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (9 + i % 5, 14 - i % 3, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        if i in (3, 20):
+            path.write_bytes(path.read_bytes()[:200])
+    words = (*RICH, "data=folder", f"data.root={tmp_path / 'photos'}", "image_size=8", "max_bad_fraction=0.1")
+    words = (*words, "batch_size=12", "device_batch=6", "augment.crop=random_resized", "augment.flip=0.5")
+    one, three = (compose_one("train", [*words, f"trainer.decode_threads={n}"]) for n in (1, 3))
+    on_step = Metrics.on_step
+
+    def interrupted(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert train(one, tmp_path / "whole") == 0
+    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    assert train(three, tmp_path / "run") == 143
+    monkeypatch.undo()
+    assert train(three, tmp_path / "run") == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undisturbed, monkeypatch):
     """Fused optimisers walk over memory: their state must follow the layout of the weights."""
     on_step = Metrics.on_step
@@ -159,7 +188,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, undisturbed):
 
 def test_the_machine_may_change_between_sittings_but_not_the_recipe(tmp_path, capsys):
     assert train(compose_one("train", TINY), tmp_path / "run") == 0
-    assert train(compose_one("train", [*TINY, "trainer.num_workers=1"]), tmp_path / "run") == 0
+    assert train(compose_one("train", [*TINY, "trainer.decode_threads=1"]), tmp_path / "run") == 0
     assert "has finished" in capsys.readouterr().out
     assert train(compose_one("train", [*TINY, "optimizer.lr=0.5"]), tmp_path / "run") == 2
     assert "optimizer.lr: 0.001 there, 0.5 here" in capsys.readouterr().out

@@ -1,13 +1,132 @@
-"""Encoded bytes become an RGB image here and nowhere else."""
+"""Encoded bytes become an RGB image here and nowhere else.
+
+`crops` is the seam for a decoder of our own: it is handed the encoded files of a piece of a batch, asks for their
+views once their sizes are known, and writes finished pixels; what it decodes in between is its own affair.
+"""
 
 from __future__ import annotations
 
 import io
 import struct
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from mixer_lightning.data.views import Integers, Views, view_one
+
+if TYPE_CHECKING:
+    from mixer_lightning.data.sources import Pixels
+
+MOST_PIXELS = 178_956_970  # a larger image is taken for an attack; twice Pillow's MAX_IMAGE_PIXELS, as there
+
+# What Pillow's readers raise on damaged files; AVIF's raises RuntimeError.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+# torch only reads it.
+warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not writable")
+
+
+def crops(
+    encoded: Sequence[bytes | Pixels],
+    views_of: Callable[[Integers, Integers, Integers], Views],
+    out: Sequence[Tensor],
+    *,
+    device: torch.device | None = None,
+) -> list[tuple[int, str]]:
+    """Write the views of n images to `out`, n times uint8 [3, S, S].
+
+    `views_of(positions, widths, heights)` gives the views of those images that can be decoded. Returns the positions
+    of the others, whose places in `out` stay as they are, with the reasons. With a `device`, JPEGs are decoded and
+    all images are cropped and resized there; a GPU's decoder (nvJPEG) gives slightly other pixels than libjpeg-turbo.
+    """
+    images, positions, bad = [], [], []
+    done = {} if device is None else _jpegs_on(device, encoded)
+    for position, each in enumerate(encoded):
+        try:
+            image = done[position] if position in done else pixels(each)  # [3, H, W]
+            images.append(image if device is None else image.to(device, non_blocking=True))
+            positions.append(position)
+        except ValueError as error:
+            bad.append((position, str(error)))
+    heights, widths = (np.array([image.shape[axis] for image in images], dtype=np.int64) for axis in (1, 2))
+    views = views_of(np.array(positions, dtype=np.int64), widths, heights)
+    for i, (position, image) in enumerate(zip(positions, images, strict=True)):
+        out[position].copy_(view_one(image, views, i, out[position].shape[-1]))
+    return bad
+
+
+def _jpegs_on(device: torch.device, encoded: Sequence[bytes | Pixels]) -> dict[int, Tensor]:
+    """Those JPEGs that the device decodes, by position; none if it refuses one of them."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    files = {
+        position: torch.frombuffer(each, dtype=torch.uint8)
+        for position, each in enumerate(encoded)
+        if isinstance(each, bytes)
+        and (size := jpeg_size(each)) is not None
+        and size[0] * size[1] <= MOST_PIXELS
+    }
+    try:
+        images = decode_jpeg(list(files.values()), mode=ImageReadMode.RGB, device=device) if files else []
+    except RuntimeError:
+        return {}
+    return dict(zip(files, images, strict=True))
+
+
+def pixels(encoded: bytes | Pixels) -> Tensor:
+    """RGB uint8 [3, H, W] of an encoded file or of pixels [H, W, 3]; raises ValueError as `decode` does.
+
+    Plain JPEGs take torchvision's decoder, the same libjpeg-turbo as Pillow's without the copies; everything else, and
+    every file that it refuses, goes through `decode`. The pixels are the same either way.
+    """
+    if not isinstance(encoded, bytes):
+        return torch.from_numpy(encoded).permute(2, 0, 1)
+    if (size := jpeg_size(encoded)) is not None and size[0] * size[1] <= MOST_PIXELS:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        try:
+            image: Tensor = decode_jpeg(
+                torch.frombuffer(encoded, dtype=torch.uint8), mode=ImageReadMode.UNCHANGED
+            )
+        except RuntimeError:
+            pass  # decode says what is wrong with it
+        else:
+            if image.shape[0] == 3:
+                return image
+            if image.shape[0] == 1:
+                return image.expand(3, -1, -1)
+    return torch.from_numpy(np.array(decode(encoded))).permute(2, 0, 1)
+
+
+def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    """Width and height from a JPEG's header, as stored (EXIF orientation is not applied); None for other bytes."""
+    if encoded[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            height, width = struct.unpack_from(">HH", encoded, at + 5)
+            return (width, height) if width and height else None
+        else:
+            at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return None
 
 
 def decode(data: bytes | str | Path) -> Image.Image:
@@ -29,7 +148,7 @@ def decode(data: bytes | str | Path) -> Image.Image:
             return _rgb(image)
     except UnidentifiedImageError:
         raise ValueError(f"its {len(data):,} bytes are not an image of a known format") from None
-    except (OSError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 

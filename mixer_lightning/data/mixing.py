@@ -24,6 +24,8 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Images [B, 3, S, S] as float32 and soft targets [B, K], each image mixed with its predecessor in the batch.
 
+    Labels are [B], or [B, L] where images have several (unused places -1): their targets hold several ones.
+
     mixup (arXiv 1710.09412): x <- lam x_i + (1 - lam) x_j with lam ~ Beta(mixup, mixup).
     CutMix (arXiv 1905.04899): a box of x_j is pasted into x_i, its area 1 - lam with lam ~ Beta(cutmix, cutmix);
     the targets use the area that remains after clipping at the border.
@@ -41,9 +43,7 @@ def mix(
 
     Draws from NumPy's global generator.
     """
-    targets = torch.zeros(len(labels), num_classes, device=labels.device).scatter_(
-        1, labels[:, None], 1.0
-    )  # [B, K]
+    targets = targets_of(labels, num_classes=num_classes)
     images = images.float()
     if (mixup <= 0 and cutmix <= 0) or np.random.rand() >= probability:
         return images, targets
@@ -53,6 +53,13 @@ def mix(
         lam = float(np.random.beta(mixup, mixup))
         images = lam * images + (1 - lam) * images.roll(1, dims=0)
     return images, lam * targets + (1 - lam) * targets.roll(1, dims=0)
+
+
+def targets_of(labels: Tensor, *, num_classes: int) -> Tensor:
+    """Labels int64 [B] or [B, L] (unused places -1) as ones in zeros, float32 [B, K]."""
+    several = labels.view(len(labels), -1) + 1  # place 0 takes what is unused
+    targets = torch.zeros(len(labels), num_classes + 1, device=labels.device)
+    return targets.scatter_(1, several, 1.0)[:, 1:]
 
 
 def _cutmix(images: Tensor, *, lam: float) -> tuple[Tensor, float]:

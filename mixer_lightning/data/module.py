@@ -1,57 +1,45 @@
-"""The one LightningDataModule: a data set, its transforms and the order of samples, as batches for the device."""
+"""The one LightningDataModule: a data set and the order of its samples, as batches for the device."""
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import signal
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from mixer_lightning.data.order import Chunking, ChunkSampler, SampleKey, key, seed_generators
+from mixer_lightning.data.loader import Batch, Loader
+from mixer_lightning.data.order import Chunking, ChunkSampler, Order
+from mixer_lightning.data.sources import Stored
+from mixer_lightning.data.splits import Subset, stretches
 
 if TYPE_CHECKING:
-    from mixer_lightning.data.sources import Dataset as Source
-    from mixer_lightning.data.sources import Images
+    from mixer_lightning.data.order import Samples
+    from mixer_lightning.data.sources import Dataset, Images
     from mixer_lightning.data.transforms import Augment
+    from mixer_lightning.data.views import Integers
 
 
-class TrainImages(Dataset[tuple[Tensor, int]]):
-    """Augmented training images; the augmentation of a sample is a function of (seed, epoch, image, repeat)."""
-
-    def __init__(self, images: Images, augment: Augment, *, image_size: int, seed: int) -> None:
-        self.images, self.augment, self.image_size, self.seed = images, augment, image_size, seed
-
-    def __getitem__(self, sample: SampleKey) -> tuple[Tensor, int]:
-        """One image [3, S, S] uint8 and its label."""
-        image, label = self.images[sample.image]
-        seed_generators(key(self.seed, "augment", *sample))
-        return self.augment.train_image(image, self.image_size), label
-
-
-class EvalImages(Dataset[tuple[Tensor, int]]):
+class EvalPlan:
     """The share of one process of a split: images rank, rank + W, rank + 2 W, ...; together each exactly once."""
 
-    def __init__(
-        self, images: Images, augment: Augment, *, image_size: int, rank: int, world_size: int
-    ) -> None:
-        self.images, self.augment, self.image_size = images, augment, image_size
-        self.indices = range(rank, len(images), world_size)
+    def __init__(self, num_images: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.images, self.batch_size = range(rank, num_images, world_size), batch_size
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return -(-len(self.images) // self.batch_size)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        """One image [3, S, S] uint8 and its label."""
-        image, label = self.images[self.indices[i]]
-        return self.augment.eval_image(image, self.image_size), label
+    def __iter__(self) -> Iterator[Samples]:
+        for first in range(0, len(self.images), self.batch_size):
+            samples = np.zeros((len(self.images[first : first + self.batch_size]), 3), np.int64)
+            samples[:, 1] = self.images[first : first + self.batch_size]
+            yield samples
 
 
 class DataModule(LightningDataModule):
-    """Batches (images uint8 [D, 3, S, S], labels int64 [D]) of a source, for one process of `world_size`.
+    """Batches of a source for one process of `world_size`.
 
     Lightning's own samplers and epochs are not used: one pass over `train_dataloader` is the rest of the run,
     from `start_step` to `total_steps`, in the order of `data/order.py`.
@@ -59,7 +47,7 @@ class DataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: Dataset,
         augment: Augment,
         *,
         image_size: int,
@@ -67,79 +55,100 @@ class DataModule(LightningDataModule):
         total_steps: int,
         seed: int,
         repeats: int,
+        shuffle_window: int,
+        max_bad_fraction: float,
         rank: int,
-        num_workers: int,
+        threads: int,
+        ahead: int,
         pin_memory: bool,
+        decode_on: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.source, self.augment, self.image_size = source, augment, image_size
         self.chunks, self.total_steps, self.seed, self.repeats = chunks, total_steps, seed, repeats
-        self.rank, self.num_workers, self.pin_memory = rank, num_workers, pin_memory
+        self.shuffle_window, self.max_bad_fraction = shuffle_window, max_bad_fraction
+        self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
+        self.decode_on = decode_on
         self.start_step = 0
-        self._eval_loaders: dict[str, DataLoader[tuple[Tensor, int]]] = {}
+        self._loaders: dict[str, Loader] = {}
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def train_dataloader(self) -> Loader:
         """All batches still to come."""
         images = self.source.splits["train"]
-        sampler = ChunkSampler(
-            len(images),
+        order = Order(stretches(images), window=self.shuffle_window, seed=self.seed)
+        if isinstance(images, Stored):
+            order.expect = images.expect
+        plan = ChunkSampler(
+            order,
             chunks=self.chunks,
             rank=self.rank,
-            seed=self.seed,
             start_step=self.start_step,
             total_steps=self.total_steps,
             repeats=self.repeats,
         )
-        return DataLoader(
-            TrainImages(images, self.augment, image_size=self.image_size, seed=self.seed),
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            prefetch_factor=4 if self.num_workers else None,
-            worker_init_fn=_leave_signals_to_the_run,
-        )
-
-    def close(self) -> None:
-        """End the loader processes that evaluations keep."""
-        self._eval_loaders.clear()
+        if "train" not in self._loaders:
+            self._loaders["train"] = self._loader(images, plan, seed=self.seed)
+        self._loaders["train"].plan = plan
+        return self._loaders["train"]
 
     def eval_splits(self) -> list[str]:
         """Names of the splits to evaluate on: all but train."""
         return [name for name in self.source.splits if name != "train"]
 
-    def eval_loader(self, split: str) -> DataLoader[tuple[Tensor, int]]:
-        """This process's share of a split, in a fixed order; the last batch may be smaller."""
-        if split not in self._eval_loaders:
-            images = EvalImages(
-                self.source.splits[split],
-                self.augment,
-                image_size=self.image_size,
-                rank=self.rank,
-                world_size=self.chunks.world_size,
-            )
-            self._eval_loaders[split] = DataLoader(
-                images,
-                batch_size=min(self.chunks.device_batch, 256),
-                num_workers=self.num_workers,
-                pin_memory=self.pin_memory,
-                persistent_workers=self.num_workers > 0,
-                worker_init_fn=_leave_signals_to_the_run,
-            )
-        return self._eval_loaders[split]
+    def eval_loader(self, split: str, augment: Augment | None = None) -> Loader:
+        """This process's share of a split, in a fixed order; the last batch may be smaller.
 
+        `augment` shows other evaluation views than the recipe's, until the next call.
+        """
+        name = f"eval {split}"  # training has a loader of its own
+        if name not in self._loaders:
+            plan = self.share(len(self.source.splits[split]))
+            self._loaders[name] = self._loader(self.source.splits[split], plan, seed=None)
+        self._loaders[name].augment = augment or self.augment
+        return self._loaders[name]
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Let loader processes live through a request to stop.
+    @contextlib.contextmanager
+    def some_loader(
+        self, split: str, indices: Integers, augment: Augment | None = None, *, shared: bool = True
+    ) -> Iterator[Loader]:
+        """The like for some images of a split; no others are read. Unless `shared`, this process gets them all."""
+        images = Subset(self.source.splits[split], indices)
+        loader = self._loader(images, self.share(len(images), shared=shared), seed=None)
+        loader.augment = augment or self.augment
+        try:
+            yield loader
+        finally:
+            loader.close()
 
-    Launchers signal every process of a run, and the run must still finish its step and save. Loader processes end
-    with `close`, or with the run's main process.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    def share(self, num_images: int, *, shared: bool = True) -> EvalPlan:
+        """Which of so many images this process evaluates: its share, or all."""
+        return EvalPlan(
+            num_images,
+            batch_size=min(self.chunks.device_batch, 256),
+            rank=self.rank if shared else 0,
+            world_size=self.chunks.world_size if shared else 1,
+        )
 
+    def close(self) -> None:
+        """End the threads of the loaders."""
+        for loader in self._loaders.values():
+            loader.close()
+        self._loaders.clear()
 
-@atexit.register
-def _end_loader_processes() -> None:
-    """Python ends child processes by SIGTERM, which those of a loader ignore: after an error it would wait forever."""
-    for process in multiprocessing.active_children():
-        process.kill()
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning's hook; its own way would take the batch apart."""
+        return batch.to(device)
+
+    def _loader(self, images: Images, plan: Any, *, seed: int | None) -> Loader:
+        return Loader(
+            images,
+            plan,
+            self.augment,
+            image_size=self.image_size,
+            seed=seed,
+            threads=self.threads,
+            ahead=self.ahead,
+            pin_memory=self.pin_memory,
+            max_bad_fraction=self.max_bad_fraction,
+            decode_on=self.decode_on,
+        )

@@ -2,6 +2,10 @@
 
 The training set is one endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Global batch b
 is samples [b G, (b + 1) G) of the stream, so every sample is seen exactly once per epoch and nothing is dropped.
+In an epoch the shards are shuffled, and then the samples within a window of shards, so that reading stays near one
+place; where nothing is stored in shards, the whole set is one window. A position is two integers, epoch and offset:
+to find its sample takes one window's permutation, however far into a run it lies.
+
 A global batch is cut into chunks of `device_batch` samples, D. With W processes and A = G / (W D) accumulated
 micro-batches, process r takes the chunks a W + r, a = 0 ... A - 1. A chunk is what one forward pass sees: its
 mixing, dropout and batch statistics depend on (seed, step, chunk) alone, so 8 devices, or 1 that accumulates 8
@@ -10,22 +14,17 @@ micro-batches, do the same arithmetic.
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from mixer_lightning.data.draws import key
 
-class SampleKey(NamedTuple):
-    """Which sample, in which epoch, and the how-manieth of its repetitions there (repeated augmentation)."""
-
-    epoch: int
-    image: int
-    repeat: int
+Samples = npt.NDArray[np.int64]  # [D, 3]: epoch, image, and the how-manieth of its repetitions there
 
 
 class Chunking(NamedTuple):
@@ -61,12 +60,6 @@ def chunking(*, batch_size: int, device_batch: int | None, world_size: int) -> C
     return Chunking(batch_size, chunk, world_size)
 
 
-def key(*parts: int | str) -> int:
-    """A 63-bit seed from anything that names a random draw: key(seed, "order", epoch)."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def seed_generators(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators (CPU and accelerators) with one number."""
     random.seed(seed)
@@ -74,58 +67,106 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def epoch_order(num_samples: int, *, seed: int, epoch: int, repeats: int = 1) -> Tensor:
-    """Sample indices of one epoch, [num_samples] int64: a permutation that depends on (seed, epoch) alone.
+class Order:
+    """The order of N samples in every epoch: `images(epoch, offsets)`, a permutation that depends on (seed, epoch).
 
-    With `repeats` R > 1 (repeated augmentation, arXiv 1901.09335), an epoch takes the first num_samples / R of the
-    permutation, each R times in a row, so that the repetitions meet in one global batch.
+    `stretches` are the numbers of samples that lie together in storage, one for each shard. Windows of `window`
+    shards, in the epoch's order of shards, are each permuted as a whole.
     """
-    generator = torch.Generator().manual_seed(key(seed, "order", epoch))
-    order = torch.randperm(num_samples, generator=generator)
-    return (
-        order
-        if repeats == 1
-        else order[: -(-num_samples // repeats)].repeat_interleave(repeats)[:num_samples]
-    )
+
+    def __init__(self, stretches: Sequence[int], *, window: int, seed: int) -> None:
+        self.stretches = np.asarray(stretches, dtype=np.int64)
+        self.firsts = np.cumsum(self.stretches) - self.stretches  # where each stretch begins
+        self.num_samples = int(self.stretches.sum())
+        self.window, self.seed = window, seed
+        self.expect: Callable[[Sequence[int]], None] | None = None  # told which shards are read next
+        self._epoch = -1
+        self._shards = self._ends = np.empty(0, np.int64)
+        self._window, self._samples = (-1, -1), np.empty(0, np.int64)
+
+    def images(self, epoch: int, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sample indices [B] at offsets [B] of an epoch, each in [0, N)."""
+        self._begin(epoch)
+        windows = np.searchsorted(self._ends, offsets, side="right")  # [B]
+        found = np.empty_like(offsets)
+        for window in np.unique(windows):
+            here = windows == window
+            begin = self._ends[window - 1] if window else 0
+            found[here] = self._permutation(epoch, int(window))[offsets[here] - begin]
+        return found
+
+    def shards(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
+        """The shards of a window and of the next one in the epoch, in that order."""
+        self._begin(epoch)
+        return self._shards[window * self.window : (window + 2) * self.window]
+
+    def _begin(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._shards = _permutation(len(self.stretches), self.seed, "shards", epoch)
+            ends = np.cumsum(self.stretches[self._shards])
+            self._ends = np.append(ends[self.window - 1 :: self.window], ends[-1:])
+            self._epoch = epoch
+
+    def _permutation(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
+        if self._window != (epoch, window):
+            shards = self._shards[window * self.window : (window + 1) * self.window]
+            inside = [
+                np.arange(n) + first
+                for n, first in zip(self.stretches[shards], self.firsts[shards], strict=True)
+            ]
+            samples = np.concatenate(inside)
+            self._samples = samples[_permutation(len(samples), self.seed, "order", epoch, window)]
+            self._window = (epoch, window)
+            if self.expect is not None:
+                self.expect(self.shards(epoch, window).tolist())
+        return self._samples
+
+
+def _permutation(count: int, *parts: int | str) -> npt.NDArray[np.int64]:
+    """A permutation of `count` numbers named by `parts`; torch's, which stays the same from release to release."""
+    generator = torch.Generator().manual_seed(key(*parts))
+    return torch.randperm(count, generator=generator).numpy()
 
 
 class ChunkSampler:
-    """Batch sampler of one process: the keys of its chunks from `start_step` to `total_steps`.
+    """The samples of one process: its chunks from `start_step` to `total_steps`, each [D, 3].
 
-    Yields lists of D `SampleKey`; its length is the number of chunks still to come.
+    With `repeats` R > 1 (repeated augmentation, arXiv 1901.09335), an epoch takes the first N / R samples of its
+    order, each R times in a row, so that the repetitions meet in one global batch. Its length is the number of
+    chunks still to come.
     """
 
     def __init__(
         self,
-        num_samples: int,
+        order: Order,
         *,
         chunks: Chunking,
         rank: int,
-        seed: int,
         start_step: int,
         total_steps: int,
         repeats: int = 1,
     ) -> None:
-        self.num_samples, self.chunks, self.rank, self.seed = num_samples, chunks, rank, seed
+        self.order, self.chunks, self.rank = order, chunks, rank
         self.start_step, self.total_steps, self.repeats = start_step, total_steps, repeats
         # Where a batch takes its samples from: repetitions as far apart as can be, or chunks would be full of copies
         # and mixing would blend an image with itself.
-        self._spread = [i for first in range(repeats) for i in range(first, chunks.batch_size, repeats)]
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        spread = [i for first in range(repeats) for i in range(first, chunks.batch_size, repeats)]
+        self._spread = np.asarray(spread, dtype=np.int64)
 
     def __len__(self) -> int:
         return (self.total_steps - self.start_step) * self.chunks.accumulate
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
+    def __iter__(self) -> Iterator[Samples]:
         size, chunk, world_size = self.chunks
         for step in range(self.start_step, self.total_steps):
             for micro in range(self.chunks.accumulate):
                 first = (micro * world_size + self.rank) * chunk
-                yield [self._sample(step * size + i) for i in self._spread[first : first + chunk]]
+                yield self._at(step * size + self._spread[first : first + chunk])
 
-    def _sample(self, position: int) -> SampleKey:
-        epoch, offset = divmod(position, self.num_samples)
-        if epoch != self._epoch:
-            self._order = epoch_order(self.num_samples, seed=self.seed, epoch=epoch, repeats=self.repeats)
-            self._epoch = epoch
-        return SampleKey(epoch, int(self._order[offset]), offset % self.repeats)
+    def _at(self, positions: npt.NDArray[np.int64]) -> Samples:
+        epochs, offsets = np.divmod(positions, self.order.num_samples)
+        samples = np.stack([epochs, np.empty_like(epochs), offsets % self.repeats], axis=1)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            samples[here, 1] = self.order.images(int(epoch), offsets[here] // self.repeats)
+        return samples

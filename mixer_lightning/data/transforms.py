@@ -1,4 +1,7 @@
-"""From a decoded image to the model's input: one augmentation recipe, four methods.
+"""From stored images to the model's input: one augmentation recipe.
+
+What is random about a sample is drawn from its key (data/draws.py), for a whole batch at once: first its view, which
+the decoder needs, then what happens to the pixels of the batch on the device.
 
 Legend: B images of a batch, K classes, S side of the model's input in pixels.
 """
@@ -6,34 +9,40 @@ Legend: B images of a batch, K classes, S side of the model's input in pixels.
 from __future__ import annotations
 
 import math
-import random
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from mixer_lightning.data import mixing
+from mixer_lightning.data import mixing, rand_augment
+from mixer_lightning.data.draws import Keys, uniform
+from mixer_lightning.data.rand_augment import ColorJitter, RandAugment
+from mixer_lightning.data.views import FILTERS, Integers, Views
 
-RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
-}
+if TYPE_CHECKING:
+    from mixer_lightning.data.rand_augment import ColorJitterDraws, RandAugmentDraws
 
-ImageOperation = Callable[[Image.Image], Image.Image]
+TRIES = 10  # of a random crop that must fit, as in timm and torchvision
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What shall happen to the pixels of a batch; NumPy arrays, so that grouping images never waits for a GPU."""
+
+    flip: npt.NDArray[np.bool_]  # [B]
+    rand_augment: RandAugmentDraws | None
+    color_jitter: ColorJitterDraws | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """What happens to images between the source and the model. The defaults augment nothing.
 
-    In a worker, per image, drawing from the global generators of `random`, NumPy and torch:
+    Drawn from the sample's key:
       crop             "random_resized": a random part of area share `crop_scale` and aspect ratio `crop_ratio`,
                        resized to S (arXiv 1409.4842); "resize_random": short side to S / eval_crop, then a random
                        S x S part; "pad": short side to S, `crop_padding` black pixels on each side, then a random
@@ -53,7 +62,7 @@ class Augment:
 
     Evaluation: "short_side": short side to floor(S / eval_crop), "square": both sides to it; the S x S centre of that.
 
-    All resizing is Pillow's, hence antialiased.
+    All resizing is antialiased, with Pillow's filters.
     """
 
     crop: Literal["random_resized", "resize_random", "pad", "none"] = "none"
@@ -81,7 +90,7 @@ class Augment:
         _one_of("interpolation", self.interpolation, "bilinear", "bicubic", "random")
         _one_of("erase_mode", self.erase_mode, "pixel", "const")
         _one_of("eval_resize", self.eval_resize, "short_side", "square")
-        _one_of("eval_interpolation", self.eval_interpolation, *RESAMPLING)
+        _one_of("eval_interpolation", self.eval_interpolation, *FILTERS)
         for name in ("flip", "mix_probability", "mix_switch", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -104,32 +113,58 @@ class Augment:
         if not 0 < self.eval_crop <= 1:
             raise ValueError(f"augment.eval_crop must lie in (0, 1]; it is {self.eval_crop}.")
         if self.rand_augment is not None:
-            _check_rand_augment(self.rand_augment)
+            rand_augment.check(self.rand_augment)
 
-    # ---- one image, in a worker
+    # ---- before decoding
 
-    def train_image(self, image: Image.Image, image_size: int) -> Tensor:
-        """A randomly augmented uint8 tensor [3, S, S] from an RGB image of any size."""
-        image = self._train_crop(image, image_size)
-        if self.flip > 0 and random.random() < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self._rand_augment is not None:
-            image = self._rand_augment(image)
-        if self._color_jitter is not None:
-            image = self._color_jitter(image)
-        return _tensor(image)
+    def train_views(self, keys: Keys, widths: Integers, heights: Integers, image_size: int) -> Views:
+        """A random view of each image; widths and heights in pixels [B]."""
+        if self.crop == "none":
+            return self.eval_views(widths, heights, image_size)
+        u = uniform(keys, "view", 2 * TRIES + 3)
+        if self.interpolation == "random":
+            filters = (u[:, 2] < 0.5).astype(np.int64)
+        else:
+            filters = np.full(len(u), FILTERS.index(self.interpolation))
+        if self.crop == "random_resized":
+            return self._random_resized(u, widths, heights, image_size, filters)
+        side = image_size if self.crop == "pad" else math.floor(image_size / self.eval_crop)
+        border = self.crop_padding if self.crop == "pad" else 0
+        to_width, to_height = _short_side(widths, heights, side)
+        x = _integer(u[:, 0], to_width + 2 * border - image_size) - border
+        y = _integer(u[:, 1], to_height + 2 * border - image_size) - border
+        return _whole_images(widths, heights, to_width, to_height, x, y, filters)
 
-    def eval_image(self, image: Image.Image, image_size: int) -> Tensor:
-        """The evaluation's view of an RGB image of any size: uint8 tensor [3, S, S]."""
-        return _tensor(self._eval_crop(image, image_size))
+    def eval_views(self, widths: Integers, heights: Integers, image_size: int) -> Views:
+        """The evaluation's view of each image."""
+        side = math.floor(image_size / self.eval_crop)
+        if self.eval_resize == "square":
+            to_width = to_height = np.full_like(widths, side)
+        else:
+            to_width, to_height = _short_side(widths, heights, side)
+        x, y = (np.rint((extent - image_size) / 2).astype(np.int64) for extent in (to_width, to_height))
+        filters = np.full(len(widths), FILTERS.index(self.eval_interpolation))
+        return _whole_images(widths, heights, to_width, to_height, x, y, filters)
+
+    def draw(self, keys: Keys) -> Draws:
+        """What shall happen to the pixels of training images."""
+        return Draws(
+            flip=uniform(keys, "flip", 1)[:, 0] < self.flip,
+            rand_augment=self._rand_augment.draw(keys) if self._rand_augment is not None else None,
+            color_jitter=self._color_jitter.draw(keys) if self._color_jitter is not None else None,
+        )
 
     # ---- a batch, on its device
 
-    def train_batch(self, images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Mix, normalise, erase: uint8 [B, 3, S, S] and labels int64 [B] to float32 images and soft targets [B, K].
+    def train_batch(
+        self, images: Tensor, labels: Tensor, draws: Draws, num_classes: int
+    ) -> tuple[Tensor, Tensor]:
+        """Views uint8 [B, 3, S, S] and labels int64 [B] or [B, L] to float32 images and soft targets [B, K].
 
-        The order is timm's: mixing sees pixels, erasing sees normalised values.
+        Flip, RandAugment, jitter, mix, normalise, erase. The order is timm's: mixing sees pixels, erasing sees
+        normalised values. Mixing and erasing draw from the global generators, once per batch.
         """
+        images = self.alter(images, draws)
         mixed, targets = mixing.mix(
             images,
             labels,
@@ -144,6 +179,17 @@ class Augment:
             normalised = mixing.erase(normalised, probability=self.erase, mode=self.erase_mode)
         return normalised, targets
 
+    def alter(self, images: Tensor, draws: Draws) -> Tensor:
+        """Flipped, with RandAugment's operations and jittered colours: uint8 [B, 3, S, S] to the same."""
+        if draws.flip.any():
+            flip = torch.from_numpy(draws.flip).to(images.device, non_blocking=True)
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        if draws.rand_augment is not None and self._rand_augment is not None:
+            images = self._rand_augment(images, draws.rand_augment)
+        if draws.color_jitter is not None and self._color_jitter is not None:
+            images = self._color_jitter(images, draws.color_jitter)
+        return images
+
     def eval_batch(self, images: Tensor) -> Tensor:
         """Normalised float32 images [B, 3, S, S] from uint8."""
         return self._normalise(images.float())
@@ -153,97 +199,83 @@ class Augment:
 
     # ---- parts
 
-    def _train_crop(self, image: Image.Image, size: int) -> Image.Image:
-        if self.crop == "none":
-            return self._eval_crop(image, size)
-        if self.crop == "random_resized":
-            return self._random_resized_crop(image, size)
-        if self.crop == "pad":
-            image = _short_side(image, size, self._draw_interpolation())
-            image = ImageOps.expand(image, self.crop_padding) if self.crop_padding else image
-        else:
-            image = _short_side(image, math.floor(size / self.eval_crop), self._draw_interpolation())
-        left, top = random.randint(0, image.width - size), random.randint(0, image.height - size)
-        return _crop(image, left, top, size)
-
-    def _random_resized_crop(self, image: Image.Image, size: int) -> Image.Image:
+    def _random_resized(
+        self, u: npt.NDArray[np.float64], widths: Integers, heights: Integers, size: int, filters: Integers
+    ) -> Views:
         """As timm's RandomResizedCropAndInterpolation: ten tries, then the largest centred part of allowed aspect."""
-        width, height = image.size
         low, high = self.crop_ratio
-        for _ in range(10):
-            area = random.uniform(*self.crop_scale) * width * height
-            aspect = math.exp(random.uniform(math.log(low), math.log(high)))
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                top, left = random.randint(0, height - h), random.randint(0, width - w)
-                break
-        else:
-            w, h = min(width, round(height * high)), min(height, round(width / low))
-            left, top = (width - w) // 2, (height - h) // 2
-        if (w, h) != (width, height):
-            image = image.crop((left, top, left + w, top + h))
-        return _resize(image, size, size, self._draw_interpolation())
-
-    def _eval_crop(self, image: Image.Image, size: int) -> Image.Image:
-        resampling = RESAMPLING[self.eval_interpolation]
-        resized = math.floor(size / self.eval_crop)
-        if self.eval_resize == "square":
-            image = _resize(image, resized, resized, resampling)
-        else:
-            image = _short_side(image, resized, resampling)
-        return _crop(image, round((image.width - size) / 2), round((image.height - size) / 2), size)
-
-    def _draw_interpolation(self) -> Image.Resampling:
-        if self.interpolation == "random":
-            return random.choice((Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
-        return RESAMPLING[self.interpolation]
+        smallest, largest = self.crop_scale
+        areas, aspects = u[:, 3 : 3 + TRIES], u[:, 3 + TRIES :]  # [B, TRIES]
+        areas = (smallest + (largest - smallest) * areas) * (widths * heights)[:, None]
+        aspects = np.exp(math.log(low) + (math.log(high) - math.log(low)) * aspects)
+        w, h = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
+        fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
+        chosen, any_fits = np.arange(len(u)), fits.any(axis=1)
+        first = fits.argmax(axis=1)
+        fallback_w = np.maximum(np.minimum(widths, np.rint(heights * high)), 1)
+        fallback_h = np.maximum(np.minimum(heights, np.rint(widths / low)), 1)
+        w = np.where(any_fits, w[chosen, first], fallback_w).astype(np.int64)
+        h = np.where(any_fits, h[chosen, first], fallback_h).astype(np.int64)
+        left = np.where(any_fits, _integer(u[:, 0], widths - w), (widths - w) // 2)
+        top = np.where(any_fits, _integer(u[:, 1], heights - h), (heights - h) // 2)
+        full, zero = np.full_like(w, size), np.zeros_like(w)
+        return Views(
+            left=left,
+            top=top,
+            width=w,
+            height=h,
+            to_width=full,
+            to_height=full,
+            x=zero,
+            y=zero,
+            filter=filters,
+        )
 
     @cached_property
-    def _rand_augment(self) -> ImageOperation | None:
+    def _rand_augment(self) -> RandAugment | None:
         if self.rand_augment is None:
             return None
-        if match := _TORCHVISION.fullmatch(self.rand_augment):
-            from torchvision.transforms import RandAugment
-
-            operations: ImageOperation = RandAugment(num_ops=int(match["n"]), magnitude=int(match["m"]))
-            return operations
-        from timm.data.auto_augment import rand_augment_transform
-
-        # Pixels moved in from outside are filled with the mean colour, as timm does.
-        options: dict[str, object] = {
-            "img_mean": tuple(min(255, round(255 * channel)) for channel in self.mean)
-        }
-        if self.interpolation != "random":
-            options["interpolation"] = RESAMPLING[self.interpolation]
-        timm_operations: ImageOperation = rand_augment_transform(self.rand_augment, options)
-        return timm_operations
+        return RandAugment(self.rand_augment, interpolation=self.interpolation, mean=self.mean)
 
     @cached_property
-    def _color_jitter(self) -> ImageOperation | None:
-        if self.color_jitter == 0:
-            return None
-        from torchvision.transforms import ColorJitter
-
-        strength = self.color_jitter
-        jitter: ImageOperation = ColorJitter(brightness=strength, contrast=strength, saturation=strength)
-        return jitter
+    def _color_jitter(self) -> ColorJitter | None:
+        return ColorJitter(self.color_jitter) if self.color_jitter else None
 
 
-_TORCHVISION = re.compile(r"torchvision-n(?P<n>\d+)-m(?P<m>\d+)")
-_TIMM = re.compile(r"rand(-(m\d+|n\d+|p[01](\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*")
+def _integer(u: npt.NDArray[np.float64], most: Integers) -> Integers:
+    """Uniform over 0 ... most, both included, [B]."""
+    return np.floor(u * (most + 1)).astype(np.int64)
 
 
-def _check_rand_augment(text: str) -> None:
-    if _TIMM.fullmatch(text):
-        return
-    match = _TORCHVISION.fullmatch(text)
-    if match is None:
-        raise ValueError(
-            f"augment.rand_augment: cannot read {text!r}. Write timm's notation, as in rand-m9-mstd0.5-inc1, "
-            "or torchvision's operations as torchvision-n2-m12."
-        )
-    if int(match["m"]) > 30:
-        raise ValueError(f"augment.rand_augment: torchvision's magnitudes end at 30; {text!r} asks for more.")
+def _short_side(widths: Integers, heights: Integers, size: int) -> tuple[Integers, Integers]:
+    """Width and height of each image with its short side at `size`; the long side rounds down, as in torchvision."""
+    short, long = np.minimum(widths, heights), np.maximum(widths, heights)
+    longer = size * long // short
+    upright = widths <= heights
+    return np.where(upright, size, longer), np.where(upright, longer, size)
+
+
+def _whole_images(
+    widths: Integers,
+    heights: Integers,
+    to_width: Integers,
+    to_height: Integers,
+    x: Integers,
+    y: Integers,
+    filters: Integers,
+) -> Views:
+    zero = np.zeros_like(widths)
+    return Views(
+        left=zero,
+        top=zero,
+        width=widths,
+        height=heights,
+        to_width=to_width,
+        to_height=to_height,
+        x=x,
+        y=y,
+        filter=filters,
+    )
 
 
 def _one_of(name: str, value: str, *allowed: str) -> None:
@@ -251,26 +283,6 @@ def _one_of(name: str, value: str, *allowed: str) -> None:
         raise ValueError(f"augment.{name} is {value!r}; choose one of {', '.join(allowed)}.")
 
 
-def _short_side(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
-    """The image with its short side at `size`; the long side rounds down, as in torchvision."""
-    short, long = sorted(image.size)
-    longer = size * long // short
-    width, height = (size, longer) if image.width <= image.height else (longer, size)
-    return _resize(image, width, height, resampling)
-
-
-def _resize(image: Image.Image, width: int, height: int, resampling: Image.Resampling) -> Image.Image:
-    return image if image.size == (width, height) else image.resize((width, height), resampling)
-
-
-def _crop(image: Image.Image, left: int, top: int, size: int) -> Image.Image:
-    return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
-
-
 def _channels(fractions: list[float], device: torch.device) -> Tensor:
     """[3, 1, 1] in grey levels; by `full`, since a copy from the host would make it wait for the device."""
     return torch.cat([torch.full((1, 1, 1), 255 * fraction, device=device) for fraction in fractions])
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [S, S, 3] -> [3, S, S]

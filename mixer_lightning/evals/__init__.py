@@ -1,35 +1,130 @@
-"""Evaluations: one file and one YAML each. `run(predict)` yields (metric name, value) pairs."""
+"""Evaluations: one file and one YAML each. `run(predict)` yields (metric name, value) pairs.
+
+Legend: N images of a split, n of them this process's share, B images of a batch, K classes, F features, S side of the
+model's input in pixels, L labels an image has at most.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor
 
+    Indices = npt.NDArray[np.int64]
 
-class Predict(Protocol):
-    """What a run offers its evaluations. Under many processes each sees its own share of every split."""
+Resize = Literal["short_side", "square"]  # of the evaluation's view, as in data/transforms.py
 
-    num_classes: int
-    device: torch.device
 
-    def splits(self) -> list[str]:
-        """Names of the splits besides train."""
+class Images(Protocol):
+    """The labelled images of a split, by index."""
+
+    def __len__(self) -> int:
+        """Number of images, N."""
+
+    def labels(self, indices: Indices) -> Indices:
+        """Class indices [B]; or [B, L] where images have several, short rows filled up with -1."""
+
+    def key(self, index: int) -> str:
+        """What an image is called in its data set, wherever it is stored."""
+
+    def name(self, index: int) -> str:
+        """Where an image is."""
+
+
+class Data(Protocol):
+    """A data set: its name, the names of its classes, and its splits, "train" among them."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
         ...
 
-    def logits(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (logits [B, K] float32, labels [B] int64) of a split, on the device, in a fixed order."""
+    @property
+    def classes(self) -> list[str]:
+        """The name of each of K classes."""
+        ...
+
+    @property
+    def splits(self) -> Mapping[str, Images]:
+        """Images by the split's name."""
+        ...
+
+
+class Predict(Protocol):
+    """What a run offers its evaluations. Under many processes each sees its own share of every split.
+
+    What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other views of
+    the images than the recipe's; `indices` for some images of the split alone, and only these are read.
+    """
+
+    @property
+    def data(self) -> Data:
+        """The data set."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """The run directory, for files; None where there is none, and on all processes but the first."""
+        ...
+
+    def share(self, split: str) -> Indices:
+        """Indices [n] of this process's images, in the order in which `logits` shows them."""
+        ...
+
+    def logits(self, split: str, *, eval_resize: Resize | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (logits [B, K] float32, labels [B] or [B, L] int64)."""
+        ...
+
+    def features(
+        self,
+        split: str,
+        *,
+        eval_resize: Resize | None = None,
+        eval_crop: float | None = None,
+        indices: Indices | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (features [B, F] float32, labels); what the head sees: normalised, the mean over positions."""
+        ...
+
+    def views(self, split: str, indices: Indices) -> Tensor:
+        """What the network sees of these images, all on this process: uint8 [B, 3, S, S], on the CPU."""
+        ...
+
+    def whole(self, batches: Iterable[Tensor]) -> Tensor:
+        """From batches [B, ...] of this process's share, those of all processes in the order of the images: [N, ...].
+
+        All processes call it, and all get the same, on the CPU.
+        """
         ...
 
 
 class Eval(Protocol):
-    """An evaluation."""
+    """An evaluation.
 
-    def check(self, splits: list[str]) -> None:
-        """Look at the recipe before a long run starts: `splits` are those besides train.
+    `uses_head`: it judges the classifier, not only its features. `at_end`: during training, after the last step only.
+    """
+
+    uses_head: ClassVar[bool]
+
+    @property
+    def at_end(self) -> bool:
+        """Whether it is no use, or too slow, in the middle."""
+        ...
+
+    def check(self, data: Data) -> None:
+        """Look at the data before a long run starts.
 
         Raises:
             ValueError: the evaluation could not run on this data set.
@@ -39,3 +134,23 @@ class Eval(Protocol):
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """Metric names `split/metric` and values; accuracies are fractions. Equal on every process."""
         ...
+
+
+def eval_splits(data: Data) -> list[str]:
+    """Names of the splits besides train."""
+    return [split for split in data.splits if split != "train"]
+
+
+def checked_split(data: Data, split: str) -> str:
+    """The name of a split; ValueError if the data set lacks it, or trains on it."""
+    there = eval_splits(data)
+    if split not in there:
+        raise ValueError(f"no split '{split}', there are: {', '.join(there)}")
+    return split
+
+
+def judged_split(data: Data, split: str | None) -> str:
+    """The split that is named, else test, or val where there is no test."""
+    if split is None:
+        split = "test" if "test" in data.splits else "val"
+    return checked_split(data, split)

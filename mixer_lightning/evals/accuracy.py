@@ -1,13 +1,18 @@
-"""Top-1 and top-5 accuracy."""
+"""Top-1 and top-5 accuracy, of all images and of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from torchmetrics.classification import MulticlassAccuracy
+import numpy as np
+import torch
+from torch import Tensor
 
-from mixer_lightning.evals import Predict
+from mixer_lightning import results
+from mixer_lightning.evals import Data, Predict, Resize, checked_split, eval_splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,27 +20,80 @@ class Accuracy:
     """Fraction of images whose label is the first, or among the first five, of the sorted logits.
 
     splits: which to evaluate; null for all but train.
-    Counts are summed over processes before they are divided, so the figure does not depend on their number.
+    crops: the views to show ("short_side", "square": see eval_resize in data/transforms.py), each with its own figures:
+        `val/top1` for short_side, `val/top1_square` for square; null for the recipe's view, called `val/top1`.
+    per_class: write per_class_<split>.csv in the run directory, a line for each class.
+    at_end: during training, evaluate after the last step only.
+
+    Of an image with several labels, any counts as right. Outcomes of all images are counted in one place, so figures
+    depend neither on the number of processes nor on the size of batches.
     """
 
     splits: list[str] | None = None
+    crops: list[Literal["short_side", "square"]] | None = None
+    per_class: bool = True
+    at_end: bool = False
+    uses_head: ClassVar[bool] = True
 
-    def check(self, splits: list[str]) -> None:
+    def check(self, data: Data) -> None:
         """Refuse splits that the data set lacks."""
         for split in self.splits or []:
-            if split not in splits:
-                raise ValueError(f"evals.accuracy.splits: no split '{split}', there are: {', '.join(splits)}")
+            checked_split(data, split)
 
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """`<split>/top1`, and `<split>/top5` where there are more than five classes."""
-        for split in self.splits or predict.splits():
-            metrics = {
-                k: MulticlassAccuracy(predict.num_classes, top_k=k, average="micro").to(predict.device)
-                for k in (1, 5)
-                if k < predict.num_classes
-            }
-            for logits, labels in predict.logits(split):
-                for metric in metrics.values():
-                    metric.update(logits, labels)
-            for k, metric in metrics.items():
-                yield f"{split}/top{k}", float(metric.compute())
+        data = predict.data
+        for split in self.splits or eval_splits(data):
+            hits: dict[str, Tensor] = {}  # metric -> [N] bool
+            crops: list[Resize | None] = [*self.crops] if self.crops else [None]
+            for crop in crops:
+                batches = predict.logits(split, eval_resize=crop)
+                place = predict.whole(ranks(logits, labels) for logits, labels in batches)  # [N]
+                suffix = "_square" if crop == "square" else ""
+                hits |= {f"top{k}{suffix}": place < k for k in (1, 5) if k < len(data.classes)}
+            for name, hit in hits.items():
+                yield f"{split}/{name}", int(hit.sum()) / len(hit)
+            if self.per_class and predict.folder is not None:
+                write_per_class(predict.folder / f"per_class_{split}.csv", data, split, hits)
+
+
+def ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes stand before an image's best label [B] or [B, L] (unused places -1) in logits [B, K]: [B].
+
+    Of equal logits the lower class comes first, so that ties are decided alike everywhere; NaN comes before numbers.
+    """
+    labels = labels.view(len(labels), -1, 1)  # [B, L, 1]
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    others = logits[:, None, :]  # [B, 1, K]
+    own = others.expand(-1, labels.shape[1], -1).gather(2, labels.clamp(min=0))  # [B, L, 1]
+    before = ~(others <= own) | ((others == own) & (classes < labels))  # [B, L, K]
+    places = before.sum(dim=2).masked_fill(labels[..., 0] < 0, logits.shape[1])  # [B, L]
+    return places.min(dim=1).values
+
+
+def write_per_class(path: Path, data: Data, split: str, hits: Mapping[str, Tensor]) -> None:
+    """A line for each class: its name, its images, and the fraction of them that was right; empty without images.
+
+    An image with several labels belongs to the class of each.
+    """
+    images = data.splits[split]
+    labels = images.labels(np.arange(len(images))).reshape(len(images), -1)  # [N, L]
+    rows, columns = np.nonzero(labels >= 0)  # [M] pairs of image and label
+    classes, num_classes = labels[rows, columns], len(data.classes)
+    counts = np.bincount(classes, minlength=num_classes)
+    right = {
+        name: np.bincount(classes[hit.numpy()[rows]], minlength=num_classes) for name, hit in hits.items()
+    }
+    results.write_rows(
+        path,
+        [
+            {"class": name, "images": int(counts[label])}
+            | (
+                {metric: int(right[metric][label]) / int(counts[label]) for metric in hits}
+                if counts[label]
+                else {}
+            )
+            for label, name in enumerate(data.classes)
+        ],
+        digits=6,
+    )

@@ -95,7 +95,7 @@ def create_model(
         stochastic_depth: probability with which training drops a branch of the last block, from 0 in the first.
         head_bias: initial bias of the head.
         checkpoint: weights to start from, in any form that `checkpoints.read` takes. With another number of classes the
-            head stays fresh, and a warning says so.
+            head is new, and a warning says so; a Mixer's may come from images of a whole fraction of `image_size`.
 
     Raises:
         ValueError: there is no such model, a number makes no sense, or the checkpoint holds another model.

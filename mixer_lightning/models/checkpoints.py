@@ -1,8 +1,8 @@
 """Weights from and to files: the official Flax and PyTorch releases, timm, and this project's own runs.
 
-`read` takes a file apart without knowing the model, `load` copies it into one, `save_timm` and `save_flax` write.
-Whatever the file, tensors have timm's names, which are those of our models. Nothing that a file holds is ever executed:
-pickled objects are refused.
+`read` takes a file apart without knowing the model, `load` copies it into one, `restore` makes the model that a file
+holds, `save_timm`, `save_flax` and `save_own` write. Whatever the file, tensors have timm's names, which are those of
+our models. Nothing that a file holds is ever executed: pickled objects are refused, and a recipe in it names no code.
 
 The GELU of a Mixer is no tensor: Google's weights were trained with its tanh form, which our Mixer computes; timm
 computes the exact form for every Mixer (logits differ by about 1e-4 of their size).
@@ -11,22 +11,36 @@ computes the exact form for every Mixer (logits differ by about 1e-4 of their si
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixer_lightning.models import list_models, model_node
+from mixer_lightning import results
+from mixer_lightning.models import create_model, default_image_size, hub, list_models, model_node
+from mixer_lightning.models.convmixer import ConvMixer
+from mixer_lightning.models.mixer import Mixer
+from mixer_lightning.models.resolution import enlarge, widen
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
+
+#: What a checkpoint may say of its images: the parameters of data/transforms.py's Augment that evaluation reads.
+PREPROCESSING = ("mean", "std", "eval_crop", "eval_resize", "eval_interpolation")
+USUAL_PREPROCESSING = {  # of published weights that say nothing themselves
+    "Mixer": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},  # Google's
+    "ConvMixer": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},  # locuslab's, on ImageNet
+}
+Head = Literal["auto", "keep", "new"]
+OWN_KEY = "mixer_lightning"  # in the metadata of a .safetensors file
 
 # ------------------------------------------------------------------------------------------ what a file is
 
@@ -43,18 +57,31 @@ class Description:
 
     @property
     def name(self) -> str | None:
-        """The file of conf/model with these sizes."""
+        """The file of conf/model with these sizes; a Mixer's token mixing may have been widened since."""
+        return self._known[0]
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a side the token mixing of a Mixer was widened from conf/model (models/resolution.py)."""
+        return self._known[1]
+
+    @property
+    def _known(self) -> tuple[str | None, int]:
         for name in list_models():
             node = model_node(name)
-            if self.sizes.keys() <= node.keys() and all(node[key] == self.sizes[key] for key in self.sizes):
-                return name
-        return None
+            if self.sizes.keys() <= node.keys():
+                parts = _widening({key: node[key] for key in self.sizes}, self)
+                if parts is not None:
+                    return name, parts
+        return None, 1
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{key} {size}" for key, size in self.sizes.items())
+        name, parts = self._known
         at = f" at {self.image_size}" if self.image_size else ""
+        mixing = f" (token mixing of {parts}x{parts} parts)" if parts > 1 else ""
         classes = f"{self.num_classes} classes" if self.num_classes else "no head"
-        return f"{self.name or f'{self.family} ({sizes})'}{at}, {classes}"
+        return f"{name or f'{self.family} ({sizes})'}{at}{mixing}, {classes}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +89,8 @@ class Checkpoint:
     """A file of weights: its kind in words, its tensors under timm's names, and what is known of the model.
 
     `model` is None where the tensors are neither a Mixer's nor a ConvMixer's. `classes` and `recipe` come with the
-    checkpoints of our own runs.
+    checkpoints of our own runs. `preprocessing` says what images the weights take, as parameters of Augment in
+    data/transforms.py (see PREPROCESSING): the file's own word, else what is usual for the family.
     """
 
     path: Path
@@ -71,6 +99,7 @@ class Checkpoint:
     model: Description | None
     classes: list[str] | None = None
     recipe: dict[str, Any] | None = field(default=None, repr=False)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.path.name} ({self.kind}: {self.model or 'neither a Mixer nor a ConvMixer'})"
@@ -104,6 +133,21 @@ def describe(tensors: Mapping[str, Tensor]) -> Description | None:
     return None
 
 
+def _widening(narrow: Mapping[str, int], wide: Description) -> int | None:
+    """How many parts a side took a Mixer of sizes `narrow` to `wide`; 1 for equal sizes, None for other models."""
+    if {**narrow, "tokens_mlp_dim": 0} != {**wide.sizes, "tokens_mlp_dim": 0}:
+        return None
+    if "tokens_mlp_dim" not in wide.sizes:
+        return 1
+    ratio, rest = divmod(wide.sizes["tokens_mlp_dim"], narrow["tokens_mlp_dim"])
+    parts = math.isqrt(ratio)
+    if rest or parts**2 != ratio or parts == 0:
+        return None
+    if parts > 1 and (wide.image_size is None or wide.image_size // wide.sizes["patch_size"] % parts):
+        return None
+    return parts
+
+
 # ------------------------------------------------------------------------------------------------ reading
 
 
@@ -113,23 +157,40 @@ def read(path: str | Path) -> Checkpoint:
     Takes: official Mixer .npz (google-research/vision_transformer; also the older layout that
     google-research/big_vision converts), state dicts of timm and of locuslab/convmixer (also inside training
     checkpoints and with the prefixes of DDP and torch.compile), checkpoints of our own runs (their averaged weights
-    where there are some), as .safetensors or as torch files (.pth, .pth.tar, .pt, .ckpt, .bin).
+    where there are some), as .safetensors or as torch files (.pth, .pth.tar, .pt, .ckpt, .bin). Instead of a file, a
+    run directory stands for its best.ckpt, or last.ckpt without one, and timm:<name> for timm's published weights.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or timm's cannot be fetched.
         ValueError: the file is not what its name says, holds pickled objects, or holds no weights.
     """
+    name = str(path)
+    if name.startswith(hub.PREFIX):
+        name = name.removeprefix(hub.PREFIX)
+        fetched = read(hub.fetch(name))
+        return replace(fetched, kind=hub.PREFIX + name, preprocessing=hub.preprocessing(name))
     path = Path(path).expanduser()
+    if path.is_dir():
+        path = _in_run(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}")
     if path.suffix == ".npz":
         return _from_flax(path, _read_npz(path))
     if path.suffix == ".safetensors":
-        return _from_state_dict(path, _read_safetensors(path), {})
+        return _from_state_dict(path, *_read_safetensors(path))
     if path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
         return _from_state_dict(path, _find_state_dict(path, content), content)
     raise ValueError(f"{path} is no known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
+
+
+def _in_run(run_dir: Path) -> Path:
+    for name in (results.BEST, results.LAST):
+        if (run_dir / name).is_file():
+            return run_dir / name
+    raise FileNotFoundError(
+        f"{run_dir} holds neither {results.BEST} nor {results.LAST}: give a run directory, or a file of weights"
+    )
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -149,13 +210,22 @@ def _from_bfloat16(array: NDArray[Any]) -> NDArray[Any]:
     return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors, and what `save_own` wrote beside them."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     try:
-        return dict(load_file(path, device="cpu"))
+        tensors = dict(load_file(path, device="cpu"))
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
     except Exception as error:  # its own SafetensorError, OSError, or a KeyError for an unknown dtype
         raise ValueError(_broken(path, "safetensors file")) from error
+    try:
+        facts = json.loads(metadata.get(OWN_KEY, "{}"))
+    except ValueError as error:
+        raise ValueError(f"{path} has metadata '{OWN_KEY}' that is no JSON: {error}") from error
+    return tensors, {OWN_KEY: facts} if isinstance(facts, dict) and facts else {}
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -227,11 +297,32 @@ def _from_state_dict(path: Path, state: Mapping[str, Any], content: Mapping[str,
         tensors = _from_sequential(tensors)
     model = describe(tensors)
     recipe = content["recipe"] if isinstance(content.get("recipe"), dict) else None
-    if recipe is not None and model is not None and model.family == "ConvMixer":  # more than the tensors tell
-        activation = recipe.get("model", {}).get("activation", "gelu")
-        model = replace(model, image_size=recipe.get("image_size"), activation=activation)
-    classes = list(content["classes"]) if isinstance(content.get("classes"), list) else None
-    return Checkpoint(path, kind, tensors, model, classes, recipe)
+    own = content.get(OWN_KEY, {})
+    if own:
+        kind = "export of this project"
+    if recipe is not None:
+        node = recipe.get("model")
+        own = {
+            "image_size": recipe.get("image_size"),
+            "activation": node.get("activation", "gelu") if isinstance(node, Mapping) else None,
+            "preprocessing": recipe.get("augment"),
+            "classes": content.get("classes"),
+        }
+    if own and model is not None and model.family == "ConvMixer":  # more than the tensors tell
+        size = own.get("image_size")
+        size = size if isinstance(size, int) else None
+        model = replace(model, image_size=size, activation=own.get("activation"))
+    named = own.get("classes")
+    classes = [str(name) for name in named] if isinstance(named, list) else None
+    preprocessing = _preprocessing(own.get("preprocessing") or hub.beside(path), model)
+    return Checkpoint(path, kind, tensors, model, classes, recipe, preprocessing)
+
+
+def _preprocessing(stated: Any, model: Description | None) -> dict[str, Any]:
+    """What a file states of its images; without a mean, what is usual for the family comes first."""
+    usual = USUAL_PREPROCESSING.get(model.family, {}) if model is not None else {}
+    stated = stated if isinstance(stated, Mapping) else {}
+    return usual | {key: stated[key] for key in PREPROCESSING if key in stated}
 
 
 def _strip(key: str) -> str:
@@ -288,7 +379,8 @@ def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
         raise ValueError(f"{path} holds no weights")
     older = any("Mixer/" in key for key in arrays)  # the name of its root
     kind = "official Flax Mixer, older layout" if older else "official Flax Mixer"
-    return Checkpoint(path, kind, tensors, describe(tensors))
+    model = describe(tensors)
+    return Checkpoint(path, kind, tensors, model, preprocessing=_preprocessing(None, model))
 
 
 def _from_older(key: str, array: NDArray[Any]) -> tuple[str, NDArray[Any]]:
@@ -328,58 +420,162 @@ def _flax_name(name: str, tensor: Tensor) -> tuple[str, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class Report:
-    """What `load` did: the checkpoint, the tensors copied, and those that stay as they were initialised."""
+    """What `load` did: the checkpoint, the tensors copied, those that are new, and what became of the rest.
+
+    `head` says in words why the head is new, or what nobody could check about one that was kept. `parts` is into how
+    many parts a side token mixing was divided for larger images, `trained_at` their size.
+    """
 
     checkpoint: Checkpoint
     loaded: list[str]
     fresh: list[str]
-    num_classes: int
+    head: str | None = None
+    parts: int = 1
+    trained_at: int | None = None
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors from {self.checkpoint}"
-        if not self.fresh:
-            return text
-        there = self.checkpoint.model.num_classes if self.checkpoint.model else 0
-        why = f"{there} classes there, {self.num_classes} here" if there else "the file has none"
-        return f"{text}; the head stays fresh: {why}"
+        if self.parts > 1:
+            text += (
+                f"; token mixing starts block-diagonal, in {self.parts}x{self.parts} parts of {self.trained_at} px "
+                "(arXiv 2105.01601, appendix C)"
+            )
+        return f"{text}; the head {self.head}" if self.head else text
 
 
-def load(model: nn.Module, path: str | Path) -> Report:
+def load(
+    model: nn.Module,
+    checkpoint: str | Path | Checkpoint,
+    *,
+    head: Head = "auto",
+    classes: Sequence[str] | None = None,
+) -> Report:
     """Copies a checkpoint into a model, all of it or, on an error, nothing.
 
-    A head for another number of classes, or none, leaves the model's own as it is: see `Report.fresh`.
+    A Mixer built for images of K times the side (K whole) gets block-diagonal token mixing, K^2 times as wide: its
+    `mlp_tokens` are replaced, so make the optimiser afterwards. A ConvMixer takes its weights to any size.
+
+    Args:
+        model: a Mixer or ConvMixer.
+        checkpoint: what `read` takes, or gave.
+        head: "auto" keeps the checkpoint's head if it is for as many classes and, where both sides name theirs, for
+            the same in the same order; "keep" raises if it is not; "new" never takes it. A new head has zero weights
+            and the model's `head_bias`, as in the transfer of arXiv 2105.01601 (vit_jax/checkpoint.py).
+        classes: names of the model's classes, if they are known.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is unreadable (see `read`) or its tensors are not this model's.
+        ValueError: the file is unreadable (see `read`), its tensors are not this model's, or its head may not be kept.
     """
-    checkpoint = read(path)
-    found = dict(checkpoint.tensors)
+    if head not in ("auto", "keep", "new"):
+        raise ValueError(f"head must be auto, keep or new, found {head!r}")
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read(checkpoint)
     expected = model.state_dict()
-    fresh = []
+    growth = _growth(describe(expected), checkpoint)
+    found = dict(checkpoint.tensors)
+    if growth.parts > 1:
+        found = enlarge(found, grid=growth.grid, parts=growth.parts)
+    shapes = {key: tensor.shape for key, tensor in expected.items()}
+    if growth.widening > 1:
+        shapes |= {key: found[key].shape for key in shapes if ".mlp_tokens." in key and key in found}
+
     heads = [key for key in expected if key.startswith("head.")]
-    if any(key not in found or found[key].shape[:1] != expected[key].shape[:1] for key in heads):
-        fresh = heads
-        for key in heads:
-            found.pop(key, None)
+    why_new = _why_new_head(checkpoint, found, shapes, heads, classes)
+    if head == "keep" and why_new:
+        raise ValueError(f"head=keep, but {checkpoint.path} has another head: {why_new}. Take head=new")
+    if head == "new":
+        why_new = why_new or "as asked for"
+    fresh = heads if why_new else []
+    for key in fresh:
+        found.pop(key, None)
+
     wrong = []
-    for key, tensor in expected.items():
+    for key, shape in shapes.items():
         if key in fresh or (key not in found and key.endswith("num_batches_tracked")):
             continue
         if key not in found:
-            wrong.append(f"{key} is missing, expected {_shape(tensor)}")
-        elif found[key].shape != tensor.shape:
-            wrong.append(f"{key} is {_shape(found[key])}, expected {_shape(tensor)}")
-    wrong += [f"{key} {_shape(found[key])} has no place" for key in found if key not in expected]
+            wrong.append(f"{key} is missing, expected {list(shape)}")
+        elif found[key].shape != shape:
+            wrong.append(f"{key} is {list(found[key].shape)}, expected {list(shape)}")
+    wrong += [f"{key} {list(found[key].shape)} has no place" for key in found if key not in expected]
     activation = checkpoint.model.activation if checkpoint.model else None
     if activation is not None and activation != getattr(model, "activation", activation):
         wrong.append(f"it was trained with {activation}, the model has {getattr(model, 'activation', None)}")
     if wrong:
         raise ValueError(_misfit(model, checkpoint, wrong))
+
+    if growth.widening > 1:
+        assert isinstance(model, Mixer)
+        widen(model, parts=growth.widening)
+        expected = model.state_dict()
     with torch.no_grad():
         for key in found:
             expected[key].copy_(found[key])  # shares memory with the model
-    return Report(checkpoint, list(found), fresh, getattr(model, "num_classes", 0))
+        for key in fresh:
+            expected[key].fill_(getattr(model, "head_bias", 0.0) if key.endswith("bias") else 0.0)
+    about_head = f"stays fresh: {why_new}" if why_new else _unchecked_head(checkpoint, heads, classes)
+    trained_at = checkpoint.model.image_size if checkpoint.model else None
+    return Report(checkpoint, list(found), fresh, about_head, growth.parts, trained_at)
+
+
+class _Growth(NamedTuple):
+    """How a Mixer's checkpoint, trained on a `grid` of patches a side, comes into a model for larger images.
+
+    Its tensors are enlarged to `parts` parts a side, the model is widened by `widening` parts a side.
+    """
+
+    grid: int = 0
+    parts: int = 1
+    widening: int = 1
+
+
+def _growth(here: Description | None, checkpoint: Checkpoint) -> _Growth:
+    """Nothing to be done is the answer for models, too, that differ in more than this."""
+    there = checkpoint.model
+    if here is None or there is None or here.family != "Mixer" or not here.image_size or not there.image_size:
+        return _Growth()
+    others = {"tokens_mlp_dim": 0}
+    if here.sizes | others != there.sizes | others:
+        return _Growth()
+    parts, rest = divmod(here.image_size, there.image_size)
+    if rest or not parts:
+        sizes = [there.image_size * times for times in range(max(parts, 1), max(parts, 1) + 2)]
+        raise ValueError(
+            f"{checkpoint.path} holds a {there}. A Mixer's weights go to whole multiples of the size that it was "
+            f"trained at, which image_size={here.image_size} is not: {sizes[0]} and {sizes[1]} work"
+        )
+    wide = there.sizes | {"tokens_mlp_dim": parts**2 * there.sizes["tokens_mlp_dim"]}
+    widening = _widening(here.sizes, replace(there, sizes=wide, image_size=here.image_size))
+    return _Growth(there.image_size // there.sizes["patch_size"], parts, widening) if widening else _Growth()
+
+
+def _why_new_head(
+    checkpoint: Checkpoint,
+    found: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    heads: Sequence[str],
+    classes: Sequence[str] | None,
+) -> str | None:
+    """Why a checkpoint's head is not the model's; None if it can be."""
+    if any(key not in found for key in heads):
+        return "the file has none"
+    if any(found[key].shape[:1] != shapes[key][:1] for key in heads):
+        return f"{found[heads[0]].shape[0]} classes there, {shapes[heads[0]][0]} here"
+    if classes is None or checkpoint.classes is None or list(classes) == checkpoint.classes:
+        return None
+    if len(classes) != len(checkpoint.classes):  # then the names are not those of this head
+        return f"{len(checkpoint.classes)} names of classes there, {len(classes)} here"
+    there, here = next((a, b) for a, b in zip(checkpoint.classes, classes, strict=True) if a != b)
+    return f"other classes ('{there}' there, '{here}' here)"
+
+
+def _unchecked_head(
+    checkpoint: Checkpoint, heads: Sequence[str], classes: Sequence[str] | None
+) -> str | None:
+    if not heads or classes is None or checkpoint.classes is not None:
+        return None
+    return f"is kept: {len(classes)} classes on both sides, of which the file says no names"
 
 
 def _misfit(model: nn.Module, checkpoint: Checkpoint, wrong: list[str]) -> str:
@@ -394,13 +590,93 @@ def _misfit(model: nn.Module, checkpoint: Checkpoint, wrong: list[str]) -> str:
     return f"{text}: use model={name}{f' image_size={size}' if size else ''}."
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
-
-
 def _some(items: list[str], *, separator: str = ", ", limit: int = 4) -> str:
     more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
     return separator.join(items[:limit]) + more
+
+
+# ---------------------------------------------------------------------------------------------- restoring
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A model with its weights, in evaluation mode, and what is known of it. `name` is a file of conf/model.
+
+    `classes` are the names of its outputs, if they are known; `preprocessing` as in Checkpoint.
+    """
+
+    model: nn.Module
+    name: str | None
+    image_size: int
+    classes: list[str] | None
+    preprocessing: dict[str, Any]
+    report: Report
+
+
+def restore(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    model: str | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+) -> Restored:
+    """The model that a checkpoint holds.
+
+    Args:
+        checkpoint: what `read` takes, or gave.
+        model: one of `list_models()`, where the file does not say enough.
+        image_size: side in pixels; None: the file's, or what the model is made for.
+        num_classes: None: the file's. Another number makes a new head (see `load`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is unreadable, does not tell its model or size, or holds another than was named.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read(checkpoint)
+    there = checkpoint.model
+    if num_classes is None:
+        num_classes = there.num_classes if there is not None else 1000
+        if num_classes == 0:
+            raise ValueError(f"{checkpoint.path} has no head: say num_classes=<number> for a new one")
+    if image_size is None and there is not None:
+        image_size = there.image_size
+    if model is not None:
+        image_size = default_image_size(model) if image_size is None else image_size
+        made = create_model(model, num_classes=num_classes, image_size=image_size)
+    elif there is None:
+        raise ValueError(
+            f"{checkpoint.path} does not tell what model it holds: say model=<name>, one of {', '.join(list_models())}"
+        )
+    else:
+        if image_size is None:
+            if there.name is None:
+                raise ValueError(
+                    f"{checkpoint.path} does not tell the size of its images: say image_size=<pixels>"
+                )
+            image_size = default_image_size(there.name)
+        made = _made(checkpoint.path, there, num_classes=num_classes, image_size=image_size)
+    report = load(made, checkpoint)
+    classes = checkpoint.classes if not report.fresh else None
+    return Restored(
+        model=made.eval(),
+        name=model or (there.name if there is not None else None),
+        image_size=image_size,
+        classes=classes if classes is not None and len(classes) == num_classes else None,
+        preprocessing=checkpoint.preprocessing,
+        report=report,
+    )
+
+
+def _made(path: Path, there: Description, *, num_classes: int, image_size: int) -> nn.Module:
+    """A model of a description's family and sizes. Nothing else in a file decides what is built."""
+    if there.family == "Mixer":
+        return Mixer(**there.sizes, num_classes=num_classes, image_size=image_size)
+    activation = there.activation or (model_node(there.name).get("activation") if there.name else None)
+    if activation is None:
+        raise ValueError(f"{path} does not tell the activation of its {there}: say model=<name>")
+    activation = cast(Literal["gelu", "relu"], activation)  # ConvMixer refuses others
+    return ConvMixer(**there.sizes, activation=activation, num_classes=num_classes, image_size=image_size)
 
 
 # ------------------------------------------------------------------------------------------------- saving
@@ -411,9 +687,7 @@ def save_timm(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file(tensors, path)
+        _write_safetensors(path, tensors, {"format": "pt"})
     elif path.suffix in (".pth", ".pt"):
         torch.save(tensors, path)
     else:
@@ -435,3 +709,30 @@ def save_flax(model: nn.Module, path: str | Path) -> None:
         )
     arrays: dict[str, Any] = dict(_flax_name(key, tensor) for key, tensor in state.items())
     np.savez(path, **arrays)
+
+
+def save_own(path: str | Path, restored: Restored) -> None:
+    """Writes a model as .safetensors with all that prediction needs; `restore` takes it without a further word."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"such a file ends in .safetensors, not {path}")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in restored.model.state_dict().items()}
+    _write_safetensors(path, tensors, {"format": "pt", OWN_KEY: json.dumps(facts(restored))})
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    path.write_bytes(save(tensors, metadata))  # save_file would let nobody but its owner read the file
+
+
+def facts(restored: Restored) -> dict[str, Any]:
+    """What a file should say of a model besides its tensors, as plain containers."""
+    found = {
+        "model": restored.name,
+        "image_size": restored.image_size,
+        "activation": getattr(restored.model, "activation", None),
+        "classes": restored.classes,
+        "preprocessing": restored.preprocessing,
+    }
+    return {key: value for key, value in found.items() if value is not None}

@@ -46,6 +46,7 @@ class ConvMixer(nn.Module):
         super().__init__()
         grid_size(image_size=image_size, patch_size=patch_size)  # raises where patches do not fill the image
         self.num_classes, self.image_size, self.num_features = num_classes, image_size, dim
+        self.head_bias = head_bias
         self.activation = activation
         activations = {"gelu": nn.GELU, "relu": nn.ReLU}
         if activation not in activations:

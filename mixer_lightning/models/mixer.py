@@ -36,6 +36,7 @@ class Mixer(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.image_size, self.num_features = num_classes, image_size, hidden_dim
+        self.head_bias = head_bias
         num_tokens = grid_size(image_size=image_size, patch_size=patch_size) ** 2
         self.stem = Stem(patch_size=patch_size, dim=hidden_dim)
         self.blocks = nn.Sequential(

@@ -11,15 +11,13 @@ ratio compares steps made within the same seconds; the table gives medians over 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +28,8 @@ from mixer_lightning.kernels.depthwise import DepthwiseConv2d, native_weight_gra
 from mixer_lightning.models import create_model, default_image_size, list_models, model_node
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.screen import Screen
+
+Found = TypeVar("Found")
 
 
 class Case(NamedTuple):
@@ -174,9 +174,9 @@ def seconds(step: Callable[[], None], *, device: str, steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def take_turns(runs: Sequence[Callable[[], float]], *, rounds: int) -> list[list[float]]:
+def take_turns(runs: Sequence[Callable[[], Found]], *, rounds: int) -> list[list[Found]]:
     """Values [len(runs)][rounds]; every other round goes backwards, so that none is always first or last."""
-    values: list[list[float]] = [[] for _ in runs]
+    values: list[list[Found]] = [[] for _ in runs]
     for number in range(rounds):
         order = range(len(runs)) if number % 2 == 0 else reversed(range(len(runs)))
         for i in order:
@@ -255,14 +255,7 @@ def main(words: Sequence[str]) -> None:
         screen.say("")
     path = chosen.out / f"step_speed_{device}.csv"
     chosen.out.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
-        for row in rows
-    )
-    results.write_text(path, text.getvalue())
+    results.write_rows(path, rows, digits=4)
     results.write_text(path.with_suffix(".md"), markdown(rows, device=device, words=words))
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
+from mixer_lightning.data.draws import sample_keys
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.data.views import view_one
 
 CONF = Path(__file__).parents[2] / "conf"
 AUGMENTS = sorted(path.stem for path in (CONF / "augment").glob("*.yaml"))
@@ -40,19 +40,24 @@ def test_every_augmentation_states_every_number(name):
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_every_augmentation_runs(name):
     one = augment(name)
-    random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    noise = torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
+    keys = sample_keys(0, [(0, image, 0) for image in range(12)])
+    widths, heights = np.full(12, 56), np.full(12, 40)
     for size in (32, 8):
-        images = torch.stack([one.train_image(Image.fromarray(noise), size) for _ in range(12)])
+        views = one.train_views(keys, widths, heights, size)
+        images = torch.stack([view_one(noise, views, i, size) for i in range(12)])
         assert images.dtype == torch.uint8
         assert images.shape == (12, 3, size, size)
-        out, targets = one.train_batch(images, torch.arange(12) % 5, 5)
+        out, targets = one.train_batch(images, torch.arange(12) % 5, one.draw(keys), 5)
         assert out.dtype == torch.float32
+        assert out.shape == images.shape
         assert out.isfinite().all()
         torch.testing.assert_close(targets.sum(1), torch.ones(12))
-        assert one.eval_image(Image.fromarray(noise), size).shape == (3, size, size)
+        view = view_one(noise, one.eval_views(widths, heights, size), 0, size)
+        assert view.shape == (3, size, size)
+        assert one.eval_batch(view[None]).isfinite().all()
 
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

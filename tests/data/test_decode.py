@@ -6,9 +6,17 @@ import io
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from mixer_lightning.data.decode import decode
+from mixer_lightning.data import decode as decoding
+from mixer_lightning.data.decode import crops, decode, jpeg_size, pixels
+from mixer_lightning.data.transforms import Augment
+from mixer_lightning.data.views import view_one
+
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:
@@ -65,8 +73,8 @@ def test_transparent_palette_warns_nobody(recwarn):
 
 
 def test_alpha_is_dropped_not_composited():
-    pixels = np.array([[[200, 100, 50, 0]]], dtype=np.uint8)
-    assert np.asarray(decode(encoded(Image.fromarray(pixels), "PNG"))).tolist() == [[[200, 100, 50]]]
+    clear = np.array([[[200, 100, 50, 0]]], dtype=np.uint8)
+    assert np.asarray(decode(encoded(Image.fromarray(clear), "PNG"))).tolist() == [[[200, 100, 50]]]
 
 
 def test_cmyk_jpeg_is_near_the_colour_it_was_made_from():
@@ -92,21 +100,191 @@ def test_damage_is_named():
         decode(whole[: len(whole) // 2])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow comments on cut TIFFs
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "GIF"])
-def test_no_cut_ends_in_anything_but_an_image_or_a_value_error(form):
-    noise = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    whole = encoded(Image.fromarray(noise), form)
-    reasons = []
-    for end in range(0, len(whole), 7):
-        try:
-            assert decode(whole[:end]).mode == "RGB"
-        except ValueError as error:
-            reasons.append(str(error))
-    assert len(reasons) > 0.8 * len(whole) / 7
-    assert all(reasons)
-
-
 def test_floating_point_pixels_are_refused():
     with pytest.raises(ValueError, match="floating point"):
         decode(encoded(Image.fromarray(np.ones((2, 2), dtype=np.float32)), "TIFF"))
+
+
+# ---- the fast way to pixels
+
+
+def picture(width: int = 37, height: int = 29) -> Image.Image:
+    small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    return exif
+
+
+DEEP = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (29, 37)).astype(np.uint16))
+
+#: Every kind of file that data sets hold.
+FILES: dict[str, bytes] = {
+    "baseline": encoded(picture(), "JPEG"),
+    "full colour": encoded(picture(), "JPEG", subsampling="4:4:4", quality=95),
+    "half colour": encoded(picture(), "JPEG", subsampling="4:2:2"),
+    "progressive": encoded(picture(), "JPEG", progressive=True),
+    "restarts": encoded(picture(), "JPEG", restart_marker_blocks=1),
+    "not YCbCr": encoded(picture(), "JPEG", keep_rgb=True),
+    "rotated": encoded(picture(), "JPEG", exif=turned()),
+    "one pixel": encoded(picture(1, 1), "JPEG"),
+    "a row": encoded(picture(33, 1), "JPEG"),
+    "a column": encoded(picture(1, 33), "JPEG"),
+    "large": encoded(picture(641, 483), "JPEG"),
+    "grey JPEG": encoded(picture().convert("L"), "JPEG"),
+    "CMYK": encoded(picture().convert("CMYK"), "JPEG"),
+    "PNG": encoded(picture(), "PNG"),
+    "grey PNG": encoded(picture().convert("L"), "PNG"),
+    "grey and alpha": encoded(picture().convert("LA"), "PNG"),
+    "palette": encoded(picture().convert("P"), "PNG"),
+    "16 bit": encoded(DEEP, "PNG"),
+    "WebP": encoded(picture(), "WEBP"),
+    "lossless WebP": encoded(picture().convert("RGBA"), "WEBP", lossless=True),
+    "TIFF": encoded(picture(), "TIFF"),
+    "BMP": encoded(picture(), "BMP"),
+    "PPM": encoded(picture(), "PPM"),
+    "GIF": encoded(picture().convert("P"), "GIF"),
+}
+
+
+def in_planes(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_pixels_are_those_of_pillow(kind):
+    found = pixels(FILES[kind])
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, in_planes(decode(FILES[kind])))
+    if kind != "16 bit":  # which Pillow would cut off at 255
+        assert torch.equal(found, in_planes(Image.open(io.BytesIO(FILES[kind])).convert("RGB")))
+
+
+def test_plain_jpegs_do_not_go_through_pillow(monkeypatch):
+    monkeypatch.setattr(decoding, "decode", lambda _: pytest.fail("this is slower"))
+    for kind in (
+        "baseline",
+        "full colour",
+        "half colour",
+        "progressive",
+        "rotated",
+        "one pixel",
+        "grey JPEG",
+    ):
+        pixels(FILES[kind])
+
+
+def test_pixels_in_memory_are_taken_as_they_are():
+    found = pixels(COLOURS)
+    assert found.shape == (3, 2, 2)
+    assert found.permute(1, 2, 0).tolist() == COLOURS.tolist()
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_the_size_stands_in_a_jpegs_header(kind):
+    with Image.open(io.BytesIO(FILES[kind])) as image:
+        assert jpeg_size(FILES[kind]) == (image.size if image.format == "JPEG" else None)
+
+
+def test_too_large_an_image_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 37 * 29 - 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", (37 * 29 - 1) // 2)
+    for kind in ("baseline", "PNG"):
+        with pytest.raises(ValueError, match="exceeds limit"):
+            pixels(FILES[kind])
+
+
+# ---- damage
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow comments on cut TIFFs
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "large"])
+def test_no_cut_ends_in_anything_but_an_image_or_a_value_error(kind):
+    whole = FILES[kind]
+    reasons = []
+    for end in range(0, len(whole), max(1, len(whole) // 60)):
+        try:
+            expected = in_planes(decode(whole[:end]))
+        except ValueError as error:
+            reasons.append(str(error))
+            with pytest.raises(ValueError):  # noqa: PT011  (the same, below)
+                pixels(whole[:end])
+        else:
+            assert torch.equal(pixels(whole[:end]), expected)
+    assert len(reasons) > 40 or kind == "one pixel"
+    assert all(reasons)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "grey JPEG", "CMYK"])
+def test_no_cut_jpeg_is_filled_up_with_grey(kind):
+    """As some decoders do: such an image would be trained on."""
+    for missing in (1, 2, 3, 50, 300):
+        with pytest.raises(ValueError, match=r"[Tt]runcated"):
+            pixels(FILES[kind][:-missing])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from([kind for kind in FILES if kind != "large"]), data=st.data())
+def test_no_damage_ends_in_anything_but_an_image_or_a_value_error(kind, data):
+    damaged = bytearray(FILES[kind])
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    try:
+        found = pixels(bytes(damaged))
+    except ValueError as error:
+        reason = str(error)
+    else:
+        reason = "none"
+        assert found.dtype == torch.uint8
+        assert found.shape[0] == 3
+        assert found.numel() > 0
+    assert reason
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_noise_is_no_image(noise):
+    for head in (b"", b"\xff\xd8", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"):
+        jpeg_size(head + noise)
+        with pytest.raises(ValueError, match=r"."):
+            pixels(head + noise)
+
+
+# ---- views of a piece of a batch
+
+
+def test_crops_writes_the_views_of_what_can_be_decoded_and_names_the_rest():
+    kinds = ["baseline", "CMYK", "PNG", "16 bit", "one pixel"]
+    files = [FILES[kind] for kind in kinds]
+    files[1:1] = [b""]
+    files[4:4] = [files[0][:300], COLOURS]
+    asked = []
+
+    def views_of(positions, widths, heights):
+        asked.append((positions.tolist(), widths.tolist(), heights.tolist()))
+        return Augment(eval_crop=0.875).eval_views(widths, heights, 8)
+
+    out = torch.full((8, 3, 8, 8), 7, dtype=torch.uint8)
+    bad = crops(files, views_of, list(out))
+    assert [position for position, _ in bad] == [1, 4]
+    assert "empty" in bad[0][1]
+    assert "truncated" in bad[1][1].lower()
+    assert (out[[1, 4]] == 7).all()
+    good = [0, 2, 3, 5, 6, 7]
+    assert asked == [(good, [37, 37, 37, 2, 37, 1], [29, 29, 29, 2, 29, 1])]
+    for i in good:
+        image = pixels(files[i])
+        view = Augment(eval_crop=0.875).eval_views(np.array([image.shape[2]]), np.array([image.shape[1]]), 8)
+        assert torch.equal(out[i], view_one(image, view, 0, 8))
+
+
+def test_crops_of_nothing_that_can_be_decoded():
+    out = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
+    bad = crops([b"", b"?"], lambda _, widths, heights: Augment().eval_views(widths, heights, 4), list(out))
+    assert [position for position, _ in bad] == [0, 1]
+    assert (out == 7).all()

@@ -29,22 +29,21 @@ def test_the_two_splits_together_are_scikit_learns_set(data):
     )
     ours = Counter()
     for images in data.splits.values():
-        for i in range(len(images)):
-            image, label = images[i]
-            assert image.mode == "RGB"
-            pixels = np.asarray(image)
+        for i, label in enumerate(images.labels(np.arange(len(images))).tolist()):
+            pixels = images.read(i)
+            assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
             assert (pixels == pixels[..., :1]).all()
             ours[np.rint(pixels[..., 0] / 255 * 16).astype(np.float64).tobytes(), label] += 1
     assert ours == theirs
 
 
 def test_range_is_the_full_one(data):
-    pixels = np.stack([np.asarray(data.splits["test"][i][0]) for i in range(360)])
+    pixels = np.stack([data.splits["test"].read(i) for i in range(360)])
     assert (pixels.min(), pixels.max()) == (0, 255)
 
 
 def test_every_class_has_its_share_in_the_test_split(data):
-    counts = Counter(data.splits["test"][i][1] for i in range(360))
+    counts = Counter(data.splits["test"].labels(np.arange(360)).tolist())
     assert all(35 <= counts[label] <= 37 for label in range(10))
 
 
@@ -53,4 +52,16 @@ def test_the_split_is_the_same_each_time(data):
     assert [again.splits["test"].name(i) for i in range(360)] == [
         data.splits["test"].name(i) for i in range(360)
     ]
-    assert len({data.splits[s].name(i) for s in data.splits for i in range(len(data.splits[s]))}) == 1797
+    for called in ("name", "key"):
+        names = {getattr(images, called)(i) for images in data.splits.values() for i in range(len(images))}
+        assert len(names) == 1797
+
+
+def test_a_name_and_a_key_tell_scikit_learns_row(data):
+    bunch = sklearn_datasets.load_digits()
+    for images in data.splits.values():
+        for i in range(0, len(images), 50):
+            row = int(images.key(i))
+            assert images.name(i) == f"digits row {row}"
+            assert images.labels(np.array([i])).tolist() == [bunch.target[row]]
+            np.testing.assert_array_equal(images.read(i)[..., 0], np.rint(bunch.images[row] * 255 / 16))

@@ -7,10 +7,11 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.data.mixup import rand_bbox
 from timm.data.random_erasing import RandomErasing
 
-from mixer_lightning.data.mixing import box, erase, mix
+from mixer_lightning.data.mixing import box, erase, mix, targets_of
 
 
 def batch(size: int = 6, side: int = 16):
@@ -128,6 +129,44 @@ def test_boxes_are_timms():
         ours = box(height=20, width=31, lam=seed / 100)
         np.random.seed(seed)
         assert ours == tuple(int(edge) for edge in rand_bbox((2, 3, 20, 31), seed / 100))
+
+
+# ---- several labels
+
+SEVERAL = torch.tensor([[3, -1, -1], [0, 2, -1], [1, 2, 3], [1, 1, -1]])
+
+
+def test_targets_of_one_label_are_torchs_one_hot():
+    labels = torch.arange(12) % 5
+    targets = targets_of(labels, num_classes=5)
+    assert targets.dtype == torch.float32
+    assert torch.equal(targets, F.one_hot(labels, 5).float())
+    assert torch.equal(targets_of(labels[:, None], num_classes=5), targets)
+
+
+def test_targets_of_several_labels_hold_several_ones():
+    assert targets_of(SEVERAL, num_classes=4).tolist() == [
+        [0, 0, 0, 1],
+        [1, 0, 1, 0],
+        [0, 1, 1, 1],
+        [0, 1, 0, 0],  # said twice, true once
+    ]
+    assert targets_of(torch.full((2, 3), -1), num_classes=4).tolist() == [[0] * 4] * 2
+
+
+@pytest.mark.parametrize("method", ["mixup", "cutmix"])
+def test_several_labels_are_mixed_as_one_is(method):
+    """Targets are linear in the labels: those of [B, L] are sums of those of its columns, with the same draws."""
+    images, _ = batch(4)
+    labels = torch.tensor([[3, 0], [0, 2], [1, 3], [2, 1]])
+    results = []
+    for part in (labels, labels[:, 0], labels[:, 1]):
+        np.random.seed(3)
+        results.append(mixed(images, part, **{method: 1.0}))
+    (both, targets), (first, some), (_, others) = results
+    assert torch.equal(both, first)
+    assert 0 < some[0, 3] < 1
+    torch.testing.assert_close(targets, some + others)
 
 
 def test_equal_seeds_equal_batches():

@@ -5,26 +5,34 @@ from __future__ import annotations
 import collections
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
-from mixer_lightning.data.order import ChunkSampler, SampleKey, chunking, epoch_order, key, seed_generators
+from mixer_lightning.data import order as orders
+from mixer_lightning.data.draws import key
+from mixer_lightning.data.order import ChunkSampler, Order, chunking, seed_generators
+
+Sample = tuple[int, int, int]  # epoch, image, repeat
+
+shards = st.lists(st.integers(0, 12), min_size=1, max_size=9).filter(any)  # some may lend no sample
+windows = st.integers(1, 10)
 
 
 def stream(
-    num_samples: int, steps: int, batch: int, chunk: int, world: int, start: int = 0, repeats: int = 1
-):
-    """Chunks of all processes in the order of the arithmetic: [step][chunk] -> list of keys."""
+    order: Order, *, steps: int, batch: int, chunk: int, world: int = 1, start: int = 0, repeats: int = 1
+) -> list[list[Sample]]:
+    """Chunks of all processes in the order of the arithmetic: one after the other, step by step."""
     chunks = chunking(batch_size=batch, device_batch=chunk, world_size=world)
     ranks = [
         list(
             ChunkSampler(
-                num_samples,
+                Order(order.stretches.tolist(), window=order.window, seed=order.seed),
                 chunks=chunks,
                 rank=rank,
-                seed=7,
                 start_step=start,
                 total_steps=steps,
                 repeats=repeats,
@@ -32,63 +40,175 @@ def stream(
         )
         for rank in range(world)
     ]
-    return [ranks[i % world][i // world] for i in range(world * len(ranks[0]))]
+    assert all(part.shape == (chunk, 3) and part.dtype == np.int64 for rank in ranks for part in rank)
+    in_turn = [ranks[i % world][i // world] for i in range(world * len(ranks[0]))]
+    return [[tuple(sample) for sample in part.tolist()] for part in in_turn]
+
+
+def epoch(order: Order, number: int) -> list[int]:
+    return order.images(number, np.arange(order.num_samples)).tolist()
+
+
+# ------------------------------------------------------------------------------------- windows of shards
+
+
+@settings(max_examples=60, deadline=None)
+@given(stretches=shards, window=windows, number=st.integers(0, 5), seed=st.integers(0, 3))
+def test_an_epoch_is_a_permutation_window_by_window(stretches, window, number, seed):
+    order = Order(stretches, window=window, seed=seed)
+    seen = epoch(order, number)
+    assert sorted(seen) == list(range(sum(stretches)))
+
+    samples = np.split(np.arange(sum(stretches)), np.cumsum(stretches)[:-1])  # of each shard
+    in_turn: list[int] = []
+    for w in range(-(-len(stretches) // window)):
+        here = order.shards(number, w)[:window].tolist()
+        assert order.shards(number, w)[window:].tolist() == order.shards(number, w + 1)[:window].tolist()
+        inside = np.concatenate([samples[shard] for shard in here]).tolist()
+        assert sorted(seen[: len(inside)]) == sorted(inside)  # only these shards are read here
+        seen, in_turn = seen[len(inside) :], in_turn + here
+    assert sorted(in_turn) == list(range(len(stretches)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(stretches=shards, window=windows, number=st.integers(0, 1000), data=st.data())
+def test_any_places_in_any_sequence_are_those_of_the_uninterrupted_order(stretches, window, number, data):
+    order = Order(stretches, window=window, seed=5)
+    whole = {e: epoch(order, e) for e in (number, number + 1)}
+    places = st.lists(st.integers(0, order.num_samples - 1), min_size=1, max_size=20)
+    fresh = Order(stretches, window=window, seed=5)
+    for e in data.draw(st.lists(st.sampled_from([number, number + 1]), min_size=1, max_size=4)):
+        offsets = np.array(data.draw(places))
+        assert fresh.images(e, offsets).tolist() == [whole[e][offset] for offset in offsets]
+
+
+def test_a_place_far_into_a_run_costs_one_window(monkeypatch):
+    drawn = []
+    permutation = orders._permutation
+    monkeypatch.setattr(orders, "_permutation", lambda n, *_: drawn.append(n) or permutation(n, *_))
+    order = Order([1000] * 500, window=8, seed=0)
+    order.images(123, np.array([400_000, 400_001]))
+    assert sum(drawn) == 500 + 8 * 1000  # the shards, and the samples of one window
+    order.images(123, np.array([400_002]))
+    assert sum(drawn) == 500 + 8 * 1000
+
+
+def test_what_is_read_next_is_announced_before_it_is_read():
+    order = Order([4] * 10, window=3, seed=0)
+    told: list[list[int]] = []
+    order.expect = lambda shards: told.append(list(shards))
+    for e in (0, 1):
+        for offset, image in enumerate(epoch(order, e)):
+            order.images(e, np.array([offset]))
+            assert image // 4 in told[-1][:3]
+    assert [len(shards) for shards in told[-4:]] == [6, 6, 4, 1]  # a window and the next; no next at the end
+    assert len(set(itertools.chain(*told[-4::2]))) == 10
+
+
+def test_every_sample_may_stand_anywhere():
+    """Chi-square over 3,000 epochs: shards of equal size, so all places are equally likely."""
+    order = Order([2, 2, 2], window=2, seed=0)
+    counts = np.zeros((6, 6))
+    for e in range(3000):
+        counts[np.arange(6), epoch(order, e)] += 1
+    assert chisquare(counts.ravel(), ddof=10).pvalue > 0.001
+
+
+def test_a_window_of_everything_mixes_all_shards():
+    order = Order([100] * 10, window=10, seed=0)
+    first = collections.Counter(image // 100 for image in epoch(order, 0)[:200])
+    assert set(first) == set(range(10))
+    assert max(first.values()) < 40
+
+
+def test_epochs_and_seeds_have_their_own_order():
+    found = {
+        tuple(epoch(Order(stretches, window=2, seed=seed), e))
+        for stretches in ([100], [25, 25, 25, 25])
+        for seed in (0, 1)
+        for e in (0, 1, 2)
+    }
+    assert len(found) == 12
+
+
+def test_order_is_fixed_for_good():
+    # A change of these lists breaks the resumption of every run that is under way.
+    assert epoch(Order([10], window=32, seed=0), 0) == [6, 9, 2, 1, 5, 4, 8, 7, 3, 0]
+    order = Order([3, 2, 4, 1], window=2, seed=7)
+    assert [epoch(order, e) for e in (0, 1)] == [
+        [8, 5, 0, 2, 7, 1, 6, 4, 9, 3],
+        [0, 5, 8, 2, 6, 7, 1, 4, 9, 3],
+    ]
+    assert stream(order, steps=3, batch=4, chunk=2, repeats=2) == [
+        [(0, 8, 0), (0, 5, 0)],
+        [(0, 8, 1), (0, 5, 1)],
+        [(0, 0, 0), (0, 2, 0)],
+        [(0, 0, 1), (0, 2, 1)],
+        [(0, 7, 0), (1, 0, 0)],
+        [(0, 7, 1), (1, 0, 1)],
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- batches
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    num_samples=st.integers(1, 60),
+    stretches=shards,
+    window=windows,
     chunk=st.integers(1, 5),
-    world=st.integers(1, 4),
+    world=st.sampled_from([1, 2, 3]),
     accumulate=st.integers(1, 3),
     steps=st.integers(1, 12),
 )
-def test_every_sample_once_per_epoch_and_nothing_dropped(num_samples, chunk, world, accumulate, steps):
+def test_every_sample_once_per_epoch_and_nothing_dropped(stretches, window, chunk, world, accumulate, steps):
     batch = chunk * world * accumulate
-    seen = [sample for part in stream(num_samples, steps, batch, chunk, world) for sample in part]
+    order = Order(stretches, window=window, seed=7)
+    seen = list(itertools.chain(*stream(order, steps=steps, batch=batch, chunk=chunk, world=world)))
     assert len(seen) == steps * batch
-    for epoch in range(steps * batch // num_samples):
-        images = [sample.image for sample in seen if sample.epoch == epoch]
-        assert sorted(images) == list(range(num_samples))
+    by_epoch = [[image for e, image, _ in seen if e == number] for number in range(seen[-1][0] + 1)]
+    assert all(images == epoch(order, number) for number, images in enumerate(by_epoch[:-1]))
+    assert by_epoch[-1] == epoch(order, len(by_epoch) - 1)[: len(by_epoch[-1])]
+    assert {repeat for _, _, repeat in seen} == {0}
 
 
 @settings(max_examples=40, deadline=None)
-@given(world=st.sampled_from([1, 2, 3, 6]), start=st.integers(0, 9))
-def test_chunks_do_not_depend_on_processes_or_on_where_a_sitting_began(world, start):
-    whole = stream(50, 10, 12, 2, 1)
-    assert stream(50, 10, 12, 2, world, start=start) == whole[start * 6 :]
-
-
-def test_epochs_and_seeds_have_their_own_order():
-    orders = {tuple(epoch_order(100, seed=s, epoch=e).tolist()) for s in (0, 1) for e in (0, 1, 2)}
-    assert len(orders) == 6
-    assert all(sorted(order) == list(range(100)) for order in orders)
-
-
-def test_order_is_fixed_for_good():
-    # A change of this list breaks the resumption of every run that is under way.
-    assert epoch_order(10, seed=0, epoch=0).tolist() == [2, 0, 1, 4, 5, 8, 7, 6, 9, 3]
-    assert key(0, "order", 0) == 3471081512423777433
+@given(
+    stretches=shards,
+    window=windows,
+    world=st.sampled_from([1, 2, 3, 6]),
+    start=st.integers(0, 9),
+    repeats=st.sampled_from([1, 2, 3]),
+)
+def test_chunks_do_not_depend_on_processes_or_on_where_a_sitting_began(
+    stretches, window, world, start, repeats
+):
+    order = Order(stretches, window=window, seed=7)
+    whole = stream(order, steps=10, batch=12, chunk=2, repeats=repeats)
+    parts = stream(order, steps=10, batch=12, chunk=2, world=world, start=start, repeats=repeats)
+    assert parts == whole[start * 6 :]
 
 
 def test_repeated_augmentation_shows_a_third_of_the_images_three_times():
-    seen = [sample for part in stream(30, 5, 6, 3, 2, repeats=3) for sample in part]
-    counts = collections.Counter(sample.image for sample in seen)
+    seen = list(
+        itertools.chain(*stream(Order([30], window=1, seed=7), steps=5, batch=6, chunk=3, world=2, repeats=3))
+    )
+    counts = collections.Counter(image for _, image, _ in seen)
     assert len(counts) == 10
     assert set(counts.values()) == {3}
     assert len(set(seen)) == 30  # no two with the same (epoch, image, repeat): each is augmented anew
     for batch in (seen[i : i + 6] for i in range(0, 30, 6)):
-        assert sorted(collections.Counter(s.image for s in batch).values()) == [
-            3,
-            3,
-        ]  # all three in one batch,
-        assert all(a.image != b.image for a, b in itertools.pairwise(batch))  # and never side by side
+        images = [image for _, image, _ in batch]
+        assert sorted(collections.Counter(images).values()) == [3, 3]  # all three in one batch,
+        assert all(a != b for a, b in itertools.pairwise(images))  # and never side by side
 
 
 def test_repeats_that_do_not_divide_the_set():
-    order = epoch_order(10, seed=0, epoch=0, repeats=3)
-    assert len(order) == 10
-    assert max(collections.Counter(order.tolist()).values()) == 3
+    (samples,) = stream(Order([10], window=1, seed=0), steps=1, batch=10, chunk=10, repeats=3)
+    counts = collections.Counter(image for _, image, _ in samples)
+    assert sorted(counts.values()) == [1, 3, 3, 3]
+    assert set(counts) == set(epoch(Order([10], window=1, seed=0), 0)[:4])
+    assert len(set(samples)) == 10
 
 
 @pytest.mark.parametrize(
@@ -113,8 +233,6 @@ def test_default_device_batch_is_an_equal_share():
 def test_seeding_covers_all_three_generators():
     import random
 
-    import numpy as np
-
     def draw():
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
@@ -128,6 +246,7 @@ def test_seeding_covers_all_three_generators():
 
 def test_length_is_what_is_still_to_come():
     chunks = chunking(batch_size=8, device_batch=2, world_size=2)
-    sampler = ChunkSampler(20, chunks=chunks, rank=0, seed=0, start_step=3, total_steps=10)
+    order = Order([20], window=1, seed=0)
+    sampler = ChunkSampler(order, chunks=chunks, rank=0, start_step=3, total_steps=10)
     assert len(sampler) == len(list(sampler)) == 7 * 2
-    assert isinstance(next(iter(sampler))[0], SampleKey)
+    assert np.array_equal(next(iter(sampler)), next(iter(sampler)))  # can be gone through again

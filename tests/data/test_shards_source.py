@@ -1,43 +1,61 @@
-"""Shards as webdataset writes them, read back through our index; damage is found at the start."""
+"""Shards as webdataset and `prepare` write them, read back through our index; damage is found at the start."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import io
 import json
+import logging
 import os
-import pickle
+import subprocess
+import sys
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import webdataset
 
-from mixer_lightning.data.sources import BadImage
-from mixer_lightning.data.sources import shards as shards_module
-from mixer_lightning.data.sources.shards import _members, shards
+from mixer_lightning.data import draws
+from mixer_lightning.data.sources import Stored, cache, index, prepared
+from mixer_lightning.data.sources.shards import shards
 
-webdataset = pytest.importorskip("webdataset")
+ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])
 
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    return tmp_path / "cache" / "mixer_lightning"
 
 
-def picture(shade: int) -> bytes:
-    file = io.BytesIO()
-    noise = np.random.default_rng(shade).integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    noise[0, 0] = shade
-    Image.fromarray(noise).save(file, "PNG")
-    return file.getvalue()
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO, logger="mixer_lightning")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def picture(number: int) -> bytes:
+    """Bytes of their own and a size of their own; nothing here decodes."""
+    return f"picture {number} ".encode() * (20 + 7 * number)
 
 
 def write(path: Path, numbers: range, classes: int = 3) -> None:
-    with webdataset.TarWriter(str(path)) as sink:
+    with webdataset.TarWriter(str(path), encoder=False) as sink:
         for i in numbers:
-            sink.write({"__key__": f"photo/{i:05d}", "png": picture(i), "cls": i % classes})
+            sink.write({"__key__": f"photo/{i:05d}", "png": picture(i), "cls": str(i % classes).encode()})
+
+
+def write_files(path: Path, files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
 
 
 @pytest.fixture
@@ -51,177 +69,139 @@ def root(tmp_path: Path) -> Path:
     return base
 
 
+def every(images) -> np.ndarray:
+    return images.labels(np.arange(len(images)))
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+
 def test_every_sample_is_read_back(root):
     data = shards(root=str(root), name="blooms")
     assert (data.name, data.classes) == ("blooms", ["aster", "broom", "clover"])
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 9, "val": 2}
     train = data.splits["train"]
+    assert isinstance(train, Stored)
+    assert train.stretches() == [4, 5]
     for i in (8, 0, 3, 4, 7, 1):
-        image, label = train[i]
-        assert image.mode == "RGB"
-        assert label == i % 3
-        np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(picture(i)))))
-    assert train.name(5).startswith(f"{root}/train-001.tar: photo/00005.png")
+        assert train.read(i) == picture(i)
+        assert train.key(i) == f"photo/{i:05d}"
+        assert f"{root}/train-00{int(i > 3)}.tar: photo/{i:05d}.png (at byte " in train.name(i)
+    labels = train.labels(np.array([8, 0, 3, 4]))
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [2, 0, 0, 1]
+    assert train.hashes().dtype == np.uint32
+    assert train.hashes().tolist() == [draws.hash32(f"photo/{i:05d}") for i in range(9)]
+    train.expect([1, 0])  # nothing to fetch
 
 
-@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_our_reader_lists_what_tarfile_lists(tmp_path, form):
-    path = tmp_path / "x.tar"
-    names = ["a.jpg", "folder/b.jpg", f"{'deep/' * 18}{'n' * 60}.jpg", "empty.jpg"]
-    if form != tarfile.USTAR_FORMAT:
-        names += ["ä/ö.jpg", f"{'n' * 300}.jpg"]
-    with tarfile.open(path, "w", format=form) as tar:
-        folder = tarfile.TarInfo("folder")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        for i, name in enumerate(names):
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = (0 if name == "empty.jpg" else 500 + 300 * i), 1.5
-            info.mtime = 1.5 if form == tarfile.PAX_FORMAT else 1  # a fraction makes an extended header
-            tar.addfile(info, io.BytesIO(bytes([i]) * info.size))
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
-        tar.addfile(link)
-    with tarfile.open(path) as tar:
-        expected = [(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
-    with path.open("rb") as file:
-        assert [(each.name, each.offset, each.size) for each in _members(file.fileno())] == expected
-    assert len(expected) == len(names)
-
-
-def test_a_shard_cut_anywhere_is_named(root):
-    path = root / "train-001.tar"
-    whole = path.read_bytes()
-    with tarfile.open(path) as tar:
-        end_of_data = max(info.offset_data + info.size for info in tar)
-    harmless = (end_of_data + 511) // 512 * 512 + 1024  # the two blocks of zeros; padding follows
-    for end in [*range(0, harmless, 173), *range(0, harmless, 512), harmless - 1]:
-        path.write_bytes(whole[:end])
-        with pytest.raises(ValueError, match=r"^shards: .*train-001\.tar: it is cut after"):
-            shards(root=str(root))
-    path.write_bytes(whole[:harmless])
-    assert len(shards(root=str(root)).splits["train"]) == 9
-
-
-def test_a_cut_after_the_index_was_made_is_noticed_too(root):
-    shards(root=str(root))
-    path = root / "val-000.tar"
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"val-000\.tar: it is cut after 3,000 bytes"):
-        shards(root=str(root))
-
-
-def test_a_page_instead_of_a_shard_is_named(root):
-    (root / "train-001.tar").write_bytes(b"<html>not found</html>" * 200)
-    with pytest.raises(ValueError, match=r"train-001\.tar: there is no tar header at byte 0"):
-        shards(root=str(root))
-
-
-def test_a_shard_whose_copy_left_a_hole_of_zeros_is_named(root):
-    path = root / "train-001.tar"
-    whole = path.read_bytes()
-    path.write_bytes(bytes(len(whole)))
-    with pytest.raises(ValueError, match=r"train-001\.tar: from byte 0 on it is empty"):
-        shards(root=str(root))
-    path.write_bytes(whole[:3072] + bytes(2**21))
-    with pytest.raises(ValueError, match=r"train-001\.tar: from byte 3,072 on it is empty"):
-        shards(root=str(root))
-
-
-def test_the_index_is_built_once_and_again_after_a_change(root, monkeypatch):
-    built = []
-    build = shards_module._build
-    monkeypatch.setattr(
-        shards_module,
-        "_build",
-        lambda name, paths, classes: built.append(paths[0].name) or build(name, paths, classes),
-    )
-    shards(root=str(root))
-    shards(root=str(root))
-    assert built == ["train-000.tar", "val-000.tar"]
-    write(root / "train-001.tar", range(4, 7))
-    assert len(shards(root=str(root)).splits["train"]) == 7
-    assert built == ["train-000.tar", "val-000.tar", "train-000.tar"]
-    os.utime(root / "val-000.tar", ns=(1, 1))
-    shards(root=str(root))
-    assert built[-1] == "val-000.tar"
-    assert sorted(path.name for path in root.iterdir() if path.suffix == ".npz") == [
-        "train-index.npz",
-        "val-index.npz",
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_the_index_is_what_tarfile_and_webdataset_say(root, form):
+    files = {}
+    for i, key in enumerate(["a", "b" * 120, "ö/c", f"{'deep/' * 40}d", "e.f/g"]):
+        files |= {f"{key}.cls": b"1", f"{key}.JPG": picture(i), f"{key}.txt": b"a note"}
+    write_files(root / "train-000.tar", files, form)
+    train = shards(root=str(root)).splits["train"]
+    with tarfile.open(root / "train-000.tar") as tar:
+        infos = [info for info in tar if info.name.endswith(".JPG")]
+    rows = np.load(root / "train-index.npy")[:5]
+    assert rows.dtype == ROW
+    assert (rows["block"] * 512).tolist() == [info.offset_data for info in infos]
+    assert rows["size"].tolist() == [info.size for info in infos]
+    keys = [
+        sample["__key__"] for sample in webdataset.WebDataset(str(root / "train-000.tar"), shardshuffle=False)
     ]
+    assert [train.key(i) for i in range(5)] == keys
+    assert rows["hash"].tolist() == [draws.hash32(key) for key in keys]
 
 
-def test_a_damaged_index_is_built_anew(root):
-    shards(root=str(root))
-    index = root / "train-index.npz"
-    for content in (b"", b"rubbish", index.read_bytes()[:300]):
-        index.write_bytes(content)
-        assert len(shards(root=str(root)).splits["train"]) == 9
+def test_a_shard_without_samples_takes_no_part(root):
+    write_files(root / "train-0005.tar", {"README": b"nothing here", "._a.jpg": b"of a file manager"})
+    train = shards(root=str(root)).splits["train"]
+    assert train.stretches() == [4, 0, 5]
+    assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
+    assert train.key(4) == "photo/00004"
 
 
-def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(root, cache_home, monkeypatch):
-    make = shards_module.tempfile.NamedTemporaryFile
+def test_threads_read_side_by_side(root, monkeypatch):
+    monkeypatch.setattr(cache, "MOST_OPEN", 1)  # so that shards are closed under each other's hands
+    train = shards(root=str(root)).splits["train"]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    orders = [np.random.default_rng(seed).integers(0, 9, 400) for seed in range(8)]
+    together = threading.Barrier(8)
 
-    def refuse_root(**options):
-        if Path(options["dir"]) == root:
-            raise PermissionError("read-only file system")
-        return make(**options)
+    def read(order) -> bool:
+        together.wait()
+        return all(train.read(int(i)) == picture(int(i)) for i in order)
 
-    monkeypatch.setattr(shards_module.tempfile, "NamedTemporaryFile", refuse_root)
-    assert len(shards(root=str(root)).splits["train"]) == 9
-    assert not list(root.glob("*.npz"))
-    assert len(list(cache_home.glob("mixer_lightning/*/train-index.npz"))) == 1
-    monkeypatch.setattr(shards_module, "_build", None)  # may not be called again
-    assert len(shards(root=str(root)).splits["train"]) == 9
-
-
-def test_without_any_place_for_the_index_it_still_works(root, monkeypatch):
-    monkeypatch.setattr(shards_module, "_save", lambda *_: False)
-    assert len(shards(root=str(root)).splits["train"]) == 9
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, orders))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
-def test_missing_shards(tmp_path, root):
-    with pytest.raises(FileNotFoundError) as caught:
-        shards(root=str(tmp_path / "none"), name="imagenet21k")
-    path = tmp_path / "none"
-    assert str(caught.value).startswith(
-        f"imagenet21k: no shards under {path}. Expected {path}/train-*.tar and dataset.json."
-    )
-    (root / "val-000.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither .*val-\*\.tar nor .*test-\*\.tar"):
-        shards(root=str(root))
+def test_a_shard_that_shrinks_or_vanishes_later_is_named(root):
+    train = shards(root=str(root)).splits["train"]
+    path = root / "train-001.tar"
+    with tarfile.open(path) as tar:
+        start = tar.getmember("photo/00004.png").offset_data
+    with path.open("r+b") as file:
+        file.truncate(start + 400)
+    size = len(picture(4))
+    with pytest.raises(
+        ValueError, match=rf"train-001\.tar ends after 400 of the {size} bytes at byte {start:,}"
+    ):
+        train.read(4)
+    assert train.name(8).startswith(f"{path}: ? (at byte ")
+    path.unlink()
+    again = shards(root=str(root), train="train-000.tar").splits["train"]
+    (root / "train-000.tar").unlink()
+    with pytest.raises(OSError, match=r"train-000\.tar"):
+        again.read(0)
 
 
-def test_size_of_the_head(root):
-    assert len(shards(root=str(root), num_classes=5).classes) == 5
-    assert shards(root=str(root), num_classes=5).classes[2:] == ["clover", "3", "4"]
-    with pytest.raises(ValueError, match="num_classes is 2, but there are 3 classes"):
-        shards(root=str(root), num_classes=2)
-    (root / "dataset.json").write_text('{"classes": ["aster", "broom"]}')
-    with pytest.raises(ValueError, match=r"labels go up to 2, but dataset\.json names only 2"):
-        shards(root=str(root))
-    (root / "dataset.json").unlink()
-    assert shards(root=str(root)).classes == ["0", "1", "2"]
-    (root / "dataset.json").write_text("[]")
-    with pytest.raises(ValueError, match=r'dataset\.json .*Expected \{"classes"'):
-        shards(root=str(root))
-
-
-def write_sample(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+# -------------------------------------------------------------------------------------------- labels and classes
 
 
 @pytest.mark.parametrize(
     ("suffix", "content", "label"),
-    [("cls", b"2\n", 2), ("cls", b"broom", 1), ("json", b'{"label": 2, "from": "x"}', 2)],
+    [
+        ("cls", b"2\n", 2),
+        ("cls", b"broom", 1),
+        ("json", b'{"label": 2, "from": "x"}', 2),
+        ("json", b'{"label": "broom"}', 1),
+        ("json", b'{"labels": [2]}', 2),
+    ],
 )
 def test_ways_to_write_a_label(root, suffix, content, label):
-    write_sample(root / "val-000.tar", {"a.png": picture(1), f"a.{suffix}": content})
-    assert shards(root=str(root)).splits["val"][0][1] == label
+    write_files(root / "val-000.tar", {"a.png": picture(1), f"a.{suffix}": content})
+    assert every(shards(root=str(root)).splits["val"]).tolist() == [label]
+
+
+def test_several_labels(root):
+    notes = [
+        '{"labels": [2, 0]}',
+        '{"label": 1}',
+        '{"label": 0, "labels": ["aster", "broom", "clover"]}',
+        '{"label": 2}',
+    ]
+    for shard, pair in enumerate((notes[:2], notes[2:])):
+        files = {}
+        for i, note in enumerate(pair):
+            files |= {f"{i}.jpg": picture(i), f"{i}.json": note.encode()}
+        write_files(root / f"train-00{shard}.tar", files)
+    expected = [[2, 0, -1], [1, -1, -1], [0, 1, 2], [2, -1, -1]]
+    for _ in range(2):  # built, then as kept
+        train = shards(root=str(root)).splits["train"]
+        assert every(train).tolist() == expected
+        assert train.labels(np.array([2, 0])).tolist() == [expected[2], expected[0]]
+    assert np.load(root / "train-labels.npy").dtype == np.dtype("<i4")
+    assert np.load(root / "train-index.npy")["label"].tolist() == [2, 1, 0, 2]
+    (root / "dataset.json").write_text('{"classes": ["aster", "broom"]}')
+    files = {"0.jpg": b"x", "0.json": b'{"labels": [0, 2]}'}
+    write_files(root / "train-000.tar", files)
+    (root / "train-001.tar").unlink()
+    with pytest.raises(ValueError, match="labels go up to 2"):
+        shards(root=str(root))
 
 
 @pytest.mark.parametrize(
@@ -232,42 +212,409 @@ def test_ways_to_write_a_label(root, suffix, content, label):
         ({"a.png": b"x", "a.jpg": b"x", "a.cls": b"1"}, "sample 'a' has 2 images"),
         ({"a.png": b"x", "a.cls": b"tulip"}, "a.cls holds 'tulip', not a class index"),
         ({"a.png": b"x", "a.cls": b"-1"}, "a.cls holds '-1', not a class index"),
+        ({"a.png": b"x", "a.cls": b""}, "a.cls holds '', not a class index"),
         ({"a.png": b"x", "a.json": b'{"class": 1}'}, "a.json holds .*, not a class index"),
+        ({"a.png": b"x", "a.json": b'{"label": true}'}, "a.json holds .*, not a class index"),
+        ({"a.png": b"x", "a.json": b'{"labels": []}'}, "a.json holds .*, not a class index"),
+        ({"a.png": b"x", "a.json": b'{"labels": [1, "tulip"]}'}, "a.json holds .*, not a class index"),
+        ({"a.png": b"x", "a.json": b"{"}, "a.json holds .*, not a class index"),
     ],
 )
 def test_samples_without_what_they_need(root, files, complaint):
-    write_sample(root / "val-000.tar", files)
+    write_files(root / "val-000.tar", files)
     with pytest.raises(ValueError, match=rf"val-000\.tar: .*{complaint}"):
         shards(root=str(root))
 
 
 def test_notes_on_the_shard_are_no_samples(root):
-    write_sample(root / "val-000.tar", {"__info__.json": b"{}", "a.png": picture(1), "a.cls": b"1"})
+    write_files(root / "val-000.tar", {"__info__.json": b"{}", "a.png": picture(1), "a.cls": b"1"})
     assert len(shards(root=str(root)).splits["val"]) == 1
 
 
-def test_a_bad_image_is_named_with_shard_and_file(root):
-    write_sample(root / "val-000.tar", {"a.png": b"rubbish", "a.cls": b"1"})
-    with pytest.raises(BadImage, match=r"val-000\.tar: a\.png \(at byte 512\): its 7 bytes are not an image"):
-        shards(root=str(root)).splits["val"][0]
+def test_size_of_the_head(root):
+    assert shards(root=str(root), num_classes=5).classes == ["aster", "broom", "clover", "3", "4"]
+    with pytest.raises(ValueError, match="num_classes is 2, but there are 3 classes"):
+        shards(root=str(root), num_classes=2)
+    (root / "dataset.json").write_text('{"classes": ["aster", "broom"]}')
+    with pytest.raises(ValueError, match=r"labels go up to 2, but dataset\.json names only 2"):
+        shards(root=str(root))
+    (root / "dataset.json").unlink()
+    assert shards(root=str(root)).classes == ["0", "1", "2"]
+    for text in ("[]", "{", '{"classes": []}', '{"classes": "ab"}', '{"splits": {}}'):
+        (root / "dataset.json").write_text(text)
+        with pytest.raises(ValueError, match=r"dataset\.json"):
+            shards(root=str(root))
 
 
-def test_workers_that_are_spawned_or_forked_read_the_same(root, monkeypatch):
-    monkeypatch.setattr(shards_module, "OPEN_SHARDS", 1)
-    train = shards(root=str(root)).splits["train"]
-    expected = [np.asarray(train[i][0]) for i in (0, 8, 1, 7)]
-    sent = pickle.loads(pickle.dumps(train))
-    assert not sent._open
-    for i, pixels in zip((0, 8, 1, 7), expected, strict=True):
-        np.testing.assert_array_equal(np.asarray(sent[i][0]), pixels)
-    before, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(write_end, b"".join(np.asarray(train[i][0]).tobytes() for i in (0, 8, 1, 7)))
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(before, 10_000) == b"".join(pixels.tobytes() for pixels in expected)
-    os.close(before)
-    os.close(write_end)
+# -------------------------------------------------------------------------------------------- which shards
+
+
+def test_missing_shards(tmp_path, root):
+    path = tmp_path / "none"
+    with pytest.raises(FileNotFoundError) as caught:
+        shards(root=str(path), name="imagenet21k")
+    assert str(caught.value) == (
+        f"imagenet21k: no shards under {path}. Expected {path}/train-*.tar and dataset.json. Make them with: "
+        "python -m mixer_lightning.prepare data=imagenet21k source=<archives> output=<path>"
+    )
+    (root / "val-000.tar").unlink()
+    assert list(shards(root=str(root)).splits) == ["train"]  # others cut it by hash
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("train-{000..001}.tar", 9),
+        ("train-*.tar", 9),
+        ("*/../train-00[1].tar", 5),
+        ("{val,train}-000.tar", 6),
+        (["val-*.tar", "train-001.tar"], 7),
+        ("{root}/train-000.tar", 4),
+        ("file://{root}/train-000.tar", 4),
+        (["{root}/val-*.tar"], 2),
+    ],
+)
+def test_shards_by_pattern(root, tmp_path, pattern, count):
+    (root / "more").mkdir()
+    if isinstance(pattern, str):
+        pattern = pattern.replace("{root}", str(root))
+    else:
+        pattern = [each.replace("{root}", str(root)) for each in pattern]
+    data = shards(root=str(root), train=pattern)
+    assert len(data.splits["train"]) == count
+    if pattern == "{val,train}-000.tar":  # in the order of the braces
+        assert data.splits["train"].read(0) == picture(9)
+    assert len(shards(root=str(root)).splits["train"]) == 9  # the index of one is not the other's
+
+
+def test_a_root_with_the_marks_of_a_pattern_in_its_name(root):
+    odd = root.with_name("[a]{b,c}*")
+    root.rename(odd)
+    for pattern in (None, "train-*.tar", "train-{000..001}.tar"):
+        assert len(shards(root=str(odd), train=pattern).splits["train"]) == 9
+
+
+def test_patterns_that_name_nothing_or_twice(root):
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.train=.* names .*train-002\.tar, which does not exist \(nor do 1"
+    ):
+        shards(root=str(root), train="train-{000..003}.tar")
+    with pytest.raises(FileNotFoundError, match=r"data\.val=x-\*\.tar names no shards"):
+        shards(root=str(root), val="x-*.tar")
+    with pytest.raises(ValueError, match=r"names .*train-001\.tar more than once"):
+        shards(root=str(root), train=["train-*.tar", "train-001.tar"])
+    with pytest.raises(ValueError, match=r"data\.train=train-\{0\.\.1\.tar"):
+        shards(root=str(root), train="train-{0..1.tar")
+    with pytest.raises(ValueError, match=r"set data\.train='pipe:cat x' instead"):
+        shards(root="pipe:cat x")
+
+
+# -------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "it is cut after"),
+        (b"", "it is cut after 0 bytes"),
+        (b"rubbish " * 300, "there is no tar header at byte 0"),
+        (b"<html>not found</html>" * 200, "there is no tar header at byte 0"),
+        (bytes(10240), "from byte 0 on it is empty"),
+    ],
+)
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_damaged_shard_is_named(root, content, complaint, is_known):
+    path = root / "train-001.tar"
+    whole = path.read_bytes()
+    if is_known:
+        shards(root=str(root))
+    with tarfile.open(path) as tar:
+        boundary = [info.offset for info in tar][4]
+    for cut in (
+        [content]
+        if content is not None
+        else [whole[:end] for end in (boundary, boundary + 99, boundary + 600)]
+    ):
+        path.write_bytes(cut)
+        with pytest.raises(ValueError, match=rf"^shards: .*train-001\.tar: {complaint}"):
+            shards(root=str(root))
+
+
+# -------------------------------------------------------------------------------------------- keeping the index
+
+
+def test_the_index_is_built_once_and_again_after_a_change(root, said):
+    def built() -> int:
+        return sum("reading the headers" in line for line in said())
+
+    shards(root=str(root))
+    shards(root=str(root))
+    assert built() == 2  # train and val
+    write(root / "train-001.tar", range(4, 7))
+    assert len(shards(root=str(root)).splits["train"]) == 7
+    assert built() == 3
+    os.utime(root / "val-000.tar", ns=(1, 1))
+    shards(root=str(root))
+    assert built() == 4
+    (root / "dataset.json").write_text('{"classes": ["a", "b", "c"]}')  # labels may be written as names
+    shards(root=str(root))
+    assert built() == 6
+    about = json.loads((root / "train-index.json").read_text())
+    sizes = [(path.name, path.stat().st_size) for path in sorted(root.glob("train-*.tar"))]
+    assert [(each["name"], each["bytes"]) for each in about["shards"]] == sizes
+    assert [each["samples"] for each in about["shards"]] == [4, 3]
+
+
+@pytest.mark.parametrize("file", ["train-index.npy", "train-index.json"])
+def test_a_damaged_index_is_built_anew(root, file):
+    shards(root=str(root))
+    whole = (root / file).read_bytes()
+    for content in (
+        b"",
+        b"rubbish",
+        whole[:-5],
+        whole + b"\0",
+        whole.replace(b"<u4", b"<f4").replace(b"finger", b"f"),
+    ):
+        (root / file).write_bytes(content)
+        train = shards(root=str(root)).splits["train"]
+        assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
+        assert (root / file).read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(root, cache_home, said):
+    for split in ("train", "val"):
+        (root / f".{split}-index.lock").mkdir()  # for root, too, this file cannot be opened
+    for _ in range(2):
+        assert len(shards(root=str(root)).splits["train"]) == 9
+    assert not list(root.glob("*.npy"))
+    assert len(list(cache_home.glob("indexes/*/train-index.npy"))) == 1
+    assert sum("reading the headers" in line for line in said()) == 2
+    elsewhere = root.parent / "fast"
+    shards(root=str(root), cache=str(elsewhere))
+    assert len(list(elsewhere.glob("indexes/*/train-index.npy"))) == 1
+
+
+def test_without_any_place_for_the_index_it_still_works(root, said):
+    (root.parent / "file").touch()
+    for split in ("train", "val"):
+        (root / f".{split}-index.lock").mkdir()
+    train = shards(root=str(root), cache=str(root.parent / "file" / "cache")).splits["train"]
+    assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
+    assert any("built anew each time" in line for line in said())
+
+
+def test_a_full_disk_only_costs_the_index(root, monkeypatch, said):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index.results, "write_in_one_move", full)
+    assert len(shards(root=str(root)).splits["train"]) == 9
+    assert any("No space left" in line for line in said())
+
+
+OTHER = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+sys.stdout.reconfigure(line_buffering=True)
+from mixer_lightning.data.sources.shards import shards
+try:
+    print(len(shards(root=sys.argv[1], verify=sys.argv[2]).splits["train"]))
+except ValueError as error:
+    print(error)
+"""
+
+
+def other_process(root: Path, verify: str = "size") -> subprocess.Popen[str]:
+    """Another process that opens the same set and prints what it logs, and how many images there are."""
+    return subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(root), verify], stdout=subprocess.PIPE, text=True
+    )
+
+
+def what_another_says(root: Path, verify: str = "size") -> list[str]:
+    return other_process(root, verify).communicate(timeout=60)[0].splitlines()
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(root):
+    with (root / ".train-index.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        both = [other_process(root) for _ in range(2)]
+        first = [process.stdout.readline() for process in both]
+    texts = [line + process.communicate(timeout=60)[0] for line, process in zip(first, both, strict=True)]
+    assert all(line.startswith("shards: waiting for another process") for line in first)
+    assert all(text.splitlines()[-1] == "9" for text in texts)
+    assert sum("reading the headers of 2 train shards" in text for text in texts) == 1
+
+
+def test_an_error_is_handed_on_to_processes_that_run_already(root, monkeypatch):
+    """Only one of many processes may be heard, and the launcher ends them all when one fails."""
+    (root / "train-001.tar").write_bytes(b"rubbish " * 200)
+    *_, error = what_another_says(root)
+    assert "train-001.tar: there is no tar header" in error
+    with monkeypatch.context() as patched:
+        patched.setattr(index, "build", None)  # not read again
+        with pytest.raises(ValueError, match="no tar header") as caught:
+            shards(root=str(root))
+        assert str(caught.value) == error
+    assert "reading the headers" in what_another_says(root)[0]  # a new run finds out for itself
+    write(root / "train-001.tar", range(4, 9))
+    assert len(shards(root=str(root)).splits["train"]) == 9
+
+
+def test_an_error_of_this_process_is_not_taken_for_granted(root, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("the network is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(index, "build", broken)
+        with pytest.raises(OSError, match="the network is down"):
+            shards(root=str(root))
+    assert len(shards(root=str(root)).splits["train"]) == 9
+
+
+# -------------------------------------------------------------------------------------------- sets made by prepare
+
+
+def prepared_set(root: Path, *, several: bool = False) -> Path:
+    """dataset.json and index as documented, by tarfile's account of where things are."""
+    splits = {}
+    for split in ("train", "val"):
+        rows, labels, listed = [], [], []
+        for path in sorted(root.glob(f"{split}-*.tar")):
+            with tarfile.open(path) as tar:
+                infos = [info for info in tar if info.name.endswith(".png")]
+            for info in infos:
+                number = int(info.name[-9:-4])
+                rows.append((info.offset_data // 512, info.size, number % 3, draws.hash32(info.name[:-4])))
+                labels.append([number % 3, (number + 1) % 3 if number % 2 else -1])
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            listed.append(
+                {"name": path.name, "bytes": path.stat().st_size, "samples": len(infos), "sha256": digest}
+            )
+        np.save(root / f"{split}-index.npy", np.array(rows, dtype=ROW))
+        if several:
+            np.save(root / f"{split}-labels.npy", np.array(labels, dtype="<i4"))
+        splits[split] = {"samples": len(rows), "labels_per_image": 1 + several, "shards": listed}
+    about = {
+        "name": "flowers",
+        "classes": ["aster", "broom", "clover"],
+        "splits": splits,
+        "options": {},
+        "versions": {},
+    }
+    (root / "dataset.json").write_text(json.dumps(about))
+    return root
+
+
+@pytest.fixture
+def made(root):
+    return prepared_set(root)
+
+
+def test_a_prepared_set_is_taken_as_it_is(made, said, monkeypatch):
+    monkeypatch.setattr(index, "build", None)
+    write(made / "train-extra.tar", range(2))  # dataset.json does not list it
+    data = shards(root=str(made), num_classes=4)
+    train = data.splits["train"]
+    assert (train.stretches(), len(data.splits["val"]), len(data.classes)) == ([4, 5], 2, 4)
+    assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
+    assert every(train).tolist() == [i % 3 for i in range(9)]
+    assert train.hashes().tolist() == [draws.hash32(train.key(i)) for i in range(9)]
+    assert said() == []
+    assert not list(made.glob(".*"))
+
+
+def test_a_prepared_set_with_several_labels(root):
+    train = shards(root=str(prepared_set(root, several=True))).splits["train"]
+    assert every(train).tolist() == [[i % 3, (i + 1) % 3 if i % 2 else -1] for i in range(9)]
+
+
+@pytest.mark.parametrize("verify", ["size", "full"])
+def test_shards_that_are_not_those_of_dataset_json_are_named_together(made, verify):
+    size = {path.name: path.stat().st_size for path in made.glob("*.tar")}
+    (made / "train-000.tar").unlink()
+    with (made / "train-001.tar").open("r+b") as file:
+        file.truncate(5000)
+    with (made / "val-000.tar").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match="3 of 3 shards") as caught:
+        shards(root=str(made), name="blooms", verify=verify)
+    told = str(caught.value)
+    assert told.startswith(f"blooms: 3 of 3 shards under {made} are not those of dataset.json: ")
+    assert f"train-000.tar is missing ({size['train-000.tar']:,} bytes)" in told
+    assert f"train-001.tar has 5,000 bytes instead of {size['train-001.tar']:,}" in told
+    assert f"val-000.tar has {size['val-000.tar'] + 4:,} bytes instead of {size['val-000.tar']:,}" in told
+    assert told.endswith("python -m mixer_lightning.prepare data=blooms source=<archives> output=<path>")
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_altered_shard_is_found_by_its_checksum(made):
+    shards(root=str(made), verify="full")
+    alter(made / "train-001.tar")
+    shards(root=str(made))  # of the same size: nothing to see
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"1 of 3 shards .*: train-001\.tar has another sha256"):
+            shards(root=str(made), verify="full")
+
+
+def test_checksums_are_compared_once_by_processes_that_run_together(made, monkeypatch):
+    compares = "shards: comparing the sha256 of 3 shards"
+    assert what_another_says(made, "full") == [compares, "9"]
+    with monkeypatch.context() as patched:
+        patched.setattr(prepared, "sha256_of", None)
+        assert len(shards(root=str(made), verify="full").splits["train"]) == 9
+    assert what_another_says(made, "full") == [compares, "9"]  # begun after that
+    alter(made / "val-000.tar")
+    with pytest.raises(ValueError, match="has another sha256"):
+        shards(root=str(made), verify="full")
+
+
+def test_checksums_need_a_prepared_set(root):
+    with pytest.raises(
+        ValueError, match=r"verify=full needs the checksums that prepare writes into .*dataset\.json"
+    ):
+        shards(root=str(root), verify="full")
+    with pytest.raises(ValueError, match="verify=full needs"):
+        shards(root=str(prepared_set(root)), val="val-*.tar", verify="full")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-16]),
+        lambda path: path.write_bytes(path.read_bytes() + bytes(16)),
+        lambda path: np.save(path, np.load(path)[:-1]),
+        lambda path: np.save(path, np.arange(9)),
+        lambda path: path.write_bytes(b"rubbish"),
+    ],
+)
+def test_a_prepared_index_that_does_not_fit_is_named(made, damage):
+    damage(made / "train-index.npy")
+    with pytest.raises(ValueError, match=r"^shards: .*train-index\.npy.* Copy it again, or make"):
+        shards(root=str(made))
+
+
+def test_a_dataset_json_that_contradicts_itself(made):
+    about = json.loads((made / "dataset.json").read_text())
+    for key, value in (("samples", 8), ("shards", 5), ("shards", [{"name": "train-000.tar"}])):
+        wrong = json.loads(json.dumps(about))
+        wrong["splits"]["train"][key] = value
+        (made / "dataset.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"cannot read .*dataset\.json"):
+            shards(root=str(made))
+    del about["splits"]["train"]
+    (made / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(FileNotFoundError, match="no shards under"):
+        shards(root=str(made))
+
+
+def test_patterns_go_before_a_prepared_split(made):
+    data = shards(root=str(made), val="train-000.tar")
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 9, "val": 4}

@@ -250,14 +250,66 @@ def test_another_head_stays_fresh_with_a_warning(tmp_path: Path) -> None:
         assert torch.equal(other.forward_features(IMAGES), model.forward_features(IMAGES))
 
 
-def test_a_file_without_a_head_leaves_it_fresh(tmp_path: Path) -> None:
-    model, other = digits_model(), digits_model(seed=1)
-    before = other.head.weight.clone()
+@pytest.mark.parametrize("name", ["mixer_digits", "convmixer_96_4"])
+def test_a_file_without_a_head_leaves_one_of_zeros(tmp_path: Path, name: str) -> None:
+    model, other = digits_model(name), digits_model(name, seed=1)
+    assert other.head.weight.all()
     save_file({k: v for k, v in model.state_dict().items() if "head" not in k}, tmp_path / "f.safetensors")
     report = load(other, tmp_path / "f.safetensors")
     assert report.fresh == ["head.weight", "head.bias"]
-    assert "the file has none" in str(report)
-    assert torch.equal(other.head.weight, before)
+    assert "the head stays fresh: the file has none" in str(report)
+    assert not other.head.weight.any()
+    assert not other.head.bias.any()
+
+
+def named_run(folder: Path, classes: list[str]) -> Path:
+    """A checkpoint of our own for classes of these names."""
+    content = run_checkpoint(digits_model(num_classes=len(classes)), ema=None) | {"classes": classes}
+    torch.save(content, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def test_a_head_for_classes_of_other_names_is_not_kept(tmp_path: Path) -> None:
+    path = named_run(tmp_path, ["cat", "dog", "emu"])
+    same, renamed, reordered = (digits_model(seed=1, num_classes=3) for _ in range(3))
+    assert load(same, path, classes=["cat", "dog", "emu"]).fresh == []
+    assert_same_logits(digits_model(num_classes=3), same)
+    report = load(renamed, path, classes=["cat", "fox", "emu"])
+    assert str(report).endswith("the head stays fresh: other classes ('dog' there, 'fox' here)")
+    assert load(reordered, path, classes=["dog", "cat", "emu"]).fresh == ["head.weight", "head.bias"]
+    for model in (renamed, reordered):
+        assert not model.head.weight.any()
+        assert torch.equal(model.stem.proj.weight, same.stem.proj.weight)
+
+
+def test_a_kept_head_of_nameless_classes_is_said(tmp_path: Path) -> None:
+    model = digits_model(num_classes=3)
+    save_timm(model, tmp_path / "mixer.pth")
+    other = digits_model(seed=1, num_classes=3)
+    report = load(other, tmp_path / "mixer.pth", classes=["cat", "dog", "emu"])
+    assert str(report).endswith("the head is kept: 3 classes on both sides, of which the file says no names")
+    assert_same_logits(model, other)
+    assert "head" not in str(load(other, tmp_path / "mixer.pth"))  # nobody named any
+
+
+def test_a_new_or_the_old_head_can_be_asked_for(tmp_path: Path) -> None:
+    path = named_run(tmp_path, ["cat", "dog", "emu"])
+    fitting, other = digits_model(seed=1, num_classes=3), digits_model(seed=1, num_classes=4)
+    report = load(fitting, path, head="new")
+    assert str(report).endswith("the head stays fresh: as asked for")
+    assert not fitting.head.weight.any()
+    load(fitting, path, head="keep")
+    assert_same_logits(digits_model(num_classes=3), fitting)
+    before = other.stem.proj.weight.clone()
+    with pytest.raises(
+        ValueError, match=r"head=keep, but .*last\.ckpt .* 3 classes there, 4 here\. Take head=new"
+    ):
+        load(other, path, head="keep")
+    with pytest.raises(ValueError, match="other classes"):
+        load(fitting, path, head="keep", classes=["cat", "fox", "emu"])
+    with pytest.raises(ValueError, match="head must be auto, keep or new, found 'old'"):
+        load(fitting, path, head="old")  # type: ignore[arg-type]
+    assert torch.equal(other.stem.proj.weight, before)
 
 
 def test_a_fitting_file_is_loaded_without_a_warning(tmp_path: Path) -> None:
@@ -289,8 +341,11 @@ def test_another_models_file_is_named_and_nothing_is_copied(tmp_path: Path) -> N
 
 def test_another_image_size_of_a_mixer_is_named(tmp_path: Path) -> None:
     save_flax(digits_model(), tmp_path / "mixer.npz")
-    with pytest.raises(ValueError, match=r"mixer_digits at 16, 10 classes: .*mixer_digits at 8, 10 classes"):
-        create_model("mixer_digits", num_classes=10, image_size=16, checkpoint=tmp_path / "mixer.npz")
+    path = tmp_path / "mixer.npz"
+    for size, working in ((12, "8 and 16 work"), (20, "16 and 24 work"), (4, "8 and 16 work")):
+        message = rf"mixer\.npz holds a mixer_digits at 8, 10 classes.* image_size={size} is not: {working}"
+        with pytest.raises(ValueError, match=message):
+            create_model("mixer_digits", num_classes=10, image_size=size, checkpoint=path)
 
 
 def test_another_family_is_named(tmp_path: Path) -> None:

@@ -1,29 +1,58 @@
-"""Where samples are stored: every function of this package returns a `Dataset`."""
+"""Where samples are stored: every function of this package returns a `Dataset`.
+
+Legend: N images of a split, B images asked for, L labels an image has at most.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]  # RGB, [H, W, 3]
+    Indices = npt.NDArray[np.int64]  # [B], or [N]
 
 
 class BadImage(ValueError):
-    """One stored image cannot be decoded; the message names it and the reason."""
+    """One stored image cannot be read or decoded; the message names it and the reason."""
 
 
 class Images(Protocol):
-    """The labelled images of one split, by index; safe to use from several worker processes."""
+    """The labelled images of one split, by index; safe to read from several threads."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of images, N."""
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """An RGB image and its class index; raises BadImage when it cannot be decoded."""
+    def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
+        """Class indices [B]; or [B, L] where images have several, short rows filled up with -1."""
+
+    def read(self, index: int) -> bytes | Pixels:
+        """An encoded file, or RGB pixels [H, W, 3]; raises OSError or ValueError when it cannot be read."""
+
+    def key(self, index: int) -> str:
+        """What this image is called in its data set, the same wherever it is stored: a relative path, a row."""
 
     def name(self, index: int) -> str:
-        """Say which image this is, for messages: a file, a shard and member, or a row."""
+        """Where this image is, for messages: a file, a shard and member, or a row."""
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """What `Images` in shards know besides: how they lie on disk."""
+
+    def stretches(self) -> list[int]:
+        """Numbers of consecutive images that lie together, one for each shard; their sum is N."""
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards are read next, in about this order."""
+
+    def hashes(self) -> npt.NDArray[np.uint32]:
+        """`draws.hash32` of every image's key, [N]."""
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from mixer_lightning.data.sources import Dataset
-
-
-class _Digits:
-    def __init__(self, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], rows: list[int]) -> None:
-        self._pixels, self._labels, self._rows = pixels, labels, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        row = self._rows[index]
-        return Image.fromarray(self._pixels[row]), int(self._labels[row])
-
-    def name(self, index: int) -> str:
-        return f"digits row {self._rows[index]}"
+from mixer_lightning.data.sources.arrays import Arrays
 
 
 def digits() -> Dataset:
@@ -38,11 +22,12 @@ def digits() -> Dataset:
     pixels = np.repeat(grey[..., None], 3, axis=-1)  # [1797, 8, 8, 3]
     labels = bunch.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
+    parts = {"train": np.sort(train), "test": np.sort(test)}
     return Dataset(
         name="digits",
         classes=[str(digit) for digit in range(10)],
         splits={
-            "train": _Digits(pixels, labels, sorted(train.tolist())),
-            "test": _Digits(pixels, labels, sorted(test.tolist())),
+            split: Arrays("digits", pixels[rows], labels[rows], rows=rows.tolist())
+            for split, rows in parts.items()
         },
     )

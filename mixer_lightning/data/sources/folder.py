@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 
-from mixer_lightning.data.decode import decode
-from mixer_lightning.data.sources import BadImage, Dataset, Images
+from mixer_lightning.data.sources import Dataset, Images
+
+if TYPE_CHECKING:
+    from mixer_lightning.data.sources import Indices
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 LAYOUT = "<root>/train/<class>/<image> and the same under val/ or test/"
@@ -27,16 +30,22 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        try:
-            return decode(Path(self.name(index))), int(self._labels[index])
-        except (ValueError, OSError) as error:
-            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            raise BadImage(f"cannot decode {self.name(index)}: {reason}") from error
+    def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
+        """Class indices [B]."""
+        return self._labels[indices].astype(np.int64)
+
+    def read(self, index: int) -> bytes:
+        """The file."""
+        with open(self.name(index), "rb") as file:  # noqa: PTH123  (a million times an epoch)
+            return file.read()
+
+    def key(self, index: int) -> str:
+        """The path under root."""
+        return self._files[index]
 
     def name(self, index: int) -> str:
         """The file's path."""
-        return os.path.join(self._root, self._files[index])  # noqa: PTH118  (a million times an epoch)
+        return os.path.join(self._root, self._files[index])  # noqa: PTH118
 
 
 def folder(*, root: str, name: str = "folder") -> Dataset:

@@ -17,11 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from mixer_lightning.data.sources import Dataset, Images
+from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.folder import FolderImages, class_folders, scan
 
 log = logging.getLogger(__name__)
@@ -60,28 +57,19 @@ def pets(*, root: str, download: bool) -> Dataset:
     return Dataset("pets", list(parts["train"].classes), splits)
 
 
-def flowers(*, root: str, download: bool, train: Literal["train", "train+val"]) -> Dataset:
-    """Oxford Flowers-102: 1,020 train, 1,020 val, 6,149 test photographs of 102 species.
-
-    `train="train+val"` trains on both, 2,040, and leaves no "val". Papers differ: MLP-Mixer and ViT state "2k
-    examples", as does VTAB; big_vision's transfer configurations train on the 1,020.
-    """
+def flowers(*, root: str, download: bool) -> Dataset:
+    """Oxford Flowers-102: 1,020 train, 1,020 val, 6,149 test photographs of 102 species."""
     from torchvision.datasets import Flowers102
 
-    if train not in ("train", "train+val"):
-        raise ValueError(f"flowers: data.train is {train!r}; choose train or train+val.")
     base = _root(root)
     files = {f"flowers-102/{file}": md5 for file, md5 in Flowers102._file_dict.values()}
     parts = {
         split: _obtain("flowers", base, files, download, partial(Flowers102, base, split))
         for split in ("train", "val", "test")
     }
-    paths = {split: list(part._image_files) for split, part in parts.items()}
-    labels = {split: list(part._labels) for split, part in parts.items()}
-    if train == "train+val":
-        paths["train"] += paths.pop("val")
-        labels["train"] += labels.pop("val")
-    splits: dict[str, Images] = {split: _files("flowers", paths[split], labels[split]) for split in paths}
+    splits: dict[str, Images] = {
+        split: _files("flowers", list(part._image_files), list(part._labels)) for split, part in parts.items()
+    }
     return Dataset("flowers", list(Flowers102.classes), splits)
 
 
@@ -124,23 +112,6 @@ def imagenet1k(*, root: str) -> Dataset:
 # ---- images
 
 
-class _Arrays:
-    """Images in memory: pixels uint8 [N, H, W, 3]."""
-
-    def __init__(self, name: str, pixels: npt.NDArray[np.uint8], labels: list[int]) -> None:
-        self._name, self._pixels = name, pixels
-        self._labels = np.asarray(labels, dtype=np.int32)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self._pixels[index]), int(self._labels[index])
-
-    def name(self, index: int) -> str:
-        return f"{self._name} image {index}"
-
-
 def _cifar(name: Literal["cifar10", "cifar100"], root: str, download: bool) -> Dataset:
     from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -153,8 +124,8 @@ def _cifar(name: Literal["cifar10", "cifar100"], root: str, download: bool) -> D
         name,
         list(train.classes),
         {
-            "train": _Arrays(f"{name} train", train.data, train.targets),
-            "test": _Arrays(f"{name} test", test.data, test.targets),
+            "train": Arrays(f"{name} train", train.data, train.targets),
+            "test": Arrays(f"{name} test", test.data, test.targets),
         },
     )
 

@@ -1,0 +1,338 @@
+"""Batches of a split: read, decoded, cropped and resized by threads of this process.
+
+Threads fill the batch that they share, so nothing is copied between processes, and decoding and resizing let go of
+Python's lock. Images of one size that fit in memory are kept there as pixels; small ones get their views on the device.
+
+Legend: D images of a batch, H x W pixels of a whole image, S side of the model's input in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mixer_lightning.data import decode
+from mixer_lightning.data.draws import key, sample_keys
+from mixer_lightning.data.sources import BadImage, Images
+from mixer_lightning.data.sources.arrays import Arrays
+from mixer_lightning.data.views import Integers, Views, view_batch
+
+if TYPE_CHECKING:
+    from mixer_lightning.data.draws import Keys
+    from mixer_lightning.data.order import Samples
+    from mixer_lightning.data.transforms import Augment, Draws
+
+log = logging.getLogger(__name__)
+
+PIECE = 8  # images that a thread takes at a time
+IN_MEMORY = 2**30  # bytes: a split whose images are of one size and whose pixels take no more is decoded once
+SMALL = 96 * 96  # pixels: views of larger images in memory are made one by one, which a CPU does faster
+NAMED = 20  # bad images are named one by one up to this many
+JUDGED = 1000  # a fraction of bad images is reckoned on this many at least, or on the whole split
+TOGETHER = 32  # images that a thread decodes for memory at a time
+
+
+class Batch(NamedTuple):
+    """What a loader hands over."""
+
+    images: Tensor  # uint8 [D, 3, S, S]; with `views`, whole images [D, 3, H, W] that are still to be viewed
+    labels: Tensor  # int64 [D], or [D, L] where images have several (unused places -1)
+    views: Views | None = None
+    draws: Draws | None = None  # of training batches
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device; views and draws stay on the CPU, where they are looked at."""
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in self[:2])
+        return self._replace(images=images, labels=labels)
+
+    def viewed(self, image_size: int) -> Tensor:
+        """The images as the model's input, uint8 [D, 3, S, S], on their device."""
+        return self.images if self.views is None else view_batch(self.images, self.views, image_size)
+
+
+class Plan(Protocol):
+    """The samples [D, 3] of every batch; can be gone through again and again."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Samples]: ...
+
+
+class Loader:
+    """Batches of `images` in the order of `plan`.
+
+    With a `seed`, training: random views, draws of `augment`, and a bad image is replaced by another, the same one
+    everywhere and always, as long as no more than `max_bad_fraction` of the images read are bad. Without, evaluation:
+    its view, and a bad image raises BadImage, since a figure without it would be that of another data set.
+
+    `ahead` batches are in the making while one is used. With 0, all threads work on the batch that is waited for, and
+    rest while it is used: right where the same cores train.
+
+    With `decode_on`, a GPU decodes and resizes, and batches are made there, each by one thread.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        plan: Plan,
+        augment: Augment,
+        *,
+        image_size: int,
+        seed: int | None,
+        threads: int,
+        ahead: int,
+        pin_memory: bool,
+        max_bad_fraction: float = 0.0,
+        decode_on: torch.device | None = None,
+    ) -> None:
+        self.decode_on = decode_on
+        self._stream = None if decode_on is None else torch.cuda.Stream(decode_on)  # type: ignore[no-untyped-call]
+        self.plan, self.augment, self.image_size, self.seed = plan, augment, image_size, seed
+        self.ahead, self.pin_memory = ahead, pin_memory
+        self.bad = BadImages(images, most=None if seed is None else max_bad_fraction)
+        self._pool = pool(threads)
+        self.images = kept_in_memory(images, self.bad, self._pool) or images
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        waiting: deque[Callable[[], Batch]] = deque()
+        for samples in self.plan:
+            waiting.append(self._begin(samples))
+            if len(waiting) > self.ahead:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    # ---------------------------------------------------------------------------------------- one batch
+
+    def _begin(self, samples: Samples) -> Callable[[], Batch]:
+        """Set the threads to work on a batch; calling the result waits for it."""
+        keys = None if self.seed is None else sample_keys(self.seed, samples)
+        indices = samples[:, 1]
+        if isinstance(self.images, Arrays) and self.images.pixels[0, :, :, 0].size <= SMALL:
+            return self._pool.submit(self._look_up, self.images, indices, keys).result
+        size = self.image_size
+        if self.decode_on is not None:
+            future = self._pool.submit(self._decode_on_gpu, indices, keys)
+            return lambda: self._from_gpu(future.result())
+        with torch.inference_mode(False):  # else other threads could not write to it
+            out = torch.empty(len(indices), 3, size, size, dtype=torch.uint8, pin_memory=self.pin_memory)
+        pieces = [slice(i, i + PIECE) for i in range(0, len(indices), PIECE)]
+        work = [
+            self._pool.submit(self._fill, indices[piece], None if keys is None else keys[piece], out[piece])
+            for piece in pieces
+        ]
+        draws = None if keys is None else self.augment.draw(keys)
+        return lambda: Batch(out, self._labels([piece.result() for piece in work]), draws=draws)
+
+    def _look_up(self, images: Arrays, indices: Integers, keys: Keys | None) -> Batch:
+        """A batch of images in memory."""
+        indices = self.bad.replaced(indices)
+        pixels = torch.from_numpy(images.pixels[indices]).permute(0, 3, 1, 2)  # [D, 3, H, W]
+        height, width = (np.full(len(indices), extent) for extent in pixels.shape[-2:])
+        return Batch(
+            pixels.pin_memory() if self.pin_memory else pixels,
+            self._labels([images.labels(indices)]),
+            views=self._views(keys, width, height),
+            draws=None if keys is None else self.augment.draw(keys),
+        )
+
+    def _decode_on_gpu(self, indices: Integers, keys: Keys | None) -> Batch:
+        """A batch made by the GPU, in a stream of its own; complete when this returns."""
+        assert self._stream is not None
+        with torch.cuda.stream(self._stream):
+            size = self.image_size
+            out = torch.empty(len(indices), 3, size, size, dtype=torch.uint8, device=self.decode_on)
+            labels = self._fill(indices, keys, out)
+            self._stream.synchronize()  # waits in this thread, not in the one that trains
+        draws = None if keys is None else self.augment.draw(keys)
+        return Batch(out, self._labels([labels]), draws=draws)
+
+    def _from_gpu(self, batch: Batch) -> Batch:
+        """Let the stream that trains keep the batch as long as it needs it."""
+        batch.images.record_stream(torch.cuda.current_stream(self.decode_on))
+        return batch
+
+    def _fill(self, indices: Integers, keys: Keys | None, out: Tensor) -> Integers:
+        """Write the views of some images to `out`; their labels."""
+        shown = self.bad.replaced(indices)
+        todo = np.arange(len(indices))
+        while len(todo):
+            wanted = None if keys is None else keys[todo]
+            failed = self._write(shown[todo], wanted, [out[i] for i in todo])
+            todo = todo[[position for position, _ in failed]]
+            for i, (_, reason) in zip(todo, failed, strict=True):
+                self.bad.note(int(shown[i]), reason)
+            shown[todo] = self.bad.replaced(indices[todo])
+        self.bad.count(len(indices))
+        return self.bad.images.labels(shown)
+
+    def _write(self, indices: Integers, keys: Keys | None, out: list[Tensor]) -> list[tuple[int, str]]:
+        """Try some images; positions of those that failed, and why."""
+        encoded: list[Any] = []
+        failed: list[tuple[int, str]] = []
+        for position, index in enumerate(indices):
+            try:
+                encoded.append(self.images.read(int(index)))
+            except (OSError, ValueError) as error:
+                failed.append((position, _reason(error)))
+        unread = {position for position, _ in failed}
+        left = np.array([i for i in range(len(indices)) if i not in unread], dtype=np.int64)
+
+        def views_of(positions: Integers, widths: Integers, heights: Integers) -> Views:
+            return self._views(None if keys is None else keys[left[positions]], widths, heights)
+
+        bad = decode.crops(encoded, views_of, [out[i] for i in left], device=self.decode_on)
+        return failed + [(int(left[position]), reason) for position, reason in bad]
+
+    def _views(self, keys: Keys | None, widths: Integers, heights: Integers) -> Views:
+        if keys is None:
+            return self.augment.eval_views(widths, heights, self.image_size)
+        return self.augment.train_views(keys, widths, heights, self.image_size)
+
+    def _labels(self, parts: list[Integers]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts))
+
+
+class BadImages:
+    """The images of a split that turned out to be bad, and what is shown in their place.
+
+    `most` is the fraction of the images read that may be bad; None for none, with BadImage at once.
+    """
+
+    def __init__(self, images: Images, *, most: float | None) -> None:
+        self.images, self.most = images, most
+        self.reasons: dict[int, str] = {}
+        self._read = 0
+        self._lock = threading.Lock()
+
+    def count(self, read: int) -> None:
+        """So many more images have been read."""
+        with self._lock:
+            self._read += read
+
+    def replaced(self, indices: Integers) -> Integers:
+        """A copy of `indices` with another image in place of each known to be bad."""
+        if not self.reasons:
+            return indices.copy()
+        return np.array(
+            [self._spare(int(i)) if int(i) in self.reasons else i for i in indices], dtype=np.int64
+        )
+
+    def note(self, index: int, reason: str) -> None:
+        """An image is bad.
+
+        Raises:
+            BadImage: no bad image is allowed, or not so many.
+        """
+        with self._lock:
+            if index not in self.reasons:
+                self._note(index, reason)
+
+    def _note(self, index: int, reason: str) -> None:
+        what = f"cannot read {self.images.name(index)}: {reason}"
+        if self.most is None:
+            raise BadImage(what)
+        self.reasons[index] = reason
+        bad, read = len(self.reasons), min(max(self._read, JUDGED), len(self.images))
+        if bad > self.most * read:
+            raise BadImage(
+                f"{what}. It is bad image number {bad:,} of {read:,}, more than max_bad_fraction={self.most:g} allows: "
+                "mend or remove the images named so far, or raise max_bad_fraction"
+            )
+        if bad <= NAMED:
+            log.warning("%s; another image takes its place", what)
+        elif bad == NAMED + 1 or bad & (bad - 1) == 0:
+            log.warning("%s bad images so far; from here on they are counted, not named", f"{bad:,}")
+
+    def _spare(self, index: int) -> int:
+        """The first good one of a list that depends on `index` alone, so all processes and sittings agree."""
+        for attempt in range(1000):
+            other = key("spare", index, attempt) % len(self.images)
+            if other not in self.reasons:
+                return other
+        raise BadImage(f"no good image was found to take the place of {self.images.name(index)}")
+
+
+def kept_in_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor) -> Arrays | None:
+    """All images decoded, if they are of one size and small enough together (a property of the data set alone).
+
+    None if not. Bad images are noted in `bad`; black ones stand for them, never to be looked at.
+    """
+    if isinstance(images, Arrays):
+        return images
+    arrays: npt.NDArray[np.uint8] | None = None
+
+    def decoded(first: int) -> list[Tensor | str]:
+        found: list[Tensor | str] = []
+        for index in range(first, min(first + TOGETHER, len(images))):
+            try:
+                found.append(decode.pixels(images.read(index)))
+            except (OSError, ValueError) as error:
+                found.append(_reason(error))
+        return found
+
+    starts = deque(range(0, len(images), TOGETHER))
+    work: deque[tuple[int, Future[list[Tensor | str]]]] = deque()
+    while starts or work:
+        while starts and len(work) < 8:  # few, since most data sets turn out at once to be of many sizes
+            work.append((starts[0], threads.submit(decoded, starts.popleft())))
+        first, future = work.popleft()
+        bad.count(len(future.result()))
+        for index, pixels in enumerate(future.result(), start=first):
+            if isinstance(pixels, str):
+                bad.note(index, pixels)
+                continue
+            height, width = pixels.shape[1:]
+            if arrays is None:
+                if 3 * height * width * len(images) > IN_MEMORY:
+                    return None
+                arrays = np.zeros((len(images), height, width, 3), np.uint8)
+            if arrays.shape[1:3] != (height, width):
+                return None
+            arrays[index] = pixels.permute(1, 2, 0).numpy()
+    if arrays is None:
+        return None
+    return Arrays("", arrays, images.labels(np.arange(len(images))))
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch itself uses one thread only; the number for all others stays."""
+    usual = torch.get_num_threads()
+    ready = threading.Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # at its first question or work a thread takes on the usual number
+        torch.set_num_threads(1)
+        ready.wait()
+
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=begin)
+    try:
+        for _ in range(threads):
+            executor.submit(int)
+        ready.wait()
+    except BaseException:  # such as no more threads to be had: those that are there would wait for good
+        ready.abort()
+        raise
+    # torch.set_num_threads speaks for its own thread and for those still to come
+    torch.set_num_threads(usual)
+    return executor
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

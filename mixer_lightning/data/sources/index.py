@@ -1,0 +1,206 @@
+"""Where every image of a split lies: 16 bytes each, in a file that is mapped into memory.
+
+`prepare` writes the index beside its shards. For shards of others it is built when first needed, from the headers of
+the tars, by one process of a machine while the others wait.
+
+Legend: N images, L labels an image has at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from mixer_lightning import results
+from mixer_lightning.data.sources.cache import Cache
+from mixer_lightning.data.sources.remote import File, expand, find
+from mixer_lightning.data.sources.samples import ROW, samples
+from mixer_lightning.data.sources.turns import alone, told
+
+log = logging.getLogger(__name__)
+
+THREADS = 8  # they mostly wait for the file system
+
+
+@dataclass(frozen=True)
+class Index:
+    """The images of a split."""
+
+    rows: npt.NDArray[np.void]  # ROW [N]
+    labels: npt.NDArray[np.int32] | None  # [N, L], short rows filled up with -1; None where L is 1
+    shards: list[tuple[str, int, int]]  # name, bytes and number of images of each
+
+    @property
+    def largest_label(self) -> int:
+        """The largest class index of all."""
+        return int(self.rows["label"].max() if self.labels is None else self.labels.max())
+
+
+def read(folder: Path, split: str, shards: list[tuple[str, int, int]], labels_per_image: int) -> Index:
+    """The index of `split` in `folder`.
+
+    Raises:
+        ValueError: a file of it is missing, damaged, or of another size than the shards' numbers of images.
+    """
+    count = sum(samples for _, _, samples in shards)
+    rows = _mapped(folder / f"{split}-index.npy", ROW, (count,))
+    if labels_per_image == 1:
+        return Index(rows, None, shards)
+    labels = _mapped(folder / f"{split}-labels.npy", np.dtype("<i4"), (count, labels_per_image))
+    return Index(rows, labels, shards)
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(array, np.memmap) or array.dtype != dtype or array.shape != shape:
+        raise ValueError(
+            f"{path} holds {getattr(array, 'dtype', '?')} {array.shape}, expected {dtype} {shape}"
+        )
+    if path.stat().st_size != array.offset + array.nbytes:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, expected {array.offset + array.nbytes:,}"
+        )
+    return np.asarray(array)
+
+
+# ------------------------------------------------------------------------------- shards without an index
+
+
+def files_of(name: str, base: str, split: str, pattern: str | list[str] | None) -> list[File]:
+    """The shards of a split with their sizes, none where there is no such split.
+
+    Raises:
+        FileNotFoundError: a pattern names shards that do not exist.
+        ValueError: a pattern cannot be read, or a shard is named twice.
+    """
+    patterns = [f"{split}-*.tar"] if pattern is None else [pattern] if isinstance(pattern, str) else pattern
+    try:
+        addresses = [address for each in patterns for address in expand(each, base)]
+    except ValueError as error:
+        raise ValueError(f"{name}: data.{split}={pattern}: {error}") from error
+    twice = [address for address, count in Counter(addresses).items() if count > 1]
+    if twice:
+        raise ValueError(f"{name}: data.{split}={pattern} names {twice[0]} more than once.")
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = list(pool.map(find, addresses))
+    missing = [address for address, file in zip(addresses, files, strict=True) if file is None]
+    if missing or (pattern is not None and not addresses):
+        what = f"{missing[0]}, which does not exist" if missing else "no shards"
+        more = f" (nor do {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"{name}: data.{split}={pattern} names {what}{more}.")
+    return [file for file in files if file is not None]
+
+
+def obtain(
+    split: str,
+    files: Sequence[File],
+    classes: list[str] | None,
+    *,
+    name: str,
+    folders: Sequence[Path],
+    store: Cache,
+) -> Index:
+    """The index of shards that came without one: as kept in one of `folders`, or else built, and kept in the first.
+
+    `split` is what its files are called. It is built anew when a shard has changed, or the classes (labels may be
+    written as their names).
+
+    Raises:
+        ValueError, OSError: a shard is damaged or cannot be read, or a sample is not as it should be; both are named.
+    """
+    fingerprint = _fingerprint(files, classes)
+    if (index := _kept(folders, split, fingerprint)) is not None:
+        return index
+    with alone(folders, f"{split}-index", fingerprint, name=name) as turn:
+        if (index := _kept(folders, split, fingerprint)) is not None:
+            return index
+        log.info("%s: reading the headers of %s %s shards, once", name, f"{len(files):,}", split)
+        index = build(files, classes, name=name, store=store)
+        try:
+            if turn.folder is not None:
+                _keep(turn.folder, split, fingerprint, index)
+                return _kept([turn.folder], split, fingerprint) or index  # in a file that all processes share
+        except OSError as error:
+            log.warning("%s: %s", name, error)
+        places = " nor in ".join(map(str, folders))
+        log.warning("%s: the index can be kept neither in %s; it is built anew each time", name, places)
+        return index
+
+
+def build(files: Sequence[File], classes: list[str] | None, *, name: str, store: Cache) -> Index:
+    """Read the headers of all shards."""
+    labels_of = {each: label for label, each in enumerate(classes or [])}
+
+    def read_headers(file: File) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32], int]:
+        descriptor = store.open(file)
+        try:
+            return *samples(descriptor, labels_of), os.fstat(descriptor).st_size
+        except ValueError as error:
+            raise ValueError(f"{name}: {file.address}: {error}") from error
+        except OSError as error:
+            raise OSError(f"{name}: cannot read {file.address}: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
+
+    with ThreadPoolExecutor(min(THREADS, store.most_open(files))) as pool:
+        parts = list(told(pool.map(read_headers, files), f"{name}: indexed", len(files)))
+    rows = np.concatenate([rows for rows, _, _ in parts])
+    if len(rows) == 0:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        raise ValueError(f"{name}: no samples in {files[0].address}{more}.")
+    width = max(labels.shape[1] for _, labels, _ in parts)
+    labels = None
+    if width > 1:
+        labels = np.concatenate(
+            [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for _, part, _ in parts]
+        )
+    shards = [(file.name, size, len(rows)) for file, (rows, _, size) in zip(files, parts, strict=True)]
+    return Index(rows, labels, shards)
+
+
+def _kept(folders: Iterable[Path], split: str, fingerprint: str) -> Index | None:
+    for folder in folders:
+        try:
+            about = json.loads((folder / f"{split}-index.json").read_text())
+            if about["fingerprint"] == fingerprint:
+                shards = [(each["name"], each["bytes"], each["samples"]) for each in about["shards"]]
+                return read(folder, split, shards, about["labels_per_image"])
+        except (OSError, ValueError, KeyError, TypeError):  # absent, or not one of ours
+            continue
+    return None
+
+
+def _keep(folder: Path, split: str, fingerprint: str, index: Index) -> None:
+    def save(array: npt.NDArray[Any], file: BinaryIO) -> None:
+        np.save(file, array, allow_pickle=False)
+
+    results.write_in_one_move(folder / f"{split}-index.npy", partial(save, index.rows))
+    if index.labels is not None:
+        results.write_in_one_move(folder / f"{split}-labels.npy", partial(save, index.labels))
+    about = {
+        "fingerprint": fingerprint,
+        "labels_per_image": 1 if index.labels is None else index.labels.shape[1],
+        "shards": [{"name": name, "bytes": size, "samples": count} for name, size, count in index.shards],
+    }
+    results.write_text(folder / f"{split}-index.json", json.dumps(about))
+
+
+def _fingerprint(files: Sequence[File], classes: list[str] | None) -> str:
+    """Changes with any shard's name, size or time, and with the classes; not with the folder they lie in."""
+    states = [(file.name, file.bytes, file.version) for file in files]
+    return hashlib.sha256(json.dumps(["index 2", states, classes]).encode()).hexdigest()

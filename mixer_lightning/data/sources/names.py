@@ -1,0 +1,34 @@
+"""What images are called: in folders by paths, in shards by keys, and how the one becomes the other."""
+
+from __future__ import annotations
+
+import re
+
+SUFFIXES = ("jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "ppm", "pgm", "tif", "tiff", "jp2")
+
+
+def shard_key(key: str) -> str:
+    """The key of an image, as `Images.key` gives it, once it lies in shards."""
+    return tar_key(stem(key))
+
+
+def tar_key(key: str) -> str:
+    """A sample's key as it may stand in a shard: no dot in its last part, which would end it, no way up."""
+    parts = [part for part in re.sub(r"[\x00-\x1f\x7f]", "_", key).split("/") if part not in ("", ".", "..")]
+    name = parts.pop().replace(".", "_") if parts else "_"
+    if name.startswith("__"):  # webdataset's mark for notes on the shard
+        name = f"x{name}"
+    return "/".join([*parts, name])
+
+
+def suffix_of(name: str) -> str:
+    """'photos/x.JPEG' -> 'jpg'; '' where a name does not claim to be an image."""
+    suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
+    if suffix not in SUFFIXES or "." not in name:
+        return ""
+    return "jpg" if suffix in ("jpeg", "jpe") else suffix
+
+
+def stem(name: str) -> str:
+    """A file's path without the suffix of an image."""
+    return name.rpartition(".")[0] if suffix_of(name) else name

@@ -1,0 +1,194 @@
+"""What dataset.json says of a set of shards, and whether the shards are as it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mixer_lightning.data.sources.cache import Cache
+from mixer_lightning.data.sources.index import Index, read
+from mixer_lightning.data.sources.remote import File, content, fetch, find, is_remote, sha256_of
+from mixer_lightning.data.sources.turns import alone, told
+
+log = logging.getLogger(__name__)
+
+THREADS = 16  # they wait for the file system or the network
+SHOWN = 5  # shards that a message names
+
+
+@dataclass(frozen=True)
+class Described:
+    """A split as `prepare` wrote it."""
+
+    files: list[File]
+    samples: list[int]  # of each
+    labels_per_image: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of dataset.json; nothing of it where there is none."""
+
+    classes: list[str] | None
+    splits: dict[str, Described]  # none unless `prepare` made the set
+    digest: str
+
+
+def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Description:
+    """Read `<base>/dataset.json`, which may be missing.
+
+    Raises:
+        ValueError: it is not as it should be.
+    """
+    path = f"{base}/dataset.json"
+    text = content(path)
+    if text is None:
+        return Description(None, {}, "")
+    try:
+        about = json.loads(text)
+        classes = about["classes"]
+        splits = {
+            split: _described(base, each, verify=verify) for split, each in about.get("splits", {}).items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f'{name}: cannot read {path} ({what}). Expected {{"classes": ["name", ...]}}.'
+        ) from error
+    if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
+        raise ValueError(f'{name}: "classes" in {path} must be a list of names.')
+    return Description(classes, splits, hashlib.sha256(text).hexdigest())
+
+
+def _described(base: str, split: dict[str, Any], *, verify: Literal["size", "full"]) -> Described:
+    shards = split["shards"]
+    files = [
+        File(
+            f"{base}/{each['name']}",
+            each["bytes"],
+            each["sha256"],
+            each["sha256"] if verify == "full" else None,
+        )
+        for each in shards
+    ]
+    samples = [int(each["samples"]) for each in shards]
+    if sum(samples) != split["samples"]:
+        raise ValueError(f"the shards have {sum(samples):,} samples, not {split['samples']:,}")
+    return Described(files, samples, int(split.get("labels_per_image", 1)))
+
+
+# -------------------------------------------------------------------------------------------------- shards
+
+
+def check(
+    name: str,
+    base: str,
+    splits: dict[str, Described],
+    *,
+    verify: Literal["size", "full"],
+    store: Cache,
+    folder: Path,
+) -> None:
+    """Compare all shards with dataset.json: their sizes or, in full, also what they hold.
+
+    Copies of shards from far away that turn out to be altered are thrown away. `folder` keeps notes of this machine.
+
+    Raises:
+        ValueError: shards are missing or different; they are named.
+        OSError: they cannot be reached.
+    """
+    files = [file for described in splits.values() for file in described.files]
+    with ThreadPoolExecutor(THREADS) as pool:
+        states = list(pool.map(find, [file.address for file in files]))
+    wrong = [what for file, state in zip(files, states, strict=True) if (what := _difference(file, state))]
+    _refuse(name, base, wrong, len(files))
+    if verify == "size":
+        return
+    seen = [
+        (file.address, file.sha256, state and state.version)
+        for file, state in zip(files, states, strict=True)
+    ]
+    fingerprint = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    with alone([folder], f"verify-{socket.gethostname()}", fingerprint, name=name) as turn:
+        if not turn.is_done:
+            log.info("%s: comparing the sha256 of %s shards", name, f"{len(files):,}")
+            _refuse(name, base, list(_altered(name, files, store)), len(files))
+
+
+def _difference(file: File, state: File | None) -> str | None:
+    shard = file.address.rpartition("/")[2]
+    if state is None:
+        return f"{shard} is missing ({file.bytes:,} bytes)"
+    if state.bytes is not None and state.bytes != file.bytes:
+        return f"{shard} has {state.bytes:,} bytes instead of {file.bytes:,}"
+    return None
+
+
+def _altered(name: str, files: list[File], store: Cache) -> Iterator[str]:
+    here = [file for file in files if store.has(file)]
+
+    def altered(file: File) -> bool:
+        if file.is_remote:
+            store.drop_if_altered(file)
+            return False
+        return sha256_of(Path(file.address)) != file.sha256
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        outcomes = told(pool.map(altered, here), f"{name}: verified", len(here))
+        for file, is_altered in zip(here, outcomes, strict=True):
+            if is_altered:
+                yield f"{file.name} has another sha256"
+
+
+def _refuse(name: str, base: str, wrong: list[str], total: int) -> None:
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN:,} more" if len(wrong) > SHOWN else ""
+        raise ValueError(
+            f"{name}: {len(wrong):,} of {total:,} shards under {base} are not those of dataset.json: "
+            f"{'; '.join(wrong[:SHOWN])}{more}. Copy them again, or make them again with: "
+            f"python -m mixer_lightning.prepare data={name} source=<archives> output=<path>"
+        )
+
+
+# -------------------------------------------------------------------------------------------------- index
+
+
+def index_of(name: str, base: str, split: str, about: Description, folder: Path) -> Index:
+    """The index of a split that `prepare` made; one from far away is copied to `folder`.
+
+    Raises:
+        ValueError: it is missing, or does not fit dataset.json.
+    """
+    described = about.splits[split]
+    shards = [
+        (file.address, file.bytes or 0, count)
+        for file, count in zip(described.files, described.samples, strict=True)
+    ]
+    place = Path(base)
+    try:
+        if is_remote(base):
+            place = folder / about.digest[:16]
+            arrays = ["index"] if described.labels_per_image == 1 else ["index", "labels"]
+            with alone([place], split, about.digest, name=name):
+                for array in arrays:
+                    _copy(f"{base}/{split}-{array}.npy", place / f"{split}-{array}.npy")
+        return read(place, split, shards, described.labels_per_image)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{name}: {error}. Copy it again, or make the set again with: "
+            f"python -m mixer_lightning.prepare data={name} source=<archives> output=<path>"
+        ) from error
+
+
+def _copy(address: str, path: Path) -> None:
+    if not path.exists():
+        part = path.with_suffix(".part")
+        fetch(File(address, None), part)
+        part.rename(path)

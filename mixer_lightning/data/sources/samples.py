@@ -1,0 +1,96 @@
+"""The samples of a shard: runs of files in a tar that share their name up to the first dot.
+
+Legend: n images of a shard, L labels an image has at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mixer_lightning.data.draws import hash32
+from mixer_lightning.data.sources.tar import BLOCK, Member, members
+
+#: A row of the index. The image's first byte is number `block` * 512 of its shard; rows are in the order of shards.
+ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A sample's key and the suffix that follows its first dot, as webdataset splits them; no suffix, no sample."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return (f"{folder}{slash}{stem}", suffix.lower()) if stem else (name, "")
+
+
+def samples(fd: int, labels_of: dict[str, int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+    """Rows [n] and labels [n, L] of the images in one shard."""
+    rows: list[tuple[int, int, int, int]] = []
+    labels: list[list[int]] = []
+    for key, group in groupby(members(fd), key=lambda member: split_name(member.name)[0]):
+        files = {suffix: member for member in group if (suffix := split_name(member.name)[1])}
+        if files and not key.rpartition("/")[2].startswith("__"):  # webdataset's mark for notes on the shard
+            image, found = _sample(fd, key, files, labels_of)
+            rows.append((image.offset // BLOCK, image.size, found[0], hash32(key)))
+            labels.append(found)
+    width = max(map(len, labels), default=1)
+    padded = [each + [-1] * (width - len(each)) for each in labels]
+    return np.array(rows, dtype=ROW), np.array(padded, dtype=np.int32).reshape(-1, width)
+
+
+def _sample(
+    fd: int, key: str, files: dict[str, Member], labels_of: dict[str, int]
+) -> tuple[Member, list[int]]:
+    images = [files[suffix] for suffix in files if suffix in IMAGE_SUFFIXES]
+    if len(images) != 1:
+        raise ValueError(
+            f"sample {key!r} has {len(images)} images among {', '.join(member.name for member in files.values())}; "
+            f"expected one of {', '.join(IMAGE_SUFFIXES)}."
+        )
+    image, note = images[0], files.get("cls") or files.get("json")
+    if note is None:
+        raise ValueError(
+            f"sample {key!r} has no label. Expected {key}.cls or {key}.json beside {image.name}."
+        )
+    if image.size >= 2**32:
+        raise ValueError(f"sample {key!r}: {image.name} has {image.size:,} bytes, too many for an image.")
+    text = os.pread(fd, note.size, note.offset).decode("utf-8", errors="replace").strip()
+    labels = _labels(text, labels_of, is_json=note is files.get("json"))
+    if not labels:
+        raise ValueError(
+            f"sample {key!r}: {note.name} holds {text[:60]!r}, not a class index or a class of dataset.json."
+        )
+    return image, labels
+
+
+def _labels(text: str, labels_of: dict[str, int], *, is_json: bool) -> list[int]:
+    """Class indices from a .cls or .json file; none where it cannot be understood."""
+    found: Any = [text]
+    if is_json:
+        try:
+            note = json.loads(text)
+            found = note["labels"] if "labels" in note else [note["label"]]
+        except (ValueError, KeyError, TypeError):
+            return []
+    labels = [_label(each, labels_of) for each in found] if isinstance(found, list) else [None]
+    return [label for label in labels if label is not None] if None not in labels else []
+
+
+def _label(written: object, labels_of: dict[str, int]) -> int | None:
+    """The class index that is written as a number or as a name."""
+    if isinstance(written, str):
+        is_number = written.isascii() and written.isdigit()
+        written = int(written) if is_number else labels_of.get(written)
+    is_index = isinstance(written, int) and not isinstance(written, bool) and 0 <= written < 2**31
+    return written if is_index else None  # type: ignore[return-value]
+
+
+def _widened(labels: npt.NDArray[np.int32], width: int) -> npt.NDArray[np.int32]:
+    wide = np.full((len(labels), width), -1, np.int32)
+    wide[:, : labels.shape[1]] = labels
+    return wide

@@ -1,0 +1,210 @@
+"""Splits out of splits: `train[:99%]` for training, `train[99%:]` to choose by.
+
+A slice takes the images whose key's hash lies in its part of the range, so an image stays on its side however the set
+is stored or sorted; a slice of 1 % holds about, not exactly, a hundredth of the images.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mixer_lightning.data.draws import hash32
+from mixer_lightning.data.sources import Dataset, Images, Stored
+from mixer_lightning.data.sources.names import shard_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mixer_lightning.data.sources import Indices, Pixels
+
+_SLICE = re.compile(r"(?P<split>\w+)(\[(?P<low>\d+(\.\d+)?%)?:(?P<high>\d+(\.\d+)?%)?\])?")
+
+
+def choose(
+    data: Dataset, *, train: str = "train", val: str | None = None, test: str | None = None
+) -> Dataset:
+    """`data` with splits as described: each a split of `data`, a slice of one (`train[:99%]`), or several joined by +.
+
+    val and test are by default the splits of that name, where nothing else uses them; "none" is no split at all.
+
+    Raises:
+        ValueError: a description cannot be read, names no split, or holds no image; training and evaluation overlap.
+    """
+    wanted = {"train": train, "val": val, "test": test}
+    used = " ".join(text for text in wanted.values() if text is not None)
+    for name in ("val", "test"):
+        if wanted[name] is None and name in data.splits and not re.search(rf"\b{name}\b", used):
+            wanted[name] = name
+    chosen = {name: text for name, text in wanted.items() if text not in (None, "none")}
+    _refuse_overlap(data, chosen)
+    splits = {name: _part(data, f"{name}_split", text) for name, text in chosen.items()}
+    if len(splits) == 1:
+        raise ValueError(
+            f"{data.name}: there is neither a val nor a test split to evaluate on. Set for example "
+            "train_split='train[:99%]' and val_split='train[99%:]'."
+        )
+    return Dataset(data.name, data.classes, splits)
+
+
+def _part(data: Dataset, key: str, text: str) -> Images:
+    parts = []
+    for piece in text.split("+"):
+        split, low, high = _parse(data, key, piece)
+        images = data.splits[split]
+        if (low, high) == (0, 2**32):
+            parts.append(images)
+            continue
+        hashes = _hashes(images)
+        indices = np.flatnonzero((hashes >= low) & (hashes < high))
+        if len(indices) == 0:
+            raise ValueError(f"{data.name}: {key}={text} holds none of the {len(images):,} images.")
+        parts.append(Subset(images, indices))
+    return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def _parse(data: Dataset, key: str, piece: str) -> tuple[str, int, int]:
+    """Name of a split and the range of hashes, [low, high)."""
+    match = _SLICE.fullmatch(piece.strip())
+    if match is None:
+        raise ValueError(f"{data.name}: cannot read {key}={piece!r}. Write train, train[:99%], or train+val.")
+    if match["split"] not in data.splits:
+        raise ValueError(f"{data.name}: {key}={piece} names no split; there are {', '.join(data.splits)}.")
+    low, high = (
+        round(float(match[side][:-1]) / 100 * 2**32) if match[side] else default
+        for side, default in (("low", 0), ("high", 2**32))
+    )
+    if not 0 <= low < high <= 2**32:
+        raise ValueError(f"{data.name}: {key}={piece} needs 0% <= first figure < second figure <= 100%.")
+    return match["split"], low, high
+
+
+def _refuse_overlap(data: Dataset, wanted: dict[str, str]) -> None:
+    """An image must not be trained on and evaluated on."""
+    ranges = {
+        name: [_parse(data, f"{name}_split", piece) for piece in text.split("+")]
+        for name, text in wanted.items()
+    }
+    for name in wanted.keys() - {"train"}:
+        for split, low, high in ranges[name]:
+            for other, other_low, other_high in ranges["train"]:
+                if split == other and max(low, other_low) < min(high, other_high):
+                    raise ValueError(
+                        f"{data.name}: train_split={wanted['train']} and {name}_split={wanted[name]} share images."
+                    )
+
+
+def _hashes(images: Images) -> npt.NDArray[np.uint32]:
+    if isinstance(images, Stored):
+        return images.hashes()
+    return np.fromiter((hash32(shard_key(images.key(i))) for i in range(len(images))), np.uint32, len(images))
+
+
+def stretches(images: Images) -> list[int]:
+    """How many consecutive images lie together, shard by shard; one stretch where nothing is stored in shards."""
+    return images.stretches() if isinstance(images, Stored) else [len(images)]
+
+
+class Subset:
+    """Some images of a split, in its order."""
+
+    def __init__(self, images: Images, indices: Indices) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
+        """Class indices [B] or [B, L]."""
+        return self.images.labels(self.indices[indices])
+
+    def read(self, index: int) -> bytes | Pixels:
+        """An encoded file, or pixels."""
+        return self.images.read(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        """What the image is called."""
+        return self.images.key(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        """Where the image is."""
+        return self.images.name(int(self.indices[index]))
+
+    def stretches(self) -> list[int]:
+        """Numbers of chosen images in each shard, 0 for some perhaps."""
+        ends = np.cumsum(stretches(self.images))
+        counts = np.diff(np.searchsorted(self.indices, ends, side="left"), prepend=0)
+        return [int(count) for count in counts]
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards are read next."""
+        if isinstance(self.images, Stored):
+            self.images.expect(shards)
+
+    def hashes(self) -> npt.NDArray[np.uint32]:
+        """Of every chosen image's key."""
+        return _hashes(self.images)[self.indices]
+
+
+class Joined:
+    """Several splits, one after the other."""
+
+    def __init__(self, parts: list[Images]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
+        """Class indices [B] or [B, L]."""
+        which = np.searchsorted(self.ends, indices, side="right")
+        found = [part.labels(indices[which == i] - self._first(i)) for i, part in enumerate(self.parts)]
+        longest = max(labels.shape[1] if labels.ndim == 2 else 1 for labels in found)
+        labels = np.full((len(indices), longest), -1, np.int64)
+        for i, theirs in enumerate(found):
+            wide = theirs if theirs.ndim == 2 else theirs[:, None]
+            labels[which == i, : wide.shape[1]] = wide
+        return labels if any(theirs.ndim == 2 for theirs in found) else labels[:, 0]
+
+    def read(self, index: int) -> bytes | Pixels:
+        """An encoded file, or pixels."""
+        part, inside = self._find(index)
+        return part.read(inside)
+
+    def key(self, index: int) -> str:
+        """What the image is called."""
+        part, inside = self._find(index)
+        return part.key(inside)
+
+    def name(self, index: int) -> str:
+        """Where the image is."""
+        part, inside = self._find(index)
+        return part.name(inside)
+
+    def stretches(self) -> list[int]:
+        """Those of all parts."""
+        return [count for part in self.parts for count in stretches(part)]
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards are read next."""
+        first = 0
+        for part in self.parts:
+            count = len(stretches(part))
+            if isinstance(part, Stored):
+                part.expect([shard - first for shard in shards if first <= shard < first + count])
+            first += count
+
+    def hashes(self) -> npt.NDArray[np.uint32]:
+        """Of every image's key."""
+        return np.concatenate([_hashes(part) for part in self.parts])
+
+    def _first(self, part: int) -> int:
+        return int(self.ends[part]) - len(self.parts[part])
+
+    def _find(self, index: int) -> tuple[Images, int]:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part], index - self._first(part)

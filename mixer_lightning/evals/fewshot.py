@@ -1,0 +1,157 @@
+"""Few-shot accuracy: a linear classifier in closed form on frozen features (arXiv 2010.11929, section 4).
+
+The protocol is that of big_vision's evaluators/fewshot_lsr.py and configs/common_fewshot.py.
+
+Legend: N points, D = F + 1 features with the bias, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixer_lightning.evals import Data, Predict, judged_split
+
+if TYPE_CHECKING:
+    from mixer_lightning.evals import Indices
+
+BIAS = 100.0  # value of the feature that is constant: so large that its weight is hardly regularised
+EPSILON = 1e-5  # added to deviations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fewshot:
+    """Top-1 of ridge regression on the features of a few training images of each class.
+
+    shots: images of a class, each number a figure of its own.
+    seeds: of the draws; the figure is the mean over them.
+    l2: strength of the regularisation.
+    split: where it is judged; null for test, or val where there is no test.
+    eval_crop: images are resized to image_size / eval_crop on both sides, and their centre is shown: 256 and 224.
+    at_end: during training, evaluate after the last step only.
+
+    big_vision draws from the first 65,000 of ImageNet's images in a shuffled order; here from all training images.
+    """
+
+    shots: list[int] = field(default_factory=lambda: [1, 5, 10, 25])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    l2: float = 2.0**10
+    split: str | None = None
+    eval_crop: float = 0.875
+    at_end: bool = False
+    uses_head: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.shots or min(self.shots) < 1 or not self.seeds:
+            raise ValueError(
+                f"fewshot: shots={self.shots}, seeds={self.seeds}: at least one of each, shots of 1 or more"
+            )
+        if self.l2 <= 0:
+            raise ValueError(f"fewshot: l2 must be above 0, found {self.l2}")
+        if not 0 < self.eval_crop <= 1:
+            raise ValueError(f"fewshot: eval_crop must lie in (0, 1], found {self.eval_crop}")
+
+    def check(self, data: Data) -> None:
+        """Refuse images with several labels, which have no one class to be drawn for."""
+        for split in ("train", judged_split(data, self.split)):
+            if data.splits[split].labels(np.arange(1)).ndim > 1:
+                raise ValueError(f"images of {data.name} have several labels; few-shot needs one")
+
+    def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
+        """`fewshot/<data set>_<shots>shot`."""
+        data = predict.data
+        split = judged_split(data, self.split)
+        num_classes = len(data.classes)
+        train = data.splits["train"]
+        labels = train.labels(np.arange(len(train)))
+        draws = {
+            (shots, seed): drawn
+            for seed in self.seeds
+            for shots, drawn in draw(labels, self.shots, num_classes=num_classes, seed=seed).items()
+        }
+        used = np.unique(np.concatenate(list(draws.values())))  # [U], in order, for the disk's sake
+        view: dict[str, Any] = {"eval_resize": "square", "eval_crop": self.eval_crop}
+        features = predict.whole(
+            batch for batch, _ in predict.features("train", indices=used, **view)
+        )  # [U, F]
+        lines = [
+            fit(
+                features[np.searchsorted(used, drawn)].to(predict.device),
+                torch.from_numpy(labels[drawn]).to(predict.device),
+                num_classes=num_classes,
+                l2=self.l2,
+            )
+            for drawn in draws.values()
+        ]
+        right = predict.whole(
+            torch.stack([line(batch).argmax(dim=1) == truth for line in lines], dim=1)
+            for batch, truth in predict.features(split, **view)
+        )  # [N, draws]
+        figures = dict(zip(draws, (int(count) / len(right) for count in right.sum(dim=0)), strict=True))
+        for shots in self.shots:
+            mean = sum(figures[shots, seed] for seed in self.seeds) / len(self.seeds)
+            yield f"fewshot/{data.name}_{shots}shot", mean
+
+
+def draw(labels: Indices, shots: list[int], *, num_classes: int, seed: int) -> dict[int, Indices]:
+    """Indices of the first so many images of each class in a random order, for every number of shots.
+
+    A class that has fewer gives all.
+    """
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(np.flatnonzero(labels == label)) for label in range(num_classes)]
+    return {number: np.concatenate([order[:number] for order in orders]) for number in shots}
+
+
+class Line(NamedTuple):
+    """An affine map, weight [F, K] and bias [K] in float64."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features [B, F] -> scores [B, K]."""
+        return features.double() @ self.weight + self.bias
+
+
+def fit(features: Tensor, labels: Tensor, *, num_classes: int, l2: float) -> Line:
+    """The map from features [N, F] to scores that are 1 for the label [N] and -1 for others, by ridge regression.
+
+    Features are standardised first, by the mean and deviation of these N, and the constant BIAS stands beside them.
+    """
+    features = features.double()
+    mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0) + EPSILON
+    points = (features - mean) / deviation
+    points = torch.cat([points, torch.full_like(points[:, :1], BIAS)], dim=1)  # [N, D]
+    targets = torch.full((len(labels), num_classes), -1.0, dtype=torch.float64, device=features.device)
+    targets[torch.arange(len(labels), device=labels.device), labels] = 1.0
+    solution = ridge(points, targets, l2=l2)  # [D, K]
+    weight = solution[:-1] / deviation[:, None]  # now for features as they come
+    return Line(weight, BIAS * solution[-1] - mean @ weight)
+
+
+def ridge(x: Tensor, y: Tensor, *, l2: float) -> Tensor:
+    """Weights w [D, K] with the least |x w - y|^2 + l2 |w|^2, for points x [N, D] and targets y [N, K]."""
+    # The derivative by w is zero where
+    #     x^T (x w - y) + l2 w = 0,   that is   (x^T x + l2 I) w = x^T y,                              (A)
+    # D equations, the same for all K targets. With more features than points that is needlessly many: the first form
+    # also says that w = x^T a, a combination of the points, with a = (y - x w) / l2. Put w = x^T a into that:
+    #     l2 a = y - x x^T a,         that is   (x x^T + l2 I) a = y,   w = x^T a,                     (B)
+    # N equations. Both have the one solution: the matrices are symmetric and, with l2 > 0, positive definite, so that
+    # Cholesky's factors exist. Their eigenvalues lie between l2 and l2 + |x|^2. The bias alone makes that 2.5 * 10^8
+    # for 25,000 points, a condition number of 2 * 10^5: float64 keeps ten digits, float32 would keep two.
+    num_points, num_features = x.shape
+    if num_points >= num_features:
+        return solved(x.mT @ x, x.mT @ y, l2=l2)
+    return x.mT @ solved(x @ x.mT, y, l2=l2)
+
+
+def solved(gram: Tensor, right: Tensor, *, l2: float) -> Tensor:
+    """The solution of (gram + l2 I) z = right."""
+    gram.diagonal().add_(l2)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(gram))

@@ -1,0 +1,92 @@
+"""Weights by timm's names, such as timm:mixer_b16_224.goog_in21k: from the Hugging Face hub or its cache here."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PREFIX = "timm:"
+FILE = "model.safetensors"
+
+
+def names() -> list[str]:
+    """timm's Mixers and ConvMixers with published weights, as <model>.<weights>."""
+    import timm
+
+    return [str(name) for name in timm.list_pretrained(["mixer_*", "convmixer_*"])]
+
+
+def fetch(name: str) -> Path:
+    """The file with the weights of one of `names`: from the cache of huggingface_hub, else downloaded into it.
+
+    Raises:
+        ValueError: timm has no such weights.
+        FileNotFoundError: they are not here and cannot be fetched; the message says where to get them.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository = _config(name)["hf_hub_id"]
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # or each of its retries would be told, before they are all told below
+    try:
+        for here_only in (True, False):
+            try:
+                return Path(hf_hub_download(repository, FILE, local_files_only=here_only))
+            except Exception as error:  # no network, no entry, no room: of many classes
+                reason = _root(error)
+    finally:
+        logger.setLevel(level)
+    raise FileNotFoundError(
+        f"{PREFIX}{name} is not on this machine and cannot be fetched ({reason}). Where there is a "
+        f"network, download {FILE} and config.json from https://huggingface.co/{repository}, "
+        f"put them into one folder here, and give the file: checkpoint=<folder>/{FILE}"
+    )
+
+
+def preprocessing(name: str) -> dict[str, Any]:
+    """What images the weights of one of `names` were trained for, in the words of data/transforms.py."""
+    return in_our_words(_config(name))
+
+
+def beside(path: Path) -> dict[str, Any]:
+    """The same from the config.json that the hub keeps beside a file of weights; empty without one."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        family = str(config["architecture"]).split("_")[0]
+        return in_our_words(config.get("pretrained_cfg", config)) if family in ("mixer", "convmixer") else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
+        return {}
+
+
+def in_our_words(config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's pretrained_cfg as parameters of data/transforms.py's Augment."""
+    found: dict[str, Any] = {key: [float(x) for x in config[key]] for key in ("mean", "std") if key in config}
+    if "crop_pct" in config:
+        found["eval_crop"] = float(config["crop_pct"])
+    if config.get("interpolation") in ("bilinear", "bicubic"):
+        found["eval_interpolation"] = config["interpolation"]
+    return found
+
+
+def _root(error: BaseException) -> str:
+    """The first line of what an error was caused by in the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _config(name: str) -> dict[str, Any]:
+    import timm
+
+    known = names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(known)}"
+        raise ValueError(f"timm has no weights '{name}' of a Mixer or ConvMixer: {hint}")
+    config = timm.get_pretrained_cfg(name)
+    return {**config.to_dict(), "hf_hub_id": config.hf_hub_id}

@@ -1,0 +1,357 @@
+"""ImageNet-1k and ImageNet-21k in the archives that image-net.org hands out, read in one pass.
+
+ImageNet-1k: ILSVRC2012_img_train.tar (a tar per class inside), ILSVRC2012_img_val.tar (flat; its labels are
+in ILSVRC2012_devkit_t12.tar.gz). ImageNet-21k: fall11_whole.tar and winter21_whole.tar.gz (a tar per class
+inside, or these class tars in a folder), imagenet21k_resized.tar.gz (class folders inside). Labels are
+positions in a list of WordNet ids.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from mixer_lightning.data.sources.names import stem, suffix_of
+from mixer_lightning.prepare.feeds import Extent, Feed, Place, Sample, wanted_splits
+from mixer_lightning.prepare.options import VARIANTS, Options
+from mixer_lightning.prepare.tars import Member, Tape, is_gzip, members
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+
+ARCHIVES = {
+    "fall11_whole.tar": ("fall11",),
+    "winter21_whole.tar.gz": ("winter21",),
+    "winter21_whole.tar": ("winter21",),
+    "imagenet21k_resized.tar.gz": ("winter21_p", "fall11_p"),
+    "imagenet21k_resized.tar": ("winter21_p", "fall11_p"),
+}
+SPLIT_FOLDERS: dict[str, str | None] = {
+    "imagenet21k_train": "train",
+    "imagenet21k_val": "val",
+    "imagenet21k_small_classes": None,
+}
+
+#: Lists of WordNet ids that come with timm, by our name for them.
+BUNDLED = {
+    "google": "imagenet21k_goog_synsets.txt",  # 21,843: the head of Google's checkpoints
+    "fall11": "imagenet22k_synsets.txt",  # 21,841
+    "fall11_p": "imagenet21k_miil_synsets.txt",  # 11,221
+    "winter21_p": "imagenet21k_miil_w21_synsets.txt",  # 10,450
+    "12k": "imagenet12k_synsets.txt",  # 11,821, a subset of fall11
+    "1k": "imagenet_synsets.txt",
+}
+VAL_SHARE = 25_600 / 14_197_122  # fall11 and winter21 have no val; big_vision holds out 25,600 of fall11
+VAL_SHARE_P = 561_052 / 12_358_684  # of fall11_p, which has one: for an estimate before it is read
+
+
+class Part(NamedTuple):
+    """Images that lie together; `label_of` gives a member's key and label, None for what is no image."""
+
+    split: str
+    files: Iterable[Member]
+    label_of: Callable[[Member], tuple[str, int] | None]
+
+
+Parts = Callable[[Tape], Iterator[Part]]
+
+
+def samples(archives: Sequence[tuple[Path, Parts]], start: Place) -> Iterator[Sample]:
+    """The samples of all parts of all archives; parts before `start` are passed over without being read."""
+    number, behind = 0, 0
+    for path, parts in archives:
+        tape = Tape(path)
+        try:
+            for part in parts(tape):
+                if number >= start[0]:
+                    begin = start[1] if number == start[0] else 0
+                    for index, file in enumerate(part.files):
+                        if index >= begin and (found := part.label_of(file)) is not None:
+                            key, label = found
+                            encoded = file.read()
+                            yield Sample(
+                                part.split,
+                                key,
+                                (label,),
+                                suffix_of(file.name),
+                                partial(bytes, encoded),
+                                (number, index + 1),
+                                behind + tape.position(),
+                            )
+                number += 1
+        finally:
+            tape.close()
+        behind += path.stat().st_size
+
+
+def class_parts(
+    tape: Tape, *, labels: dict[str, int], only: Sequence[str], left_out: set[str]
+) -> Iterator[Part]:
+    """A part for each class tar in an archive, or for each image in class folders; or the one class that it holds."""
+    if _is_wnid(tape.path.stem):  # n00004475.tar by itself
+        inside = partial(members, tape, str(tape.path))
+        yield from _class_part("train", tape.path.stem, inside, labels, left_out)
+        return
+    for file in members(tape, str(tape.path)):
+        folders = file.name.split("/")
+        split = next((SPLIT_FOLDERS[each] for each in folders if each in SPLIT_FOLDERS), "train")
+        if split is None or split not in only:
+            continue
+        if file.name.endswith(".tar"):
+            inside = partial(members, file, file.where, nested=True)
+            yield from _class_part(split, folders[-1].removesuffix(".tar"), inside, labels, left_out)
+        elif suffix_of(file.name) and len(folders) > 1:
+            yield from _class_part(split, folders[-2], partial(_alone, file), labels, left_out)
+
+
+def _alone(file: Member) -> Iterator[Member]:
+    yield file
+
+
+def _class_part(
+    split: str, wnid: str, inside: Callable[[], Iterator[Member]], labels: dict[str, int], left_out: set[str]
+) -> Iterator[Part]:
+    if wnid not in labels:
+        left_out.add(wnid)
+        return
+
+    def label_of(file: Member) -> tuple[str, int] | None:
+        return (
+            (f"{wnid}/{stem(file.name.rpartition('/')[2])}", labels[wnid]) if suffix_of(file.name) else None
+        )
+
+    yield Part(split, inside(), label_of)
+
+
+# ----------------------------------------------------------------------------------------------- ImageNet-1k
+
+
+def open_1k(source: Path, options: Options) -> Feed:
+    """The official archives in a folder; class folders are read by the function of conf/data instead."""
+    archives = {"train": source / TRAIN, "val": source / VAL}
+    wanted = wanted_splits(archives, options)
+    missing = [archives[split].name for split in wanted if not archives[split].is_file()]
+    if "val" in wanted and not (source / DEVKIT).is_file():
+        missing.append(DEVKIT)
+    if missing:
+        raise ValueError(
+            f"source: {' and '.join(missing)} missing in {source}. Expected {TRAIN}, {VAL} and {DEVKIT} from "
+            "image-net.org, or class folders train/<wnid> and val/<wnid>; splits=train or splits=val takes one alone."
+        )
+    if (source / DEVKIT).is_file():
+        wnids, truth = devkit(source / DEVKIT)
+    else:
+        wnids, truth = bundled("1k"), []
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    left_out: set[str] = set()
+
+    def val_label_of(file: Member) -> tuple[str, int] | None:
+        if not suffix_of(file.name):
+            return None
+        name = stem(file.name.rpartition("/")[2])
+        number = int(name.rpartition("_")[2]) if re.search(r"_\d+$", name) else 0
+        if not 1 <= number <= len(truth):
+            raise ValueError(
+                f"{file.where}: the devkit has labels for images 1 to {len(truth):,}. Fetch both again."
+            )
+        return f"{truth[number - 1]}/{name}", labels[truth[number - 1]]
+
+    def val_parts(tape: Tape) -> Iterator[Part]:
+        yield Part("val", members(tape, str(tape.path)), val_label_of)
+
+    if "train" in wanted:
+        left_out = _strangers(found_classes([archives["train"]]), labels, f"the ILSVRC 2012 list in {source}")
+    train_parts = partial(class_parts, labels=labels, only=["train"], left_out=left_out)
+    parts: dict[str, Parts] = {"train": train_parts, "val": val_parts}
+    return Feed(
+        name="imagenet1k",
+        release="imagenet1k",
+        classes=names_of(wnids),
+        wnids=wnids,
+        splits={
+            split: Extent(len(truth) if split == "val" else None, archives[split].stat().st_size)
+            for split in wanted
+        },
+        labels_per_image=1,
+        fingerprint=[_about(archives[split]) for split in wanted],
+        total=sum(archives[split].stat().st_size for split in wanted),
+        samples=partial(samples, [(archives[split], parts[split]) for split in wanted]),
+        left_out=left_out,
+    )
+
+
+def devkit(path: Path) -> tuple[list[str], list[str]]:
+    """WordNet ids in the order of labels (sorted), and the id of each validation image in the order of their numbers.
+
+    Raises:
+        ValueError: the archive lacks one of its two tables or they do not fit each other.
+    """
+    from scipy.io import loadmat
+
+    tables = {}
+    try:
+        with tarfile.open(path) as archive:
+            for info in archive:
+                name = info.name.rpartition("/")[2]
+                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and info.isreg():
+                    file = archive.extractfile(info)
+                    assert file is not None
+                    tables[name] = file.read()
+        synsets = loadmat(io.BytesIO(tables["meta.mat"]), squeeze_me=True)["synsets"]
+        wnid_of = {int(row[0]): str(row[1]) for row in synsets if int(row[4]) == 0}  # 4: number of children
+        numbers = tables["ILSVRC2012_validation_ground_truth.txt"].split()
+        truth = [wnid_of[int(number)] for number in numbers]
+    except (tarfile.TarError, KeyError, IndexError, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({error}). Fetch it again from image-net.org.") from error
+    return sorted(wnid_of.values()), truth
+
+
+# ---------------------------------------------------------------------------------------------- ImageNet-21k
+
+
+def open_21k(source: Path, options: Options) -> Feed:
+    """One of the releases of ImageNet-21k: see VARIANTS."""
+    archives, variant = _archives_21k(source, options.variant)
+    wnids, left_out = _classes_21k(archives, variant, options.classes)
+    own_val = variant.endswith("_p")
+    wanted = wanted_splits(["train", "val"] if own_val else ["train"], options)
+    num_bytes = sum(path.stat().st_size for path in archives)
+    share = {"train": 1 - VAL_SHARE_P, "val": VAL_SHARE_P} if own_val else {"train": 1.0}
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    parts = partial(class_parts, labels=labels, only=wanted, left_out=left_out)
+    return Feed(
+        name="imagenet21k",
+        release=f"imagenet21k {variant}",
+        classes=names_of(wnids),
+        wnids=wnids,
+        splits={split: Extent(None, round(num_bytes * share[split])) for split in wanted},
+        labels_per_image=1,
+        fingerprint=[variant, *map(_about, archives)],
+        total=num_bytes,
+        samples=partial(samples, [(path, parts) for path in archives]),
+        val_share=0.0 if own_val or options.splits is not None else VAL_SHARE,
+        left_out=left_out,
+    )
+
+
+def _archives_21k(source: Path, variant: str | None) -> tuple[list[Path], str]:
+    """The archive, or the class tars of a folder; and the release that they are."""
+    if source.is_file():
+        archives = [source]
+    else:
+        known = [name for name in ARCHIVES if (source / name).is_file()]
+        if variant is not None:
+            known = [name for name in known if variant in ARCHIVES[name]]
+        if len(known) > 1:
+            raise ValueError(f"source: {source} holds {' and '.join(known)}. Set source to one of them.")
+        archives = [source / name for name in known]
+        archives = archives or sorted(path for path in source.glob("n*.tar") if _is_wnid(path.stem))
+    if not archives:
+        raise ValueError(
+            f"source: no archive of ImageNet-21k in {source}. Expected {', '.join(ARCHIVES)}, or class tars such as "
+            "n00004475.tar. Class folders are read with data=folder, from <source>/train/<class>/<image> and val/."
+        )
+    told = ARCHIVES.get(archives[0].name, ())
+    if variant is None and not told:
+        raise ValueError(
+            f"variant is missing: {archives[0].name} does not tell the release. Take variant={'|'.join(VARIANTS)}"
+        )
+    if variant is not None and told and variant not in told:
+        raise ValueError(f"variant: {archives[0].name} is {' or '.join(told)}, not {variant}")
+    return archives, variant or told[0]
+
+
+def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tuple[list[str], set[str]]:
+    """WordNet ids in the order of labels, and those of class tars that the list lacks, as far as headers tell."""
+    nested = not variant.endswith("_p")
+    found = found_classes(archives) if nested and not is_gzip(archives[0]) else None
+    if choice is None:
+        choice = "found" if found is not None else variant
+    if choice == "found":
+        if found is None:
+            raise ValueError(
+                f"classes: {archives[0].name} can only be read from front to end, so its classes are not known at the "
+                "start. Take classes=<file> with one WordNet id per line, or one of the lists that exist."
+            )
+        return found, set()
+    if choice in BUNDLED:
+        wnids = bundled(choice)
+    elif Path(choice).expanduser().is_file():
+        wnids = Path(choice).expanduser().read_text(encoding="utf-8").split()
+    elif choice == "winter21":
+        raise ValueError(
+            f"classes is missing: {archives[0].name} can only be read from front to end, and no list of the 19,167 "
+            "classes of winter21 is at hand. Take classes=fall11 (21,841, which include them), classes=google (21,843, "
+            "as in Google's checkpoints) or classes=<file> with one WordNet id per line; or gunzip the archive, and "
+            "its headers tell."
+        )
+    else:
+        raise ValueError(f"classes: no file {choice}. The lists at hand are found, {', '.join(BUNDLED)}")
+    repeated = [wnid for wnid, times in Counter(wnids).items() if times > 1]
+    if not wnids or repeated:
+        raise ValueError(
+            f"classes: {choice} " + (f"has {repeated[0]} more than once" if repeated else "is empty")
+        )
+    return wnids, _strangers(found or [], dict.fromkeys(wnids, 0), f"classes={choice}")
+
+
+def _strangers(found: Sequence[str], labels: dict[str, int], where: str) -> set[str]:
+    """Classes of an archive that a list lacks; ValueError when it has none of them."""
+    strangers = {wnid for wnid in found if wnid not in labels}
+    if found and len(strangers) == len(found):
+        raise ValueError(
+            f"none of the {len(found):,} classes of the archive, such as {found[0]}, is in {where}."
+        )
+    return strangers
+
+
+# --------------------------------------------------------------------------------------------------- classes
+
+
+def found_classes(archives: Sequence[Path]) -> list[str]:
+    """WordNet ids of the class tars in an archive, or of class tars; from the headers alone, sorted."""
+    if _is_wnid(archives[0].stem):
+        return sorted(path.stem for path in archives)
+    tape = Tape(archives[0])
+    try:
+        names = [file.name for file in members(tape, str(archives[0]))]
+    finally:
+        tape.close()
+    found = sorted({name.rpartition("/")[2].removesuffix(".tar") for name in names if name.endswith(".tar")})
+    if not found:
+        raise ValueError(f"source: {archives[0]} holds no class tars, such as n01440764.tar.")
+    return found
+
+
+def bundled(name: str) -> list[str]:
+    """One of the lists of WordNet ids that come with timm."""
+    return (_timm_folder() / BUNDLED[name]).read_text(encoding="utf-8").split()
+
+
+def names_of(wnids: Sequence[str]) -> list[str]:
+    """The first WordNet synonym of each id: n01440764 is 'tench'. An unknown id stands for itself."""
+    text = (_timm_folder() / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8")
+    words = dict(line.split("\t", 1) for line in text.splitlines())
+    return [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
+
+
+def _timm_folder() -> Path:
+    spec = importlib.util.find_spec("timm")  # importing it would take seconds
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "data" / "_info"
+
+
+def _is_wnid(name: str) -> bool:
+    return re.fullmatch(r"n\d{8}", name) is not None
+
+
+def _about(path: Path) -> str:
+    return f"{path.name}: {path.stat().st_size} bytes"

@@ -1,0 +1,110 @@
+"""What came of it: report.json, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixer_lightning import results
+from mixer_lightning.prepare.work import Preparation, in_words
+from mixer_lightning.prepare.writing import Written
+from mixer_lightning.screen import Screen
+
+REPORT = "report.json"
+HISTOGRAM = "report.png"
+
+#: Published counts: of classes with images, and of images in the splits of the source.
+EXPECTED: dict[str, dict[str, int]] = {
+    "imagenet1k": {"classes": 1000, "train": 1_281_167, "val": 50_000},
+    "imagenet21k fall11": {"classes": 21_841, "train": 14_197_122},
+    "imagenet21k fall11_p": {"classes": 11_221, "train": 11_797_632, "val": 561_052},
+    "imagenet21k winter21": {"classes": 19_167, "train": 13_153_500},
+    "imagenet21k winter21_p": {"classes": 10_450},
+    "cifar10": {"classes": 10, "train": 50_000, "test": 10_000},
+    "cifar100": {"classes": 100, "train": 50_000, "test": 10_000},
+    "pets": {"classes": 37, "train": 3_680, "test": 3_669},
+    "flowers": {"classes": 102, "test": 6_149},
+}
+
+
+def report(state: Preparation, finished: Mapping[str, list[Written]]) -> dict[str, Any]:
+    """The content of report.json."""
+    feed = state.feed
+    splits: dict[str, dict[str, Any]] = {}
+    with_images = np.zeros(len(feed.classes), dtype=bool)
+    for split, shards in finished.items():
+        counts = np.zeros(len(feed.classes), dtype=np.int64)
+        for shard in state.shards[split]:
+            labels = shard.rows()["labels"]
+            counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+        with_images |= counts > 0
+        splits[split] = {
+            "images": sum(shard.samples for shard in shards),
+            "classes_with_images": int((counts > 0).sum()),
+            "min": int(counts.min()),
+            "median": float(np.median(counts)),
+            "max": int(counts.max()),
+            "shards": len(shards),
+            "bytes": sum(shard.bytes for shard in shards),
+            "counts": counts.tolist(),
+        }
+    return {
+        "name": feed.name,
+        "splits": splits,
+        "num_classes": len(feed.classes),
+        "images_read": state.consumed,
+        "notes": dict(sorted(state.notes.items())),
+        "differences": _differences(state, int(with_images.sum())),
+        "classes_left_out": sorted(feed.left_out),
+        "seconds": round(state.seconds, 1),
+        "images_per_second": round(state.consumed / max(state.seconds, 1e-9), 1),
+        "megabytes_per_second": round(state.bytes_read / 1e6 / max(state.seconds, 1e-9), 1),
+        "threads": state.options.threads,
+        "machine": results.machine(),
+    }
+
+
+def _differences(state: Preparation, classes_with_images: int) -> list[str]:
+    """Where counts are not those published, in words."""
+    expected = EXPECTED.get(state.feed.release, {})
+    found = {"classes": classes_with_images, **state.read}
+    words = {"classes": "classes with images"}
+    return [
+        f"{words.get(what, f'{what} images')}: {expected[what]:,} published, {count:,} found"
+        for what, count in found.items()
+        if what in expected and count != expected[what]
+    ]
+
+
+def show(screen: Screen, what: Mapping[str, Any], output: Path) -> None:
+    """The closing table."""
+    rows = [
+        (
+            split,
+            f"{each['images']:,}",
+            f"{each['classes_with_images']:,} of {what['num_classes']:,}",
+            f"{each['min']:,} / {each['median']:,.0f} / {each['max']:,}",
+            f"{each['shards']:,}",
+            in_words(each["bytes"]),
+        )
+        for split, each in what["splits"].items()
+    ]
+    columns = ("split", "images", "classes", "min / median / max a class", "shards", "size")
+    screen.table("", columns, rows)
+    for kind, count in what["notes"].items():
+        screen.say(f"{kind}: {count:,} (see {output / 'bad.jsonl'})")
+    if what["classes_left_out"]:
+        names = what["classes_left_out"]
+        screen.say(
+            f"{len(names):,} classes are not in the list and were left out: {', '.join(names[:5])} ..."
+        )
+    for line in what["differences"]:
+        screen.say(f"not as published: {line}")
+    screen.say(
+        f"{what['seconds']:,.0f} seconds, {what['images_per_second']:,.0f} images/s, "
+        f"{what['megabytes_per_second']:,.0f} MB/s"
+    )
+    screen.say(f"shards, index, report: {output}")

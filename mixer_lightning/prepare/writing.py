@@ -1,0 +1,217 @@
+"""Shards that grow side by side: what a sample looks like in a tar, and how shards survive a killed process.
+
+A sample's bytes are those that webdataset's TarWriter would write. Samples wait in memory and are appended
+many at a time, so hundreds of shards need neither an open file each nor memory that grows. Only a prefix of a
+file counts as written, the length that the journal names: everything behind it is cut off when a killed
+process starts again.
+
+Legend: N samples of a split, L labels an image has at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mixer_lightning import results
+from mixer_lightning.data.draws import hash32
+from mixer_lightning.data.sources.samples import ROW
+from mixer_lightning.prepare.tars import BLOCK, PIECE
+
+RECORD = 20 * BLOCK  # a tar's length is a multiple of this
+
+
+class Entry(NamedTuple):
+    """A sample on its way into a shard."""
+
+    key: str
+    encoded: bytes
+    suffix: str
+    labels: tuple[int, ...]
+
+
+class Written(NamedTuple):
+    """A finished shard."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+def row_type(labels_per_image: int) -> np.dtype[np.void]:
+    """A row of the index with all labels of the image: what is kept beside a shard while it grows."""
+    return np.dtype([*ROW.descr, ("labels", "<i4", (labels_per_image,))])
+
+
+class Shard:
+    """One growing shard: its tar, and the rows of its index in a file beside."""
+
+    def __init__(self, path: Path, labels_per_image: int) -> None:
+        self.path = path
+        self.rows_path = path.with_suffix(".rows")
+        self.bytes = 0  # written; a committed shard's are in the journal
+        self.samples = 0
+        self._row_type = row_type(labels_per_image)
+        self._digest = hashlib.sha256()
+        self._waiting: list[Entry] = []
+        self._unsynced = False
+
+    def add(self, entry: Entry) -> None:
+        """Let a sample wait to be written."""
+        self._waiting.append(entry)
+
+    def write(self) -> None:
+        """Append what waits; touches no other shard, so that shards can be written side by side."""
+        if not self._waiting:
+            return
+        keys = self._new_keys([entry.key for entry in self._waiting])
+        rows = np.zeros(len(keys), self._row_type)
+        rows["labels"] = -1
+        with self.path.open("ab") as file:
+            for i, (key, entry) in enumerate(zip(keys, self._waiting, strict=True)):
+                for name, content in self._members(key, entry):
+                    start = header(name, len(content))
+                    if content is entry.encoded:
+                        rows[i]["block"] = (self.bytes + len(start)) // BLOCK
+                    for piece in (start, content, bytes(-len(content) % BLOCK)):
+                        file.write(piece)
+                        self._digest.update(piece)
+                        self.bytes += len(piece)
+                rows[i]["size"], rows[i]["label"] = len(entry.encoded), entry.labels[0]
+                rows[i]["hash"] = hash32(key)
+                rows[i]["labels"][: len(entry.labels)] = entry.labels
+        with self.rows_path.open("ab") as file:
+            file.write(rows.tobytes())
+        self.samples += len(rows)
+        self._waiting.clear()
+        self._unsynced = True
+
+    def sync(self) -> None:
+        """Wait until the disk has it."""
+        if self._unsynced:
+            for path in (self.path, self.rows_path):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            self._unsynced = False
+
+    def restore(self, num_bytes: int, samples: int, *, finished: bool) -> None:
+        """Cut the files back to what was committed; a `finished` tar has been moved away already.
+
+        Raises:
+            ValueError: they hold less than that.
+        """
+        lengths = {self.path: num_bytes, self.rows_path: samples * self._row_type.itemsize}
+        if finished:
+            del lengths[self.path]
+        for path, length in lengths.items():
+            found = path.stat().st_size if path.exists() else 0
+            if found < length:
+                raise ValueError(
+                    f"{path} has {found:,} bytes, but {length:,} were written: delete {path.parent} to start anew"
+                )
+            if length:
+                os.truncate(path, length)
+            else:
+                path.unlink(missing_ok=True)
+        self.bytes, self.samples = num_bytes, samples
+        if num_bytes and not finished:
+            self._digest = _digest_of(self.path)
+
+    def finish(self, path: Path) -> Written:
+        """End the tar as tar programs do, and give it its name; what a killed process had finished is read again."""
+        if path.exists():
+            digest, num_bytes = _digest_of(path), path.stat().st_size
+        else:
+            end = bytes(2 * BLOCK + -(self.bytes + 2 * BLOCK) % RECORD)
+            with self.path.open("ab") as file:
+                file.write(end)
+                file.flush()
+                os.fsync(file.fileno())
+            self.path.rename(path)
+            self._digest.update(end)
+            digest, num_bytes = self._digest, self.bytes + len(end)
+        return Written(path.name, num_bytes, self.samples, digest.hexdigest())
+
+    def rows(self) -> npt.NDArray[Any]:
+        """The rows written so far."""
+        return np.fromfile(self.rows_path, self._row_type) if self.samples else np.zeros(0, self._row_type)
+
+    def _members(self, key: str, entry: Entry) -> list[tuple[str, bytes]]:
+        """Names and contents of a sample's files, in the order of their names."""
+        labels = ", ".join(map(str, entry.labels))
+        if self._row_type["labels"].shape == (1,):
+            note = ("cls", labels.encode())
+        else:
+            note = ("json", f'{{"label": {entry.labels[0]}, "labels": [{labels}]}}'.encode())
+        return [(f"{key}.{suffix}", data) for suffix, data in sorted([(entry.suffix, entry.encoded), note])]
+
+    def _new_keys(self, keys: Sequence[str]) -> list[str]:
+        """The keys, with -2, -3, ... behind those whose hash the shard has already: readers tell samples by them."""
+        hashes = np.array([hash32(key) for key in keys], dtype=np.uint32)
+        before = self.rows()["hash"]
+        if len(np.unique(hashes)) == len(hashes) and not np.isin(hashes, before).any():
+            return list(keys)
+        used, chosen = set(before.tolist()), []
+        for key in keys:
+            name, number = key, 1
+            while hash32(name) in used:
+                number += 1
+                name = f"{key}-{number}"
+            used.add(hash32(name))
+            chosen.append(name)
+        return chosen
+
+
+def header(name: str, size: int) -> bytes:
+    """The tar header of a file as webdataset writes it; a name over 100 bytes or not in ASCII extends it."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o444
+    info.uname = info.gname = "bigdata"
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def write_index(path: Path, shards: Iterable[Shard], *, labels_path: Path | None) -> None:
+    """<split>-index.npy [N], and <split>-labels.npy [N, L] where there is a path for it, from the rows of shards."""
+    shards = list(shards)
+    num_samples = sum(shard.samples for shard in shards)
+
+    def write(file: BinaryIO) -> None:
+        _start_npy(file, ROW, (num_samples,))
+        for shard in shards:
+            rows = shard.rows()
+            own = np.zeros(len(rows), ROW)
+            for field in ROW.names or ():
+                own[field] = rows[field]
+            file.write(own.tobytes())
+
+    def write_labels(file: BinaryIO) -> None:
+        width = shards[0].rows()["labels"].shape[1] if shards else 1
+        _start_npy(file, np.dtype("<i4"), (num_samples, width))
+        for shard in shards:
+            file.write(np.ascontiguousarray(shard.rows()["labels"]).tobytes())
+
+    results.write_in_one_move(path, write)
+    if labels_path is not None:
+        results.write_in_one_move(labels_path, write_labels)
+
+
+def _start_npy(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+
+
+def _digest_of(path: Path) -> Any:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest

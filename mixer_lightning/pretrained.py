@@ -1,0 +1,139 @@
+"""What a checkpoint's name and surroundings say about the recipe that continues it; read without torch.
+
+A run directory holds its recipe; timm's names and those of the published files name the model. What the user states
+on the command line always has the last word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixer_lightning import results
+
+IMAGENET = (
+    [0.485, 0.456, 0.406],
+    [0.229, 0.224, 0.225],
+)  # ConvMixer's pixels; Mixer's are Google's, .5 and .5
+AS_THEY_ARE = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])  # those of Alibaba-MIIL's Mixer
+
+
+def implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
+    """Overrides that `checkpoint=...` among `overrides` implies, for keys that are not among them.
+
+    `models` are the choices of conf/model. A checkpoint that says nothing implies nothing.
+    """
+    given = _by_key(overrides)
+    name = _unquoted(given.get("checkpoint", ""))
+    if name in ("", "null"):
+        return []
+    recipe = recipe_of(name)
+    found: dict[str, Any] = {}
+    if recipe is not None:
+        model = recipe.get("choices", {}).get("model")
+        if model in models:
+            found["model"] = model
+        if given.get("model", model) == model:
+            found["image_size"] = recipe["image_size"]
+        found["augment.mean"], found["augment.std"] = recipe["augment"]["mean"], recipe["augment"]["std"]
+    else:
+        model = given.get("model") or model_named(name, models)
+        if model is not None:
+            found["model"] = model
+            if model.startswith("convmixer"):
+                found["augment.mean"], found["augment.std"] = IMAGENET
+            elif "miil" in name:
+                found["augment.mean"], found["augment.std"] = AS_THEY_ARE
+    return [f"{key}={value}".replace(" ", "") for key, value in found.items() if key not in given]
+
+
+def implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -> list[str]:
+    """`implied`, and what the recipe of a run directory says besides: model, data, splits and views; and a name.
+
+    With other data on the command line the recipe's data and splits count for nothing, and so on.
+    """
+    given = _by_key(overrides)
+    checkpoint = _unquoted(given.get("checkpoint", ""))
+    if checkpoint in ("", "null"):
+        return []
+    lines = implied(overrides, models)
+    found: dict[str, Any] = {}
+    recipe = recipe_of(checkpoint)
+    if recipe is not None:
+        choices = recipe.get("choices", {})
+        nodes = {"augment": recipe["augment"]} if "augment" not in given else {}
+        if given.get("model", choices.get("model")) == choices.get("model") in models:
+            nodes["model"] = recipe["model"]
+        if "data" in choices and given.get("data", choices["data"]) == choices["data"]:
+            nodes["data"] = recipe["data"]
+            found |= {key: recipe.get(key) for key in ("train_split", "val_split", "test_split")}
+            lines += [f"data={choices['data']}"] if "data" not in given else []
+        for group, node in nodes.items():
+            found |= {f"{group}.{key}": value for key, value in node.items() if key != "_target_"}
+    evals = re.sub(r"[^\w]+", "-", given.get("evals", "accuracy")).strip("-")
+    found["name"] = f"evaluate/{label_of(checkpoint)}-{evals}"
+    taken = given.keys() | {line.partition("=")[0] for line in lines}
+    return lines + [override(key, value) for key, value in found.items() if key not in taken]
+
+
+def label_of(checkpoint: str) -> str:
+    """A word for a checkpoint that may name a directory: default-mixer_digits-digits-seed0, Mixer-B_16."""
+    path = Path(checkpoint.removeprefix("timm:")).expanduser()
+    words = [path.name if checkpoint.startswith("timm:") else path.stem]
+    if recipe_of(checkpoint) is not None:
+        folder = (path if path.is_dir() else path.parent).resolve()
+        words = [*folder.parts[-2:], *(["last"] if path.name == results.LAST else [])]
+    return re.sub(r"[^\w.+=-]", "_", "-".join(words))
+
+
+def override(key: str, value: Any) -> str:
+    """A word of Hydra's command line: key=null, key=true, key=[0.5,0.5], key='a text'."""
+    return f"{key}={_written(value)}"
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, str]:
+    return {line.partition("=")[0].lstrip("+"): line.partition("=")[2] for line in overrides}
+
+
+def _unquoted(value: str) -> str:
+    """The text that Hydra makes of a value."""
+    if value[:1] in ("'", '"'):
+        return value[1:-1].replace(f"\\{value[0]}", value[0])
+    return value
+
+
+def _written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return "'" + value.replace("'", "\\'") + "'"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_written(each)}' for key, each in value.items())}}}"
+    return repr(value)
+
+
+def recipe_of(checkpoint: str) -> dict[str, Any] | None:
+    """The recipe of the run directory that a checkpoint is, or lies in; None if there is none."""
+    path = Path(checkpoint).expanduser()
+    folder = path if path.is_dir() else path.parent
+    try:
+        recipe = yaml.safe_load((folder / results.RECIPE).read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return (
+        recipe if isinstance(recipe, dict) and {"model", "augment", "image_size"} <= recipe.keys() else None
+    )
+
+
+def model_named(checkpoint: str, models: Collection[str]) -> str | None:
+    """The model that a timm name (timm:mixer_b16_224.goog_in21k) or a published file (Mixer-B_16.npz) is called by."""
+    name = checkpoint.removeprefix("timm:").rpartition("/")[2].lower()
+    name = re.sub(r"^mixer-([sblh])_(\d+)", r"mixer_\1\2", name)
+    found = [model for model in models if name == model or re.match(rf"{model}[._-]", name)]
+    return max(found, key=len, default=None)

@@ -1,0 +1,32 @@
+"""A bar chart of measured values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mixer_lightning import results
+
+
+def draw(path: Path, values: Mapping[str, float], *, title: str, emphasis: str = "") -> None:
+    """A PNG of horizontal bars in the order given; those whose name begins with `emphasis` have their own colour."""
+    figure = Figure(figsize=(9, 0.8 + 0.36 * len(values)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = list(values)
+    colours = ["C0" if emphasis and name.startswith(emphasis) else "0.65" for name in names]
+    bars = axes.barh(names, list(values.values()), color=colours)
+    axes.bar_label(bars, labels=[f" {value:,.0f}" for value in values.values()], fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+
+    def write(file: BinaryIO) -> None:
+        figure.savefig(file, format="png", dpi=110)
+
+    results.write_in_one_move(path, write)

@@ -1,0 +1,54 @@
+"""report.png of a prepared data set: how many images its classes have, from report.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mixer_lightning import results
+
+
+def draw(report: Path, picture: Path) -> None:
+    """Write the histogram of a report, a panel for each split."""
+    what = json.loads(report.read_text(encoding="utf-8"))
+    splits = what["splits"]
+    figure = Figure(figsize=(5.2 * len(splits) + 0.6, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (split, each) in zip(
+        figure.subplots(1, len(splits), squeeze=False)[0], splits.items(), strict=True
+    ):
+        _histogram(axes, split, each)
+    figure.suptitle(f"{what['name']}    {what['num_classes']:,} classes", fontsize=11)
+
+    def write(file: BinaryIO) -> None:
+        figure.savefig(file, format="png", dpi=110)
+
+    results.write_in_one_move(picture, write)
+
+
+def _histogram(axes: Axes, split: str, each: dict[str, Any]) -> None:
+    counts = np.asarray(each["counts"])
+    width = -(
+        -(int(counts.max()) + 1) // 40
+    )  # whole numbers of images, from none on: balanced classes make one bar
+    edges = np.arange(0, int(counts.max()) + width + 1, width) - 0.5
+    axes.hist(counts, bins=edges.tolist(), color="#4477aa", edgecolor="white", linewidth=0.4)
+    axes.axvline(each["median"], color="#cc6633", linewidth=1.2)
+    axes.set_title(
+        f"{split}: {each['images']:,} images, median {each['median']:,.0f} a class", loc="left", fontsize=10
+    )
+    axes.set_xlabel("images in a class")
+    axes.set_ylabel("classes")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)

@@ -1,0 +1,242 @@
+"""What evaluations are shown of a real network on real images: the same for any number of processes and batch size."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mixer_lightning import create_model
+from mixer_lightning.callbacks import Predictions
+from mixer_lightning.classifier import Network, evaluating
+from mixer_lightning.data.module import DataModule
+from mixer_lightning.data.order import chunking
+from mixer_lightning.data.sources import Dataset
+from mixer_lightning.data.sources.arrays import Arrays
+from mixer_lightning.data.sources.digits import digits
+from mixer_lightning.data.sources.folder import FolderImages, folder
+from mixer_lightning.data.transforms import Augment
+from mixer_lightning.evals.accuracy import Accuracy
+from mixer_lightning.evals.confusion import Confusion
+from mixer_lightning.evals.fewshot import Fewshot
+
+AUGMENT = Augment(crop="random_resized", flip=0.5, eval_crop=0.875)
+EVALS = (Accuracy(crops=["short_side", "square"]), Fewshot(shots=[1, 5], seeds=[0, 1]), Confusion())
+
+
+class Noting(FolderImages):
+    """Files of which is noted which are read."""
+
+    def __init__(self, files: FolderImages) -> None:
+        super().__init__(Path(files._root), files._files, files._labels.tolist())
+        self.seen: set[int] = set()
+
+    def read(self, index: int) -> bytes:
+        self.seen.add(index)
+        return super().read(index)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Dataset:
+    """JPEGs of many sizes in three classes: 40 train, 5 val."""
+    for split, count in (("train", 40), ("val", 5)):
+        for i in range(count):
+            path = tmp_path / "photos" / split / "abc"[i % 3] / f"{i:02}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(i).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize((19 + i % 5, 30 - i % 7)).save(path)
+    data = folder(root=str(tmp_path / "photos"))
+    return Dataset(data.name, data.classes, {split: Noting(images) for split, images in data.splits.items()})  # type: ignore[arg-type]
+
+
+def few_digits() -> Dataset:
+    """Images in memory: 90 train, 41 test."""
+    data = digits()
+    parts = {"train": 90, "test": 41}
+    splits = {
+        split: Arrays(split, data.splits[split].pixels[:count], data.splits[split].labels(np.arange(count)))  # type: ignore[attr-defined]
+        for split, count in parts.items()
+    }
+    return Dataset("digits", data.classes, {**splits})
+
+
+def model(name: str, num_classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    made = create_model(name, num_classes=num_classes, image_size=8).eval()
+    nn.init.normal_(made.head.weight)
+    return made
+
+
+@contextlib.contextmanager
+def predictions(
+    data: Dataset,
+    *,
+    name: str = "mixer_digits",
+    augment: Augment = AUGMENT,
+    device_batch: int = 4,
+    world_size: int = 1,
+    rank: int = 0,
+    folder: Path | None = None,
+) -> Iterator[Predictions]:
+    backbone = model(name, len(data.classes))
+    network = Network(
+        backbone,
+        augment,
+        image_size=8,
+        layout=torch.contiguous_format,
+        precision=contextlib.nullcontext,
+    )
+    chunks = chunking(batch_size=device_batch * world_size, device_batch=device_batch, world_size=world_size)
+    module = DataModule(
+        data,
+        augment,
+        image_size=8,
+        chunks=chunks,
+        total_steps=0,
+        seed=0,
+        repeats=1,
+        shuffle_window=1,
+        max_bad_fraction=0.0,
+        rank=rank,
+        threads=1,
+        ahead=1,
+        pin_memory=False,
+    )
+    with evaluating(backbone):
+        yield Predictions(network, module, device=torch.device("cpu"), folder=folder)
+    module.close()
+
+
+def everything(predict: Predictions) -> dict[str, Any]:
+    """Figures of all evaluations, and what they are made of."""
+    (split,) = (name for name in predict.data.splits if name != "train")
+    some = np.array([7, 3, 11, 30, 2])
+    return {
+        "metrics": dict(pair for each in EVALS for pair in each.run(predict)),
+        "logits": predict.whole(logits for logits, _ in predict.logits(split)),
+        "labels": predict.whole(labels for _, labels in predict.logits(split)),
+        "some": predict.whole(features for features, _ in predict.features("train", indices=some)),
+        "hits": predict.whole(logits.argmax(dim=1) == labels for logits, labels in predict.logits(split)),
+        "share": predict.whole(iter([torch.from_numpy(predict.share(split))])),
+    }
+
+
+def one_of(rank: int, world_size: int, meeting: Path, data: Dataset, results: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size
+    )
+    mine = meeting.parent / str(rank)
+    mine.mkdir()
+    with predictions(data, rank=rank, world_size=world_size, folder=mine if rank == 0 else None) as predict:
+        found = everything(predict)
+    results.put((rank, {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in found.items()}))
+    torch.distributed.destroy_process_group()
+
+
+def together(data: Dataset, *, world_size: int, folder: Path) -> list[dict[str, Any]]:
+    """What each of several processes found."""
+    folder.mkdir()
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [
+        context.Process(target=one_of, args=(rank, world_size, folder / "meeting", data, results))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    return [found[rank] for rank in range(world_size)]
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["metrics"] == expected["metrics"]
+    for name in expected.keys() - {"metrics"}:
+        np.testing.assert_allclose(np.asarray(found[name]), np.asarray(expected[name]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["digits", "photos"])
+def test_any_number_of_processes_and_any_batch_size(source, photos, tmp_path):
+    data = few_digits() if source == "digits" else photos
+    (tmp_path / "alone").mkdir()
+    with predictions(data, device_batch=64, folder=tmp_path / "alone") as predict:
+        alone = everything(predict)
+    assert alone["share"].tolist() == list(range(len(alone["labels"])))
+    for device_batch in (1, 7):
+        with predictions(data, device_batch=device_batch) as predict:
+            same(everything(predict), alone)
+    for world_size in (2,) if source == "digits" else (3, 7):  # 7 processes share 5 images
+        for found in together(data, world_size=world_size, folder=tmp_path / str(world_size)):
+            same(found, alone)
+        for name in ("misclassified.csv", f"per_class_{'test' if source == 'digits' else 'val'}.csv"):
+            written = (tmp_path / str(world_size) / "0" / name).read_text()
+            assert written == (tmp_path / "alone" / name).read_text()
+
+
+@pytest.mark.parametrize("name", ["mixer_digits", "convmixer_96_4"])
+def test_features_are_what_the_head_sees(name, photos):
+    with predictions(photos, name=name) as predict:
+        features = predict.whole(features for features, _ in predict.features("val"))
+        logits = predict.whole(logits for logits, _ in predict.logits("val"))
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(predict.network.backbone.head(features), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_other_views_are_those_of_another_recipe(photos):
+    square = Augment(eval_resize="square", eval_crop=0.5)
+    with predictions(photos) as predict, predictions(photos, augment=square) as other:
+
+        def features(of: Predictions, split: str, **view: Any) -> torch.Tensor:
+            return of.whole(features for features, _ in of.features(split, **view))
+
+        for split, some in (("val", None), ("train", None), ("train", np.array([5, 1]))):
+            found = features(predict, split, eval_resize="square", eval_crop=0.5, indices=some)
+            assert torch.equal(found, features(other, split, indices=some))
+            usual = features(predict, split, indices=some)
+            assert not torch.allclose(found, usual, atol=1e-3)
+            assert torch.equal(usual, features(predict, split, indices=some))  # the view was asked for once
+        logits = [
+            predict.whole(each for each, _ in predict.logits("val", eval_resize=view))
+            for view in (None, "square")
+        ]
+        assert not torch.allclose(*logits, atol=1e-3)
+
+
+def test_training_images_come_in_order_and_without_augmentation(photos):
+    with predictions(photos) as predict:
+        labels = predict.whole(labels for _, labels in predict.features("train"))
+        assert labels.tolist() == photos.splits["train"].labels(np.arange(40)).tolist()
+        whole = predict.whole(features for features, _ in predict.features("train"))
+        some = np.array([31, 4, 4, 17])
+        few = predict.whole(features for features, _ in predict.features("train", indices=some))
+        torch.testing.assert_close(few, whole[some])
+
+
+def test_only_images_that_are_asked_for_are_read(photos):
+    train, val = photos.splits["train"], photos.splits["val"]
+    with predictions(photos) as predict:
+        list(predict.features("train", indices=np.array([31, 4, 17])))
+        assert (train.seen, val.seen) == ({31, 4, 17}, set())
+        pixels = predict.views("val", np.array([4, 0]))
+        assert val.seen == {0, 4}
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, 8, 8))
+        assert predict.views("val", np.array([], dtype=np.int64)).shape == (0, 3, 8, 8)
+
+
+def test_what_is_shown_is_what_the_network_sees(photos):
+    with predictions(photos) as predict:
+        pixels = predict.views("val", np.array([3, 0]))
+        (logits, _), *_ = predict.logits("val")
+        seen = predict.network.backbone((pixels.float() - 127.5) / 127.5)
+        torch.testing.assert_close(seen, logits[[3, 0]], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,708 @@
+"""The whole program: what it writes is read by others, and neither kills nor requests to stop change a byte of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures import picture
+from PIL import Image
+
+from mixer_lightning import results
+from mixer_lightning.data.draws import hash32
+from mixer_lightning.prepare import feeds, program, work
+from mixer_lightning.prepare.mending import difference_hash
+from mixer_lightning.prepare.options import parse
+from mixer_lightning.reports import prepare as picture_of
+from mixer_lightning.screen import Screen
+
+Prepare = Callable[..., tuple[int, str]]
+CLASSES = ("elk", "newt", "osprey", "wren")
+DRAW = picture_of.draw
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A histogram takes longer than all the rest of a small set."""
+    monkeypatch.setattr(picture_of, "draw", lambda *_: None)
+
+
+def run(*words: Any, **pace: Any) -> int:
+    try:
+        return program.prepare(parse([str(word) for word in [*words, "threads=2"]]), Screen(), **pace)
+    except SystemExit as stop:
+        return int(str(stop.code))
+
+
+@pytest.fixture
+def prepare(capsys: pytest.CaptureFixture[str]) -> Prepare:
+    """prepare("data=...", "source=...") -> exit code and what was said; `pace` as for program.prepare."""
+
+    def run_and_listen(*words: Any, **pace: Any) -> tuple[int, str]:
+        capsys.readouterr()
+        code = run(*words, **pace)
+        said = capsys.readouterr()
+        return code, " ".join((said.out + said.err).split())
+
+    return run_and_listen
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """photos.tsv with 40 JPEGs of 4 classes, in order of class."""
+    return write_photos(tmp_path / "photos", 10)
+
+
+def write_photos(folder: Path, each: int) -> Path:
+    folder.mkdir()
+    lines = []
+    for number in range(4 * each):
+        name = CLASSES[number // each]
+        (folder / f"{name}_{number:03d}.jpg").write_bytes(picture(number))
+        lines.append(f"{name}_{number:03d}.jpg\t{name}\n")
+    (folder / "photos.tsv").write_text("".join(lines))
+    return folder / "photos.tsv"
+
+
+def contents(output: Path, split: str) -> dict[str, dict[str, bytes]]:
+    """Samples of all shards of a split, by key, as tarfile reads them."""
+    samples: dict[str, dict[str, bytes]] = {}
+    for path in sorted(output.glob(f"{split}-*.tar")):
+        with tarfile.open(path) as tar:
+            for info in tar:
+                key, _, suffix = info.name.rpartition(".")
+                samples.setdefault(key, {})[suffix] = tar.extractfile(info).read()
+    return samples
+
+
+def files_of(output: Path) -> dict[str, bytes]:
+    """Everything written, without what says how long it took."""
+    assert not (output / ".partial").exists()
+    timed = ("report.json", "report.png")
+    return {path.name: path.read_bytes() for path in output.iterdir() if path.name not in timed}
+
+
+# ---- what is written
+
+
+def test_every_image_is_there_once_with_its_label_and_its_bytes(prepare, photos, tmp_path):
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "shards=3")
+    assert code == 0, said
+    expected = {
+        f"{CLASSES[i // 10]}_{i:03d}": {"jpg": picture(i), "cls": str(i // 10).encode()} for i in range(40)
+    }
+    assert contents(tmp_path / "out", "train") == expected
+    dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert (dataset["name"], dataset["classes"]) == ("list", list(CLASSES))
+    train = dataset["splits"]["train"]
+    assert (train["samples"], train["labels_per_image"]) == (40, 1)
+    for shard in train["shards"]:
+        data = (tmp_path / "out" / shard["name"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+        assert len(data) % 10240 == 0
+    assert [shard["name"] for shard in train["shards"]] == [f"train-0000{i}.tar" for i in range(3)]
+    assert sum(shard["samples"] for shard in train["shards"]) == 40
+    assert str(tmp_path) not in json.dumps(dataset)
+
+
+def test_the_index_lists_the_shards_in_their_order(prepare, photos, tmp_path):
+    prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "shards=3", buffer_bytes=2000)
+    expected = []
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for image, note in zip(*[iter(tar)] * 2, strict=True):
+                if image.name.endswith(".cls"):
+                    image, note = note, image
+                label = int(tar.extractfile(note).read())
+                key = image.name.removesuffix(".jpg")
+                expected.append((image.offset_data // 512, image.size, label, hash32(key)))
+                assert image.offset_data % 512 == 0
+    index = np.load(tmp_path / "out" / "train-index.npy", mmap_mode="r")
+    assert index.tolist() == expected
+    assert not (tmp_path / "out" / "train-labels.npy").exists()
+
+
+def test_webdataset_reads_it(prepare, photos, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "shards=2")
+    urls = [str(path) for path in sorted((tmp_path / "out").glob("train-*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert {sample["__key__"]: sample["cls"] for sample in samples} == {
+        f"{CLASSES[i // 10]}_{i:03d}": i // 10 for i in range(40)
+    }
+    for sample in samples:
+        number = int(sample["__key__"][-3:])
+        np.testing.assert_array_equal(sample["jpg"], Image.open(io.BytesIO(picture(number))))
+
+
+def test_every_shard_is_a_random_sample_and_the_seed_decides_which(prepare, tmp_path):
+    source = write_photos(tmp_path / "photos", 50)
+    for seed in (0, 1):
+        prepare("data=list", f"source={source}", f"output={tmp_path / str(seed)}", "shards=4", f"seed={seed}")
+    index = np.load(tmp_path / "0" / "train-index.npy")
+    dataset = json.loads((tmp_path / "0" / "dataset.json").read_text())
+    ends = np.cumsum([shard["samples"] for shard in dataset["splits"]["train"]["shards"]])
+    counts = np.array([np.bincount(part["label"], minlength=4) for part in np.split(index, ends[:-1])])
+    assert counts.sum() == 200
+    assert (
+        np.abs(counts - 12.5) < 5 * 12.5**0.5
+    ).all()  # 200 in 16 cells; sorted archives would give 50s and 0s
+    assert index.tolist() != np.load(tmp_path / "1" / "train-index.npy").tolist()
+    assert contents(tmp_path / "0", "train") == contents(tmp_path / "1", "train")
+
+
+def test_images_are_held_out_by_their_key(prepare, tmp_path):
+    source = write_photos(tmp_path / "photos", 50)
+    prepare("data=list", f"source={source}", f"output={tmp_path / 'a'}", "val_share=0.2")
+    train, val = contents(tmp_path / "a", "train"), contents(tmp_path / "a", "val")
+    assert not train.keys() & val.keys()
+    assert len(train) + len(val) == 200
+    assert 20 < len(val) < 60  # 40 expected, 3.5 standard deviations
+    lines = source.read_text().splitlines(keepends=True)
+    source.write_text("".join(reversed(lines[:150])))
+    prepare("data=list", f"source={source}", f"output={tmp_path / 'b'}", "val_share=0.2")
+    assert contents(tmp_path / "b", "val").keys() < val.keys()
+    code, said = prepare(
+        "data=list", f"source={source}", "split=test", f"output={tmp_path / 'c'}", "val_share=1"
+    )
+    assert (code, "list has no train split" in said) == (2, True)
+
+
+def test_several_labels(prepare, photos, tmp_path):
+    photos.write_text("elk_000.jpg\telk,wren\nelk_001.jpg\twren\nwren_039.jpg\tnewt,wren,elk\n")
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    assert code == 0, said
+    notes = {key: json.loads(files["json"]) for key, files in contents(tmp_path / "out", "train").items()}
+    assert notes == {
+        "elk_000": {"label": 0, "labels": [0, 2]},
+        "elk_001": {"label": 2, "labels": [2]},
+        "wren_039": {"label": 1, "labels": [1, 2, 0]},
+    }
+    labels = np.load(tmp_path / "out" / "train-labels.npy")
+    assert sorted(labels.tolist()) == [[0, 2, -1], [1, 2, 0], [2, -1, -1]]
+    dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert dataset["splits"]["train"]["labels_per_image"] == 3
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["splits"]["train"]["counts"] == [2, 1, 3]
+
+
+def test_our_reader_reads_it_and_would_have_made_the_same_index(prepare, photos, tmp_path, monkeypatch):
+    from mixer_lightning.data.sources.shards import shards
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    photos.write_text(photos.read_text() + "elk_000.jpg\twren,newt\n")
+    prepare("data=list", f"source={photos}", f"output={out}", "shards=3", "val_share=0.2")
+    data = shards(root=str(out), verify="full")
+    assert data.classes == list(CLASSES)
+    for split, images in data.splits.items():
+        expected = contents(out, split)
+        labels = images.labels(np.arange(len(images)))
+        assert len(images) == len(expected)
+        for i in range(len(images)):
+            files = expected[images.key(i)]
+            assert images.read(i) == files["jpg"]
+            assert [x for x in labels[i].tolist() if x >= 0] == json.loads(files["json"])["labels"]
+            assert images.hashes()[i] == hash32(images.key(i))
+    (out / "dataset.json").unlink()  # now the index is built from the shards
+    for path in out.glob("*.npy"):
+        path.rename(path.with_suffix(".ours"))
+    shards(root=str(out))
+    for path in out.glob("*-index.ours"):
+        np.testing.assert_array_equal(np.load(path), np.load(path.with_suffix(".npy")))
+
+
+def test_shards_are_made_anew_from_shards(prepare, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare("data=list", f"source={photos}", f"output={tmp_path / 'few'}", "shards=1", "val_share=0.2")
+    code, said = prepare(
+        "data=shards", f"source={tmp_path / 'few'}", f"output={tmp_path / 'many'}", "shards=4"
+    )
+    assert code == 0, said
+    assert len(list((tmp_path / "many").glob("train-*.tar"))) == 4
+    for split in ("train", "val"):
+        assert contents(tmp_path / "many", split) == contents(tmp_path / "few", split)
+
+
+class Rows:
+    """`Images` as a data set of ours has them; `several` labels each, pixels or files."""
+
+    def __init__(self, count: int, *, several: bool, pixels: bool) -> None:
+        self.count, self.several, self.pixels = count, several, pixels
+
+    def __len__(self) -> int:
+        return self.count
+
+    def labels(self, indices):
+        first = indices % 3
+        second = np.where(indices % 2, 2 - first, -1)
+        return np.stack([first, second], axis=1) if self.several else first
+
+    def read(self, index):
+        if index == 5:
+            raise ValueError("row 5 is gone")
+        encoded = picture(index, "PNG")
+        return np.asarray(Image.open(io.BytesIO(encoded))) if self.pixels else encoded
+
+    def key(self, index):
+        return f"{index:09d}"
+
+    def name(self, index):
+        return f"rows row {index}"
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several, pixels):
+    monkeypatch.setattr(feeds, "AT_A_TIME", 4)
+    made = SimpleNamespace(
+        name="rows",
+        classes=["x", "y", "z"],
+        splits={
+            split: Rows(count, several=several, pixels=pixels)
+            for split, count in (("train", 11), ("test", 7))
+        },
+    )
+    monkeypatch.setattr(feeds, "_build", lambda options: made)
+    code, said = prepare("data=folder", f"source={tmp_path}", f"output={tmp_path / 'out'}")
+    assert code == 0, said
+    for split, count in (("train", 11), ("test", 7)):
+        found = contents(tmp_path / "out", split)
+        assert sorted(found) == [f"{i:09d}" for i in range(count) if i != 5]
+        labels = made.splits[split].labels(np.arange(count))
+        for key, files in found.items():
+            i = int(key)
+            expected = np.asarray(Image.open(io.BytesIO(picture(i, "PNG"))))
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(files["png"]))), expected)
+            assert pixels or files["png"] == picture(i, "PNG")
+            if several:
+                assert json.loads(files["json"])["labels"] == [x for x in labels[i].tolist() if x >= 0]
+            else:
+                assert files["cls"] == str(labels[i]).encode()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == {"unreadable": 2}
+    feed = feeds.from_dataset(made, parse(["data=folder", "output=x"]))
+    samples = list(feed.samples((0, 0)))
+    for i, sample in enumerate(samples):
+        assert [s.key for s in feed.samples(sample.place)] == [s.key for s in samples[i + 1 :]]
+
+
+# ---- bad images, near-duplicates, sizes
+
+
+def test_bad_images_are_listed_and_left_out(prepare, photos, tmp_path):
+    folder = photos.parent
+    (folder / "elk_000.jpg").write_bytes(b"")
+    whole = picture(1, size=(80, 60))
+    (folder / "elk_001.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "newt_010.jpg").unlink()
+    (folder / "wren_030.jpg").write_bytes(picture(30, "PNG"))
+    (folder / "wren_031.jpg").write_bytes(picture(31, mode="CMYK"))
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    assert code == 0, said
+    found = contents(tmp_path / "out", "train")
+    assert len(found) == 37
+    assert found["wren_030"]["png"] == picture(30, "PNG")
+    assert Image.open(io.BytesIO(found["wren_031"]["jpg"])).mode == "RGB"
+    bad = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert [(each["key"], each["kind"], each["done"]) for each in bad] == [
+        ("elk_000", "empty", "left out"),
+        ("elk_001", "truncated", "left out"),
+        ("newt_010", "unreadable", "left out"),
+        ("wren_030", "misnamed", "kept, named .png"),
+        ("wren_031", "CMYK", "written anew as RGB JPEG, quality 95"),
+    ]
+    assert all(each["split"] == "train" and each["reason"] for each in bad)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["notes"] == {"CMYK": 1, "empty": 1, "misnamed": 1, "truncated": 1, "unreadable": 1}
+    assert report["splits"]["train"]["counts"] == [8, 9, 10, 10]
+    assert "truncated: 1" in said
+
+
+def test_too_many_bad_images_stop_it(prepare, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "NEVER_TOO_MANY", 3)
+    for path in list(photos.parent.glob("osprey*"))[:5]:
+        path.write_bytes(b"")
+    words = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    code, said = prepare(*words)
+    assert (code, "4 of the first" in said, "max_bad=<share>" in said) == (1, True, True)
+    code, said = prepare(*words, "max_bad=0.5")
+    assert code == 0, said
+    assert len(contents(tmp_path / "out", "train")) == 35
+
+
+def test_images_near_those_of_another_set_are_left_out(prepare, photos, tmp_path):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "val.tsv").write_text("a.jpg\tx\nb.jpg\tx\n")
+    for name, number in (("a", 7), ("b", 23)):
+        (tmp_path / "few" / f"{name}.jpg").write_bytes(picture(number))
+    hashes = tmp_path / "val" / "hashes.txt"
+    code, said = prepare(
+        "data=list", f"source={tmp_path / 'few'}", f"output={tmp_path / 'val'}", f"write_hashes={hashes}"
+    )
+    assert code == 0, said
+    expected = [f"{difference_hash(Image.open(io.BytesIO(picture(number)))):016x}" for number in (7, 23)]
+    assert hashes.read_text().split() == expected
+    code, said = prepare(
+        "data=list", f"source={photos}", f"output={tmp_path / 'out'}", f"hashes={hashes}", "max_distance=1"
+    )
+    assert code == 0, said
+    bad = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert [(each["key"], each["kind"]) for each in bad] == [
+        ("elk_007", "near-duplicate"),
+        ("osprey_023", "near-duplicate"),
+    ]
+    assert len(contents(tmp_path / "out", "train")) == 38
+
+
+def test_short_side(prepare, photos, tmp_path):
+    (photos.parent / "elk_000.jpg").write_bytes(picture(0, size=(80, 60)))
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "short_side=30")
+    assert code == 0, said
+    found = contents(tmp_path / "out", "train")
+    assert Image.open(io.BytesIO(found["elk_000"]["jpg"])).size == (40, 30)
+    assert found["elk_001"]["jpg"] == picture(1)
+    options = json.loads((tmp_path / "out" / "dataset.json").read_text())["options"]
+    assert (options["short_side"], options["quality"], options["resampling"]) == (30, 90, "lanczos")
+    assert "an estimate" in said
+
+
+# ---- refusals
+
+
+def test_a_finished_set_is_never_overwritten(prepare, photos, tmp_path):
+    words = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    prepare(*words)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    code, said = prepare(*words)
+    assert (code, "is finished" in said, "40" in said) == (0, True, True)
+    code, said = prepare(*words, "seed=1", "verify=false")
+    assert code == 2
+    assert "seed: 0 there, 1 here" in said
+    assert "verify: True there, False here" in said
+    photos.write_text(photos.read_text() + "elk_000.jpg\telk\n")
+    code, said = prepare(*words)
+    assert (code, "source: train: " in said) == (2, True)
+    photos.unlink()  # archives are often deleted afterwards
+    assert prepare(*words)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_folders_of_others_are_left_alone(prepare, photos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train-000.tar").write_bytes(b"precious")
+    code, said = prepare("data=list", f"source={photos}", f"output={out}")
+    assert (code, "train-000.tar, which was not written here" in said) == (2, True)
+    (out / "dataset.json").write_text('{"classes": ["a"]}')
+    code, said = prepare("data=list", f"source={photos}", f"output={out}")
+    assert (code, "not written here" in said) == (2, True)
+    assert sorted(path.name for path in out.iterdir()) == ["dataset.json", "train-000.tar"]
+
+
+def test_what_cannot_fit_is_refused_with_numbers(prepare, photos, tmp_path, monkeypatch):
+    usage = SimpleNamespace(total=10**9, used=10**9 - 30_000, free=30_000)
+    monkeypatch.setattr(work.shutil, "disk_usage", lambda path: usage)
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    assert (code, "only 30 kB are free" in said) == (2, True)
+    assert not (tmp_path / "out").exists()
+    usage.free = 300_000
+    assert prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")[0] == 0
+    written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir() if path.suffix != ".png")
+    assert written < 300_000
+
+
+def test_the_estimate_of_resized_images_depends_on_their_number():
+    options = parse(["data=list", "source=/x", "output=/y", "short_side=500"])
+    photographs = feeds.Extent(1_000_000, 10**12)  # of 1 MB each
+    assert work._bytes_written(photographs, options) == pytest.approx(
+        1e6 * (500 * 667 * 2.5 / 8 + 2048), rel=1e-2
+    )
+    small = feeds.Extent(1_000_000, 10**9)  # of 1 kB each: they stay as they are
+    assert work._bytes_written(small, options) == 10**9 + 2048 * 10**6
+
+
+def test_places_that_may_not_be_written_are_refused(prepare, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(work.os, "access", lambda path, mode: path.name != "closed")
+    (tmp_path / "closed").mkdir()
+    words = ("data=list", f"source={photos}")
+    for key, more in (("output", []), ("write_hashes", [f"output={tmp_path / 'out'}"])):
+        code, said = prepare(*words, *more, f"{key}={tmp_path / 'closed' / 'a' / 'b'}")
+        assert (code, f"{key}: {tmp_path / 'closed'} is no folder that may be written" in said) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_program_is_refused(prepare, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    with results.only_one(tmp_path / "out"):
+        code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    assert (code, "another process is writing" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=lsit", "source=x"], "unknown data 'lsit': did you mean 'list'?"),
+        (
+            ["data=list", "sorce=x", "sede=1"],
+            "unknown key 'sorce': did you mean 'source'? unknown key 'sede'",
+        ),
+        (["source=x", "out=y"], "unknown key 'out': did you mean 'output'? 'data' is missing: data=..."),
+        (["data=list", "source"], "'source' is not of the form key=value"),
+        (["data=list"], "source is missing"),
+        (["data=list", "source=/none"], "nothing at /none"),
+        (["data=imagenet1k", "variant=fall11", "source=."], "variant is for data=imagenet21k"),
+        (["data=digits", "source=."], "digits comes with its package"),
+        (["data=digits", "data.rot=x"], "unknown key 'data.rot'"),
+        (["data=digits", "splits=val"], "digits has no val. There are: train, test"),
+        (["data=digits", "splits=trian"], "not made of train, val, test"),
+        (["data=digits", "quality=80"], "needs short_side"),
+        (["data=digits", "short_side=0"], "short_side must be at least 1"),
+        (["data=digits", "max_distance=3"], "max_distance needs hashes"),
+        (["data=digits", "verify=maybe"], "neither true nor false"),
+        (["data=digits", "shard_bytes=1PB"], "no number of bytes"),
+        (["data=digits", "hashes=/none"], "there is no file /none"),
+        (["data=digits", "classes=found"], "digits names its own"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_started(prepare, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, said = prepare(*words, "output=out")
+    assert code == 2
+    assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_said_at_once():
+    """Without torch, which takes seconds to come."""
+    code = (
+        "import sys; from mixer_lightning.prepare.program import main\n"
+        "try: main(['data=lsit'])\n"
+        "except SystemExit as stop: print(stop.code, {'torch', 'numpy', 'hydra'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split("\n")[-2] == "2 set()"
+
+
+def test_the_command(photos, tmp_path):
+    words = [sys.executable, "-m", "mixer_lightning.prepare", "data=list", f"source={photos}", "output=out"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "40" in done.stdout
+    assert len(contents(tmp_path / "out", "train")) == 40
+
+
+def test_sizes_of_shards_may_be_written_with_units():
+    for text, expected in (("500MB", 5e8), ("1.5G", 1.5e9), ("2 TB", 2e12), ("12345", 12345), ("10kB", 1e4)):
+        assert parse(["data=digits", "output=x", f"shard_bytes={text}"]).shard_bytes == expected
+
+
+# ---- killed, stopped, and going on
+
+
+def in_a_child(act: Callable[[], int]) -> int:
+    """The id of a forked process that does something and exits with its result."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            code = act()
+        finally:
+            os._exit(code)
+    return child
+
+
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def odd_photos(folder: Path, each: int) -> Path:
+    source = write_photos(folder, each)
+    names = [line.split("\t")[0] for line in source.read_text().splitlines()]
+    (folder / names[3]).write_bytes(b"")
+    (folder / names[-2]).write_bytes(picture(1, "PNG"))
+    return source
+
+
+def test_killed_at_random_times_it_writes_the_same_bytes(tmp_path):
+    source = odd_photos(tmp_path / "photos", 50)
+    words = ("data=list", f"source={source}", "val_share=0.2", "shards=5")
+    pace = {"buffer_bytes": 3000, "commit_seconds": 0.0}
+    hashes = [tmp_path / "hashes-whole", tmp_path / "hashes-killed"]
+    assert run(*words, f"output={tmp_path / 'whole'}", f"write_hashes={hashes[0]}") == 0
+    again = partial(run, *words, f"output={tmp_path / 'killed'}", f"write_hashes={hashes[1]}", **pace)
+    journal = tmp_path / "killed" / ".partial" / "journal.json"
+    draws, until = random.Random(0), 0
+    for _ in range(6):
+        child, until = in_a_child(again), until + draws.randint(5, 30)
+        while not journal.exists() or sum(json.loads(journal.read_text())["read"].values()) < until:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            time.sleep(0.001)
+        time.sleep(draws.uniform(0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        assert exit_code(child) == -signal.SIGKILL
+    assert exit_code(in_a_child(again)) == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    assert hashes[1].read_text() == hashes[0].read_text()
+
+
+def test_killed_at_every_write_it_writes_the_same_bytes(tmp_path):
+    """The process dies at its first, second, third, ... fsync, rename or truncation, the end of the work included."""
+    source = odd_photos(tmp_path / "photos", 3)
+    words = ("data=list", f"source={source}", "shards=2")
+    assert run(*words, f"output={tmp_path / 'whole'}") == 0
+    expected = files_of(tmp_path / "whole")
+
+    def act(output: Path, dies_at: int) -> int:
+        calls = 0
+
+        def dying(true: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == dies_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return true(*args, **kwargs)
+
+            return call
+
+        for place, name in ((os, "fsync"), (os, "truncate"), (Path, "rename"), (Path, "replace")):
+            setattr(place, name, dying(getattr(place, name)))
+        return run(*words, f"output={output}", buffer_bytes=500)
+
+    deaths = 0
+    while True:
+        output = tmp_path / f"killed-{deaths + 1}"
+        code = exit_code(in_a_child(partial(act, output, deaths + 1)))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        deaths += 1
+        assert run(*words, f"output={output}") == 0
+        assert files_of(output) == expected
+    assert deaths > 15
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)]
+)
+def test_asked_to_stop_it_commits_first(prepare, photos, tmp_path, monkeypatch, number, expected):
+    words = ("data=list", f"source={photos}", "shards=2", f"output={tmp_path / 'out'}")
+    prepare(*words[:3], f"output={tmp_path / 'whole'}")
+    taken = 0
+    true = work.Preparation.take
+
+    def take(self, sample, outcome):
+        nonlocal taken
+        taken += 1
+        if taken == 17:
+            os.kill(os.getpid(), number)
+        true(self, sample, outcome)
+
+    monkeypatch.setattr(work.Preparation, "take", take)
+    code, said = prepare(*words)
+    assert code == expected
+    assert "after 17 images; the same command goes on from there" in said
+    code, said = prepare(*words)
+    assert (code, "going on after 17 images" in said) == (0, True)
+    assert taken == 40
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkeypatch):
+    words = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    whole = photos.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.Preparation, "finish", full)
+        code, said = prepare(*words)
+    assert (code, "No space left on device" in said, "goes on from there" in said) == (1, True, True)
+    code, said = prepare(*words, "shards=7", "threads=1")
+    assert code == 2
+    assert "shards: None there, 7 here" in said
+    photos.write_text(whole.replace("elk_001", "elk_000"))
+    code, said = prepare(*words)
+    assert (code, "source: train: " in said) == (2, True)
+    photos.write_text(whole)
+    assert prepare(*words)[0] == 0
+    assert len(contents(tmp_path / "out", "train")) == 40
+
+
+def test_memory_holds_no_more_than_the_buffer(photos, tmp_path, monkeypatch):
+    most = 0
+    true = work.Preparation.take
+
+    def take(self, sample, outcome):
+        nonlocal most
+        true(self, sample, outcome)
+        waiting = sum(
+            len(entry.encoded) for shards in self.shards.values() for s in shards for entry in s._waiting
+        )
+        assert waiting == self.waiting_bytes
+        most = max(most, waiting)
+
+    monkeypatch.setattr(work.Preparation, "take", take)
+    assert (
+        run("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "shards=3", buffer_bytes=4000) == 0
+    )
+    largest = max(len(picture(i)) for i in range(40))
+    assert 4000 - largest < most < 4000 + largest
+
+
+# ---- the report
+
+
+def test_the_report_counts_and_compares(prepare, photos, tmp_path, monkeypatch):
+    from mixer_lightning.prepare import report
+
+    monkeypatch.setitem(report.EXPECTED, "list", {"classes": 4, "train": 41})
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "val_share=0.3")
+    assert code == 0
+    assert "not as published: train images: 41 published, 40 found" in said
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    for split in ("train", "val"):
+        labels = np.load(tmp_path / "out" / f"{split}-index.npy")["label"]
+        counts = np.bincount(labels, minlength=4)
+        each = written["splits"][split]
+        assert each["counts"] == counts.tolist()
+        assert (each["images"], each["min"], each["max"]) == (counts.sum(), counts.min(), counts.max())
+        assert each["median"] == np.median(counts)
+        assert f"{counts.min()} / {np.median(counts):.0f} / {counts.max()}" in said
+    assert written["differences"] == ["train images: 41 published, 40 found"]
+
+
+def test_the_histogram_is_drawn_from_the_report(prepare, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(picture_of, "draw", DRAW)
+    prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "val_share=0.3")
+    path = tmp_path / "out" / "report.png"
+    width, height = Image.open(path).size
+    assert width > height > 300
+    before = np.asarray(Image.open(path).convert("RGB"))
+    what = json.loads((tmp_path / "out" / "report.json").read_text())
+    what["splits"]["val"]["counts"] = [30, 1, 1, 1]
+    (tmp_path / "other.json").write_text(json.dumps(what))
+    DRAW(tmp_path / "other.json", tmp_path / "other.png")
+    after = np.asarray(Image.open(tmp_path / "other.png").convert("RGB"))
+    assert before.shape != after.shape or (before != after).any()

@@ -1,0 +1,53 @@
+"""The study of CIFAR training: both sides hand over the same kind of batch, and both train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixer_lightning.studies import cifar
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Class folders of 12 images of 32 px, each of one shade of grey."""
+    for i in range(12):
+        folder = tmp_path / "train" / f"class{i % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), 20 * i, np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "train"
+
+
+@pytest.mark.parametrize("side", [cifar.ours, cifar.torchvisions])
+def test_both_sides_make_normalised_batches_that_a_step_takes(side, root: Path) -> None:
+    batches = side(root, batch_size=4, workers=1, device=CPU, ahead=0)
+    images, targets = next(batches)
+    assert tuple(images.shape) == (4, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert -3 < images.min() < images.max() < 3
+    assert targets.sum(dim=1).tolist() == [1.0] * 4
+    step = cifar.training_step(CPU, num_classes=3)
+    assert cifar.measured(batches, step, count=1, device=CPU) > 0
+    batches.close()
+
+
+def test_what_it_writes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([100.0, 300.0, 400.0, 100.0, 10.0, 15.0, 15.0, 10.0])  # theirs, ours, then in turns
+    monkeypatch.setattr(cifar, "measured", lambda *_, **__: next(speeds))
+    cifar.main([f"root={root}", "rounds=2", f"out={tmp_path / 'out'}"])
+    text = (tmp_path / "out/cifar_cpu.md").read_text()
+    assert "| input alone | 100 | 350 | 3.50 (3.25 to 3.75) |" in text
+    assert "| with training | 10 | 15 | 1.50 (1.50 to 1.50) |" in text
+
+
+def test_wrong_words(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cifar.settings([f"root={root}", "rounds=1"])
+    assert end.value.code == 2
+    assert "rounds must be at least 2" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""The study of input pipelines: every contestant on the same files, and how the figures are put together."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer_lightning.data.sources.shards import shards
+from mixer_lightning.studies import loader
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four JPEG files in two classes."""
+    random = np.random.default_rng(0)
+    for i in range(4):
+        folder = tmp_path / "photos" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)).save(
+            folder / f"{i}.v1.JPEG"
+        )
+    return tmp_path / "photos"
+
+
+def test_files_and_shards_hold_the_same_images(photos: Path, tmp_path: Path) -> None:
+    assert loader.lay_out(photos, tmp_path / "laid", copies=3) == 12
+    files = sorted((tmp_path / "laid/files").glob("*/*.jpg"))
+    images = shards(root=str(tmp_path / "laid/shards")).splits["train"]
+    assert len(files) == len(images) == 12
+    contents = sorted(path.read_bytes() for path in files)
+    assert sorted(bytes(images.read(i)) for i in range(12)) == contents
+    assert sorted(images.labels(np.arange(12)).tolist()) == [0] * 6 + [1] * 6
+
+
+@pytest.mark.parametrize("name", loader.CONTESTANTS)
+def test_every_contestant_makes_batches_of_bytes_of_one_shape(
+    name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "BATCH_SIZE", 4)
+    loader.lay_out(photos, tmp_path / "laid", copies=6)
+    contestant, options = loader.CONTESTANTS[name]
+    source = contestant(tmp_path / "laid", workers=1, batches=2, **options)
+    for _ in range(2):
+        images = next(source)
+        assert tuple(images.shape) == (4, 3, 224, 224)
+        assert str(images.dtype) == ("torch.float32" if "float32" in name else "torch.uint8")
+    source.close()
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    def turn(speed: float) -> dict[str, float]:
+        return {
+            "images_per_second": speed,
+            "images_per_cpu_second": speed / 2,
+            "memory_mib": 1.0,
+            "waiting": 1.0,
+        }
+
+    rows = loader.summary({"a": [turn(100), turn(10), turn(1)], "b": [turn(200), turn(30), turn(2)]})
+    assert rows[0]["ratio"] == 1
+    assert (rows[1]["ratio"], rows[1]["cpu_ratio"]) == (2.0, 2.0)  # of 2, 3, 2; of the medians it would be 3
+    assert rows[1]["images_per_second"] == 30
+
+
+def test_what_it_writes(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter(range(1, 100))
+
+    def child(name: str, folder: Path, chosen: object) -> dict[str, float]:
+        assert (folder / "files").is_dir()
+        speed = float(next(speeds))
+        return {"images_per_second": speed, "images_per_cpu_second": speed, "memory_mib": 1.0, "waiting": 0.5}
+
+    monkeypatch.setattr(loader, "child", child)
+    loader.main([f"root={photos}", "rounds=2", "copies=1", f"out={tmp_path / 'out'}"])
+    with (tmp_path / "out/loader_cpu.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loader"] for row in rows] == list(loader.CONTESTANTS)
+    text = (tmp_path / "out/loader_cpu.md").read_text()
+    assert "4 JPEG files" in text
+    assert "rounds=2" in text
+    assert (tmp_path / "out/loader_cpu.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["root=/nowhere/at/all"], "there is no folder"),
+        (["rounds=1"], "at least 2"),
+        (["only=the fastest"], "there is no contestant"),
+    ],
+)
+def test_wrong_words(
+    words: list[str], message: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        loader.settings([f"root={photos}", *words])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err

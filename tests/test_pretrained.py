@@ -1,0 +1,65 @@
+"""What a checkpoint's name and surroundings imply for a recipe, and that the user has the last word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mixer_lightning.config import compose, groups
+from mixer_lightning.pretrained import implied, model_named
+
+MODELS = groups()["model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("timm:mixer_b16_224.goog_in21k", "mixer_b16"),
+        ("timm:mixer_l16_224.goog_in21k_ft_in1k", "mixer_l16"),
+        ("timm:convmixer_768_32.in1k", "convmixer_768_32"),
+        ("timm:convmixer_1024_20_ks9_p14.in1k", "convmixer_1024_20"),
+        ("~/weights/Mixer-B_16.npz", "mixer_b16"),
+        ("Mixer-L_16.npz", "mixer_l16"),
+        ("convmixer_1536_20_ks9_p7.pth.tar", "convmixer_1536_20"),
+        ("weights.npz", None),
+    ],
+)
+def test_published_names(name: str, model: str | None) -> None:
+    assert model_named(name, MODELS) == model
+
+
+def test_normalisation_follows_the_family() -> None:
+    assert implied(["checkpoint=Mixer-B_16.npz"], MODELS) == ["model=mixer_b16"]
+    assert "augment.mean=[0.485,0.456,0.406]" in implied(["checkpoint=timm:convmixer_768_32.in1k"], MODELS)
+    assert "augment.std=[1.0,1.0,1.0]" in implied(["checkpoint=timm:mixer_b16_224.miil_in21k"], MODELS)
+
+
+def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> None:
+    recipe = {
+        "model": {},
+        "image_size": 32,
+        "augment": {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]},
+        "choices": {"model": "mixer_s16"},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for checkpoint in (tmp_path, tmp_path / "best.ckpt"):
+        words = [f"checkpoint={checkpoint}"]
+        found = implied(words, MODELS)
+        assert found == [
+            "model=mixer_s16", "image_size=32", "augment.mean=[0.1,0.2,0.3]", "augment.std=[1,2,3]",
+        ]  # fmt: skip
+        (job,) = compose("finetune", [*words, *found]).jobs
+        assert (job.choices["model"], job.recipe["image_size"]) == ("mixer_s16", 32)
+    other = implied([f"checkpoint={tmp_path}", "model=mixer_b16", "augment.std=[1,1,1]"], MODELS)
+    assert other == ["augment.mean=[0.1,0.2,0.3]"]  # another model's size is its own
+
+
+def test_nothing_follows_from_no_checkpoint() -> None:
+    assert (
+        implied([], MODELS)
+        == implied(["checkpoint=null"], MODELS)
+        == implied(["checkpoint=x.npz"], MODELS)
+        == []
+    )
