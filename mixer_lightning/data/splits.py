@@ -7,6 +7,7 @@ is stored or sorted; a slice of 1 % holds about, not exactly, a hundredth of the
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,11 +84,15 @@ def _parse(data: Dataset, key: str, piece: str) -> tuple[str, int, int]:
 
 
 def _refuse_overlap(data: Dataset, wanted: dict[str, str]) -> None:
-    """An image must not be trained on and evaluated on."""
+    """An image must not be trained on and evaluated on, nor be in a split twice."""
     ranges = {
         name: [_parse(data, f"{name}_split", piece) for piece in text.split("+")]
         for name, text in wanted.items()
     }
+    for name, parts in ranges.items():
+        for (split, low, high), (other, other_low, other_high) in combinations(parts, 2):
+            if split == other and max(low, other_low) < min(high, other_high):
+                raise ValueError(f"{data.name}: {name}_split={wanted[name]} holds images of {split} twice.")
     for name in wanted.keys() - {"train"}:
         for split, low, high in ranges[name]:
             for other, other_low, other_high in ranges["train"]:

@@ -12,31 +12,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mixer_lightning import results
+from mixer_lightning.data import decode
+from mixer_lightning.data.draws import sample_keys
 from mixer_lightning.data.loader import Loader
 from mixer_lightning.data.order import ChunkSampler, Order, chunking
 from mixer_lightning.data.sources.folder import class_folders, scan
 from mixer_lightning.data.sources.shards import shards
 from mixer_lightning.data.splits import stretches
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.data.views import Integers, Views
 from mixer_lightning.reports import bars
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.step_speed import take_turns
 
 IMAGE_SIZE, BATCH_SIZE = 224, 128
+Interpolation = Literal["bilinear", "bicubic"]
+INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
 
 
 # -------------------------------------------------------------------------------------------- contestants
@@ -58,7 +65,7 @@ def ours(folder: Path, *, workers: int, batches: int, interpolation: str, packed
     )
     augment = Augment(crop="random_resized", interpolation=interpolation, flip=0.5)  # type: ignore[arg-type]
     loader = Loader(
-        images, plan, augment, image_size=IMAGE_SIZE, seed=0, threads=workers, ahead=2, pin_memory=False
+        images, plan, augment, image_size=IMAGE_SIZE, seed=0, threads=workers, ahead=1, pin_memory=False
     )
     for batch in loader:
         yield augment.alter(batch.images, batch.draws) if batch.draws is not None else batch.images
@@ -246,6 +253,47 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
     return count
 
 
+# ----------------------------------------------------------------------------------------------- fidelity
+
+
+def fidelity(files: Sequence[Path], *, interpolation: Interpolation) -> dict[str, float]:
+    """Our crops against Pillow's full decode, crop and antialiased resize of the same random box of each file.
+
+    PSNR in decibels (255 grey levels; equal images count as 100) and mean absolute difference in grey levels.
+    """
+    augment = Augment(crop="random_resized", interpolation=interpolation)
+    keys = sample_keys(0, [(0, i, 0) for i in range(len(files))])
+    psnr, difference = [], []
+    for i, path in enumerate(files):
+        seen: list[Views] = []
+
+        def views_of(
+            _: Integers, widths: Integers, heights: Integers, i: int = i, seen: list[Views] = seen
+        ) -> Views:
+            seen.append(augment.train_views(keys[i : i + 1], widths, heights, IMAGE_SIZE))
+            return seen[-1]
+
+        ours = torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+        if decode.crops([path.read_bytes()], views_of, [ours]):
+            raise ValueError(f"{path} cannot be decoded")
+        left, top = int(seen[0].left[0]), int(seen[0].top[0])
+        box = (left, top, left + int(seen[0].width[0]), top + int(seen[0].height[0]))
+        resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[
+            interpolation
+        ]
+        with Image.open(path) as image:
+            theirs = image.convert("RGB").crop(box).resize((IMAGE_SIZE, IMAGE_SIZE), resampling)
+        apart = ours.permute(1, 2, 0).numpy().astype(np.float64) - np.asarray(theirs)
+        psnr.append(10 * math.log10(255**2 / max(float((apart**2).mean()), 255**2 / 1e10)))
+        difference.append(float(np.abs(apart).mean()))
+    return {
+        "psnr_mean": statistics.fmean(psnr),
+        "psnr_min": min(psnr),
+        "difference_mean": statistics.fmean(difference),
+        "difference_max": max(difference),
+    }
+
+
 # ------------------------------------------------------------------------------------------------ program
 
 
@@ -328,7 +376,11 @@ def shown(row: dict[str, Any]) -> list[str]:
 
 
 def markdown(
-    rows: Sequence[dict[str, Any]], chosen: argparse.Namespace, words: Iterable[str], about: str
+    rows: Sequence[dict[str, Any]],
+    chosen: argparse.Namespace,
+    words: Iterable[str],
+    about: str,
+    pixels: Mapping[str, Mapping[str, float]],
 ) -> str:
     """The table, with machine, versions and command."""
     device = (
@@ -355,6 +407,16 @@ def markdown(
         f"| {' | '.join(COLUMNS)} |",
         f"| {' | '.join('---' for _ in COLUMNS)} |",
         *(f"| {' | '.join(shown(row))} |" for row in rows),
+        "",
+        "Our crops against Pillow's full decode, crop and antialiased resize of the same box, one of each file:",
+        "",
+        "| | PSNR mean, dB | PSNR min, dB | difference mean, grey levels | difference max |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {name} | {found['psnr_mean']:.1f} | {found['psnr_min']:.1f} | {found['difference_mean']:.3f} "
+            f"| {found['difference_max']:.3f} |"
+            for name, found in pixels.items()
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -375,13 +437,10 @@ def main(words: Sequence[str]) -> None:
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="loader-study-") as name:
         folder = Path(name)
-        sizes = [
-            path.stat().st_size
-            for path in chosen.root.glob("*/*")
-            if path.suffix.lower() in (".jpg", ".jpeg")
-        ]
-        if not sizes:
+        files = [path for path in sorted(chosen.root.glob("*/*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+        if not files:
             raise SystemExit(f"no JPEG files in class folders under {chosen.root}")
+        sizes = [path.stat().st_size for path in files]
         copies = chosen.copies or -(-1600 // len(sizes))
         lay_out(chosen.root, folder, copies=copies)
         about = f"{len(sizes):,} JPEG files, mean {np.mean(sizes) / 1000:,.0f} kB, each {copies} times,"
@@ -390,10 +449,13 @@ def main(words: Sequence[str]) -> None:
         turns = take_turns(runs, rounds=chosen.rounds)
     rows = summary(dict(zip(chosen.names, turns, strict=True)))
     screen.table("", COLUMNS, map(shown, rows))
+    pixels: dict[str, dict[str, float]] = {
+        kind: fidelity(files[:1000], interpolation=kind) for kind in INTERPOLATIONS
+    }
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / "loader_cpu.csv"
     results.write_rows(path, rows, digits=4)
-    results.write_text(path.with_suffix(".md"), markdown(rows, chosen, words, about))
+    results.write_text(path.with_suffix(".md"), markdown(rows, chosen, words, about, pixels))
     bars.draw(
         path.with_suffix(".png"),
         {row["loader"]: row["images_per_second"] for row in rows},

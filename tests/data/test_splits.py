@@ -310,3 +310,9 @@ def test_without_anything_to_evaluate_on_it_says_how_to_set_some_aside():
     with pytest.raises(ValueError, match=r"neither a val nor a test split") as error:
         choose(dataset(train=Files(KEYS)))
     assert "val_split='train[99%:]'" in str(error.value)
+
+
+@pytest.mark.parametrize("train", ["train+train", "train[:50%]+train[40%:60%]"])
+def test_no_image_is_in_a_split_twice(train):
+    with pytest.raises(ValueError, match="holds images of train twice"):
+        choose(dataset(train=Files(KEYS), val=Files(KEYS)), train=train)

@@ -82,6 +82,11 @@ def test_what_it_writes(photos: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     text = (tmp_path / "out/loader_cpu.md").read_text()
     assert "4 JPEG files" in text
     assert "rounds=2" in text
+    decibels = [
+        float(line.split("|")[2]) for line in text.splitlines() if line.startswith(("| bil", "| bic"))
+    ]
+    assert len(decibels) == 2
+    assert min(decibels) > 45
     assert (tmp_path / "out/loader_cpu.png").read_bytes()[:4] == b"\x89PNG"
 
 
