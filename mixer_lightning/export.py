@@ -260,7 +260,7 @@ def described(restored: Restored) -> Description:
 
 
 def settings(words: Sequence[str]) -> argparse.Namespace:
-    """The command line, as key=value or --key value. A wrong word ends the program with a sentence."""
+    """The command line, as key=value or --key=value. A wrong word ends the program with a sentence."""
     parser = argparse.ArgumentParser(
         prog="python -m mixer_lightning.export",
         usage="%(prog)s checkpoint=<file or run directory> to=<format> output=<file> [key=value ...]",

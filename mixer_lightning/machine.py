@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 from dataclasses import dataclass
@@ -173,7 +174,9 @@ class Machine:
         )
 
     def prepare(self) -> None:
-        """Process-wide switches: TF32 products for what stays in float32, and determinism."""
+        """Process-wide switches: TF32 products for what stays in float32, determinism, freed memory kept on CPUs."""
+        if self.kind == "cpu":
+            keep_freed_memory()
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
@@ -186,6 +189,25 @@ class Machine:
         precision = self.chosen_precision.removesuffix("-mixed").replace("32-true", "float32")
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
         return f"{device}, {precision}{processes}"
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Let glibc hand freed memory out again, instead of giving it back to the kernel; False where there is no glibc.
+
+    The activations of a training step on a CPU are larger than the 32 MiB from which on malloc maps fresh pages. The
+    kernel clears them one by one, which can take longer than the step's arithmetic (results/cifar_cpu.md).
+    `keep=False` is glibc's own way, where its thresholds end up once blocks of 32 MiB have been freed (mallopt(3)).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # Windows, macOS, musl
+        return False
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # malloc.h
+    mib = 2**20
+    chosen = {mmap_max: 65536, mmap_threshold: 32 * mib, trim_threshold: 64 * mib, top_pad: mib // 8}
+    if keep:
+        chosen |= {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 64 * mib}
+    return min(mallopt(name, value) for name, value in chosen.items()) == 1
 
 
 def cpu_has_bf16() -> bool:

@@ -91,7 +91,7 @@ def predictions(
 
 
 def settings(words: Sequence[str]) -> argparse.Namespace:
-    """The command line, as key=value or --key value. A wrong word ends the program with a sentence."""
+    """The command line, as key=value or --key=value. A wrong word ends the program with a sentence."""
     parser = argparse.ArgumentParser(
         prog="python -m mixer_lightning.predict",
         usage="%(prog)s checkpoint=<file or run directory> images=<file or folder> [key=value ...]",
@@ -124,6 +124,9 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{name} must be at least 1, found {getattr(chosen, name)}")
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("device is cuda, but torch sees no GPU here: take device=cpu")
+    chosen.output = chosen.output.expanduser()
+    if chosen.output.is_dir():
+        parser.error(f"output={chosen.output} is a folder: name a file in it")
     chosen.device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return chosen
 

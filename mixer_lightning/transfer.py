@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -133,7 +134,7 @@ def chosen_rate(task: Task, steps: Sequence[Step]) -> float:
     """The learning rate with the best final top-1 on the dev split; the smaller of equals.
 
     Raises:
-        ValueError: a run has no result, or has seen a test set.
+        ValueError: a run has no result, or no figure on the dev split, or has seen a test set.
     """
     found = []
     for rate, step in zip(task.learning_rates, steps, strict=True):
@@ -142,6 +143,8 @@ def chosen_rate(task: Task, steps: Sequence[Step]) -> float:
             raise ValueError(f"{step.run_dir} has no result yet")
         if any(name.startswith("test/") for name in result["metrics"]):
             raise ValueError(f"{step.run_dir} was evaluated on the test set, which chooses nothing")
+        if "val/top1" not in result["metrics"]:
+            raise ValueError(f"{step.run_dir} has no val/top1 to choose a learning rate by")
         found.append((result["metrics"]["val/top1"], -rate))
     return -max(found)[1]
 
@@ -294,11 +297,15 @@ def settings(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     ours = {"suite", "tasks", "seeds", "rate", "folder"}
     mine = [f"--{word}" if word.partition("=")[0] in ours else word for word in words]
     chosen, rest = parser.parse_known_args(mine)
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun, whose process groups cannot be made anew
+        parser.error(
+            "a suite's runs are made in one process, on one device (trainer=gpu): start without torchrun"
+        )
     wrong = [word for word in rest if "=" not in word or word.startswith("-")]
     if wrong:
         parser.error(f"'{wrong[0]}' is not of the form key=value")
     given = dict(word.partition("=")[::2] for word in rest)
-    for key in ("data", "seed", "optimizer.lr", "train_split", "val_split", "test_split", "name"):
+    for key in ("data", "seed", "optimizer.lr", "train_split", "val_split", "test_split", "name", "evals"):
         if key in given:
             parser.error(f"'{key}' is the suite's to say: choose tasks= and seeds=, or use finetune.py")
     if "checkpoint" not in given:
@@ -307,6 +314,10 @@ def settings(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         chosen.seeds = [int(seed) for seed in chosen.seeds.strip("[]").split(",")]
     except ValueError:
         parser.error(f"seeds={chosen.seeds}: expected whole numbers separated by commas")
+    if len(set(chosen.seeds)) < len(chosen.seeds):
+        parser.error(f"seeds={','.join(map(str, chosen.seeds))}: a seed stands there twice")
+    if chosen.rate is not None and not chosen.rate > 0:
+        parser.error(f"rate must be above 0, found {chosen.rate:g}")
     tasks = list(SUITES[chosen.suite])
     if chosen.tasks:
         names = chosen.tasks.strip("[]").split(",")
@@ -320,7 +331,7 @@ def settings(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     chosen.fewshot = FEWSHOT if chosen.suite in ("fewshot", "all") else ()
     name = Path(given["checkpoint"].strip("'\"").removeprefix("timm:"))
     label = name.parent.name if name.name in (results.BEST, results.LAST) else name.name
-    chosen.folder = chosen.folder or Path("runs/transfer") / label
+    chosen.folder = (chosen.folder or Path("runs/transfer") / label).expanduser()
     return chosen, rest
 
 

@@ -109,3 +109,12 @@ def test_what_is_not_there(
 ) -> None:
     assert predict.main(words(checkpoint, pictures, *more)) == 2
     assert message in capsys.readouterr().out
+
+
+def test_a_folder_is_no_output(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict.main(words(checkpoint, pictures, f"output={tmp_path}"))
+    assert end.value.code == 2
+    assert "is a folder" in capsys.readouterr().err

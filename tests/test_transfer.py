@@ -122,6 +122,9 @@ def test_a_run_that_saw_the_test_set_chooses_nothing(words: list[str], tmp_path:
     results.write_result(steps[0].run_dir, {"metrics": {"val/top1": 0.5, "test/top1": 0.9}})
     with pytest.raises(ValueError, match="test set, which chooses nothing"):
         transfer.chosen_rate(suite.tasks[0], steps)
+    results.write_result(steps[0].run_dir, {"metrics": {"train/loss": 0.5}})
+    with pytest.raises(ValueError, match="no val/top1"):
+        transfer.chosen_rate(suite.tasks[0], steps)
 
 
 def test_the_plan_counts_runs_steps_and_images(
@@ -195,6 +198,8 @@ def test_vtab_is_the_mean_over_tasks_not_over_groups() -> None:
     assert row["natural"][0] != pytest.approx(row["VTAB-1k"][0])
     incomplete = {f"vtab_{name}": {"test/top1": values[name]} for name in names[1:]}
     assert "VTAB-1k" not in tables.row(incomplete)
+    stopped = {f"vtab_{name}": {"test/top1": values[name][: 1 if name == "svhn" else 2]} for name in names}
+    assert set(tables.row(stopped)) == {"specialized", "structured"}  # svhn lacks a seed
 
 
 def test_published_rows_stand_beside_it(tmp_path: Path) -> None:
@@ -211,6 +216,9 @@ def test_published_rows_stand_beside_it(tmp_path: Path) -> None:
         (["data=cifar10"], "'data' is the suite's to say"),
         (["tasks=vtab_birds"], "has no 'vtab_birds'"),
         (["seeds=a"], "expected whole numbers"),
+        (["seeds=0,0"], "a seed stands there twice"),
+        (["rate=0", "--dry-run"], "rate must be above 0"),
+        (["evals=none"], "'evals' is the suite's to say"),
         (["nonsense"], "not of the form key=value"),
         (["optimzer.momentum=1"], "did you mean 'optimizer'"),
     ],
@@ -232,6 +240,16 @@ def test_wrong_words_end_it_before_any_work(
     assert code == 2
     assert message in said.out + said.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_many_processes_are_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end:
+        transfer.settings(["checkpoint=x"])
+    assert end.value.code == 2
+    assert "one process" in capsys.readouterr().err
 
 
 def test_it_is_called_by_its_checkpoint() -> None:

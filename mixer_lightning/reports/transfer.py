@@ -39,7 +39,7 @@ def row(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Figure]:
     """The columns that can be filled from `runs`: data set -> metric -> a fraction for every seed.
 
     Avg 5 is the plain mean over five data sets, VTAB-1k that over 19 tasks (not over its three groups), each taken seed
-    by seed; a mean that lacks a part is left out.
+    by seed; a mean that lacks a part, or a seed of one, is left out.
     """
     found: dict[str, Figure] = {}
     parts = {
@@ -51,7 +51,7 @@ def row(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Figure]:
     for column in COLUMNS:
         metric = "real/top1" if column == "ReaL" else "test/top1"
         values = [runs.get(data, {}).get(metric, []) for data in parts.get(column, ["imagenet1k"])]
-        if all(values):
+        if all(values) and len({len(each) for each in values}) == 1:  # else a suite was stopped on the way
             seeds = [statistics.fmean(seed) for seed in zip(*values, strict=True)]
             found[column] = figure(seeds)
     return found

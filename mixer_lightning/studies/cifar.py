@@ -4,8 +4,9 @@
 
 Both sides see class folders of 32 px images through the augmentation of locuslab/convmixer-cifar10's 25-epoch recipe
 (flip, RandAugment of 2 operations at magnitude 12): ours from memory and batch by batch, torchvision's by ImageFolder,
-DataLoader and its own transforms, image by image. Once the input alone, once with a training step of ConvMixer-256/8.
-Rounds alternate in one process. Writes <out>/cifar_<device>.csv and .md.
+DataLoader and its own transforms, image by image. Once the input alone, once with a training step of ConvMixer-256/8,
+on a CPU also without machine.keep_freed_memory. Rounds alternate in one process. Writes <out>/cifar_<device>.csv and
+.md.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from mixer_lightning.config import build, compose_one
 from mixer_lightning.data.loader import Loader
 from mixer_lightning.data.order import ChunkSampler, Order, chunking
 from mixer_lightning.data.sources.folder import class_folders, scan
-from mixer_lightning.machine import Machine
+from mixer_lightning.machine import Machine, keep_freed_memory
 from mixer_lightning.models import create_model
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.screen import Screen
@@ -174,10 +175,12 @@ def main(words: Sequence[str]) -> None:
     ahead = 3 if device.type == "cuda" else 0
     step = training_step(device, num_classes=len(class_folders(chosen.root)))
     rows: list[dict[str, Any]] = []
-    for what, trained, count in (
-        ("input alone", None, chosen.batches),
-        ("with training", step, chosen.steps),
-    ):
+    parts = [("input alone", None, chosen.batches), ("with training", step, chosen.steps)]
+    if device.type == "cpu" and keep_freed_memory(False):
+        parts.append(("with training, freed memory given back", step, chosen.steps))
+    for what, trained, count in parts:
+        if device.type == "cpu":
+            keep_freed_memory(not what.endswith("given back"))
         sides = {
             name: make(
                 chosen.root, batch_size=chosen.batch_size, workers=chosen.workers, device=device, ahead=ahead
