@@ -207,7 +207,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
     chosen = {mmap_max: 65536, mmap_threshold: 32 * mib, trim_threshold: 64 * mib, top_pad: mib // 8}
     if keep:
         chosen |= {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 64 * mib}
-    return min(mallopt(name, value) for name, value in chosen.items()) == 1
+    return all(bool(mallopt(name, value)) for name, value in chosen.items())
 
 
 def cpu_has_bf16() -> bool:

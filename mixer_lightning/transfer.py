@@ -165,9 +165,14 @@ def carry_out(suite: Suite, screen: Screen) -> int:
 
 
 def judge_features(names: Sequence[str], *, folder: Path, overrides: Sequence[str], screen: Screen) -> int:
-    """Few-shot linear classifiers on the frozen features, one data set after the other; the exit code."""
+    """Few-shot linear classifiers on the frozen features, one data set after the other; the exit code.
+
+    Raises:
+        ValueError: a directory holds figures of another recipe.
+    """
     for name in names:
         recipe, run_dir = fewshot_recipe(name, folder=folder, overrides=overrides)
+        evaluate.refuse_another(recipe, run_dir)
         if evaluate.read(run_dir) is None:
             screen.say(f"{name}: few-shot")
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -319,16 +324,16 @@ def settings(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if chosen.rate is not None and not chosen.rate > 0:
         parser.error(f"rate must be above 0, found {chosen.rate:g}")
     tasks = list(SUITES[chosen.suite])
+    chosen.fewshot = FEWSHOT if chosen.suite in ("fewshot", "all") else ()
     if chosen.tasks:
         names = chosen.tasks.strip("[]").split(",")
-        unknown = [name for name in names if name not in {task.data for task in tasks}]
+        known = dict.fromkeys([*(task.data for task in tasks), *chosen.fewshot])
+        unknown = [name for name in names if name not in known]
         if unknown:
-            parser.error(
-                f"suite {chosen.suite} has no '{unknown[0]}': {', '.join(task.data for task in tasks)}"
-            )
+            parser.error(f"suite {chosen.suite} has no '{unknown[0]}': {', '.join(known)}")
         tasks = [task for task in tasks if task.data in names]
+        chosen.fewshot = tuple(name for name in chosen.fewshot if name in names)
     chosen.tasks = tasks
-    chosen.fewshot = FEWSHOT if chosen.suite in ("fewshot", "all") else ()
     name = Path(given["checkpoint"].strip("'\"").removeprefix("timm:"))
     label = name.parent.name if name.name in (results.BEST, results.LAST) else name.name
     chosen.folder = (chosen.folder or Path("runs/transfer") / label).expanduser()
@@ -361,7 +366,13 @@ def main(words: Sequence[str]) -> int:
         return 2
     row = tables.row(collected(suite))
     published = tables.published(model)
-    screen.table("", ("", *tables.COLUMNS), tables.shown(row, published))
+    found = [
+        (one["data"], one["metric"], f"{one['mean']:.2f}", f"{one['std']:.2f}")
+        for one in tables.by_data_set(collected(suite))
+    ]
+    screen.table("", ("data set", "metric", "mean, %", "std"), found)
+    if suite.tasks:
+        screen.table("", ("", *tables.COLUMNS), tables.shown(row, published))
     record = {
         "checkpoint": rest,
         "suite": chosen.suite,

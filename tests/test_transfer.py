@@ -111,6 +111,33 @@ def test_a_suite_that_is_killed_ends_with_the_same_table(words: list[str], tmp_p
         assert sorted(recipe["seed"] for recipe in recipes) == [0, 1]
 
 
+def test_features_are_judged_once(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer, "FEWSHOT", ("digits", "pets"))
+    folder = tmp_path / "suite"
+    fewshot = [
+        *(word for word in words[:2]),
+        "suite=fewshot",
+        "tasks=digits",
+        f"folder={folder}",
+        "image_size=8",
+        "trainer=cpu",
+    ]
+    assert transfer.main([*fewshot, "--dry-run"]) == 0
+    assert "the features of digits for few-shot" in capsys.readouterr().out
+    assert transfer.main(fewshot) == 0
+    assert "fewshot/digits_25shot" in capsys.readouterr().out
+    figures = json.loads((folder / "transfer.json").read_text())["runs"]["digits"]
+    assert set(figures) == {f"fewshot/digits_{shots}shot" for shots in (1, 5, 10, 25)}
+    assert 0.1 < figures["fewshot/digits_1shot"][0] < figures["fewshot/digits_25shot"][0] < 1
+    made = (folder / "digits/fewshot/evaluation.json").stat().st_mtime_ns
+    assert transfer.main(fewshot) == 0
+    assert (folder / "digits/fewshot/evaluation.json").stat().st_mtime_ns == made
+    assert transfer.main([*fewshot, "evals.fewshot.shots=[2]"]) == 2  # other figures do not pass for these
+    assert "holds another evaluation" in capsys.readouterr().out
+
+
 def test_a_run_that_saw_the_test_set_chooses_nothing(words: list[str], tmp_path: Path) -> None:
     chosen, rest = transfer.settings([*words, f"folder={tmp_path / 'suite'}"])
     suite = transfer.Suite(chosen.tasks, folder=chosen.folder, overrides=rest, seeds=[0])

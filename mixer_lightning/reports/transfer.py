@@ -80,6 +80,16 @@ def shown(row: Mapping[str, Figure], rows: Iterable[Mapping[str, str]]) -> list[
     return lines
 
 
+def by_data_set(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """Mean and deviation of every metric of every data set, in percent."""
+    table: list[dict[str, Any]] = []
+    for data, metrics in runs.items():
+        for metric, values in metrics.items():
+            mean, std = figure(values)
+            table.append({"data": data, "metric": metric, "mean": mean, "std": std, "seeds": len(values)})
+    return table
+
+
 def write(
     folder: Path,
     row: Mapping[str, Figure],
@@ -99,12 +109,11 @@ def write(
         "| data set | metric | mean | std | seeds |",
         "| --- | --- | --- | --- | --- |",
     ]
-    table: list[dict[str, Any]] = []
-    for data, metrics in runs.items():
-        for metric, values in metrics.items():
-            mean, std = figure(values)
-            lines.append(f"| {data} | {metric} | {mean:.2f} | {std:.2f} | {len(values)} |")
-            table.append({"data": data, "metric": metric, "mean": mean, "std": std, "seeds": len(values)})
+    table = by_data_set(runs)
+    lines += [
+        f"| {one['data']} | {one['metric']} | {one['mean']:.2f} | {one['std']:.2f} | {one['seeds']} |"
+        for one in table
+    ]
     results.write_text(folder / "transfer.md", "\n".join(lines) + "\n")
     if table:
         results.write_rows(folder / "transfer.csv", table, digits=6)

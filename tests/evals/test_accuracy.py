@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import recall_score
 from stand_ins import Fixed, dataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from mixer_lightning.evals.accuracy import Accuracy, ranks
 
@@ -64,3 +65,16 @@ def test_each_class_has_its_line(tmp_path, several):
     if several:  # those of class 3 are right as 3 or 5, and count for both
         right = np.isin(first, (3, 5))[labels == 3].mean()
         assert float(rows[3]["top1"]) == pytest.approx(right, abs=1e-5)
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_figures_are_those_of_torchmetrics(tmp_path, classes):
+    generator = np.random.default_rng(classes)
+    logits = generator.standard_normal((200, classes)).astype(np.float32)
+    labels = generator.integers(classes, size=200)
+    predict = Fixed(dataset(num_classes=classes, train=labels, val=labels), {"val": logits})
+    figures = dict(Accuracy().run(predict))
+    assert len(figures) == (2 if classes > 5 else 1)
+    for name, value in figures.items():
+        metric = MulticlassAccuracy(classes, top_k=int(name.removeprefix("val/top")), average="micro")
+        assert value == pytest.approx(metric(torch.from_numpy(logits), torch.from_numpy(labels)).item())
