@@ -23,8 +23,6 @@ from mixer_lightning.models.checkpoints import load, read, restore, save_flax, s
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
 
-HAS_ONNX = all(map(importlib.util.find_spec, ("onnx", "onnxscript")))
-needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="onnx and onnxscript are not installed")
 CLASSES = ["wren", "crane", "swift"]
 SEEN = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "eval_crop": 0.9}
 ALL_SEEN = SEEN | {"eval_resize": "short_side", "eval_interpolation": "bilinear"}  # Augment's own
@@ -167,7 +165,6 @@ def test_the_flax_format_is_of_mixers(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "c.npz").exists()
 
 
-@needs_onnx
 def test_onnx_computes_it_for_any_batch(
     model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,8 +195,6 @@ def test_onnx_computes_it_for_any_batch(
         assert (logits is None) == ("onnx" in missing)
 
 
-@needs_onnx
-@pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="onnxruntime is not installed")
 def test_onnx_runtime_is_the_judge_where_it_is_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,12 +16,12 @@ import pickle
 import re
 import struct
 import sys
-import types
 import urllib.error
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -293,7 +293,6 @@ def make_svhn(root: Path) -> Miniature:
 
 
 def make_patch_camelyon(root: Path) -> Miniature:
-    """In real HDF5 where h5py is installed; else h5py is played by .npz files."""
     made = {}
     for stored, theirs, number in (("train", "train", 20), ("validation", "valid", 6), ("test", "test", 8)):
         made[stored] = {f"{theirs}_{row}": row * row % 3 % 2 for row in range(number)}
@@ -302,35 +301,9 @@ def make_patch_camelyon(root: Path) -> Miniature:
         for name, array in (("x", x), ("y", y)):
             path = root / f"patch_camelyon/camelyonpatch_level_2_split_{theirs}_{name}.h5"
             path.parent.mkdir(exist_ok=True)
-            with sys.modules["h5py"].File(path, "w") as file:
+            with h5py.File(path, "w") as file:
                 file[name] = array
     return Miniature(made)
-
-
-class PlayedFile(dict):
-    def __init__(self, path: Path, mode: str) -> None:
-        self.path, self.mode = Path(path), mode
-        if mode == "r":
-            with np.load(io.BytesIO(self.path.read_bytes())) as content:
-                self.update(content)
-
-    def __enter__(self) -> PlayedFile:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.mode == "w":
-            with self.path.open("wb") as file:
-                np.savez(file, **self)
-
-
-@pytest.fixture
-def h5py(monkeypatch):
-    try:
-        import h5py
-    except ImportError:
-        monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=PlayedFile))
-    else:
-        return h5py
 
 
 def class_folders(base: Path, names: list[str], form: str) -> Miniature:
@@ -611,7 +584,6 @@ def chosen(name: str, made: Miniature) -> dict[str, tuple[str, list[str]]]:
 # ---- every task out of its originals
 
 
-@pytest.mark.usefixtures("h5py")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_originals(tmp_path, name):
     made = MAKERS[name](tmp_path)
@@ -638,7 +610,6 @@ def test_the_originals(tmp_path, name):
         assert len(data.classes) == PUBLISHED[name][0]
 
 
-@pytest.mark.usefixtures("h5py")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_all_thousand_are_both_together(tmp_path, name):
     MAKERS[name](tmp_path)
@@ -658,7 +629,6 @@ def test_all_thousand_are_both_together(tmp_path, name):
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.usefixtures("h5py")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_other_sizes_than_the_published_ones_are_refused(tmp_path, name):
     made = MAKERS[name](tmp_path)
@@ -752,14 +722,14 @@ def test_a_cut_matrix(tmp_path):
         load("smallnorb_elevation", tmp_path)
 
 
-def test_h5py_is_asked_for_where_it_is_needed(tmp_path, monkeypatch, h5py):
+def test_h5py_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
     make_patch_camelyon(tmp_path)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ValueError, match=r"vtab_patch_camelyon: .*pip install h5py"):
         load("patch_camelyon", tmp_path)
 
 
-def test_images_of_hdf5_travel_to_other_processes(tmp_path, h5py):
+def test_images_of_hdf5_travel_to_other_processes(tmp_path):
     make_patch_camelyon(tmp_path)
     images = load("patch_camelyon", tmp_path).splits["test"]
     before = np.asarray(images.read(3))
