@@ -295,7 +295,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
         if path.exists() and chosen.overwrite == "false":
             parser.error(f"{path} is there already: take another output, or overwrite=true")
     if chosen.to == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
-        parser.error("to=onnx needs onnx and onnxscript: pip install 'mixer-lightning[export]'")
+        parser.error("to=onnx needs onnx and onnxscript: pip install onnx onnxscript onnxruntime")
     return chosen
 
 

@@ -218,7 +218,8 @@ def test_what_onnx_needs_is_said(
     without(monkeypatch, "onnxscript")
     assert run(f"checkpoint={tmp_path / 'run'}", "to=onnx", f"output={tmp_path / 'm.onnx'}") == 2
     assert (
-        "to=onnx needs onnx and onnxscript: pip install 'mixer-lightning[export]'" in capsys.readouterr().err
+        "to=onnx needs onnx and onnxscript: pip install onnx onnxscript onnxruntime"
+        in capsys.readouterr().err
     )
 
 
