@@ -129,6 +129,8 @@ def _tab_row(line: str) -> Row:
 def _json_row(line: str) -> Row:
     record = json.loads(line)
     labels = record["labels"] if "labels" in record else [record["label"]]
+    if not isinstance(record["path"], str) or not isinstance(labels, list):  # letters of a text are no labels
+        raise TypeError
     if not all(isinstance(label, str | int) and not isinstance(label, bool) for label in labels):
         raise TypeError
     return _checked(record["path"], [str(label) for label in labels])

@@ -104,7 +104,16 @@ def test_mistakes_are_found_before_the_start(tmp_path, text, names, message):
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[1]", '{"path": "0.jpg"}', '{"path": "0.jpg", "labels": [true]}', '{"label": 1}']
+    "line",
+    [
+        "{",
+        "[1]",
+        '{"path": "0.jpg"}',
+        '{"path": "0.jpg", "labels": [true]}',
+        '{"path": "0.jpg", "labels": "cat"}',
+        '{"path": 5, "label": "cat"}',
+        '{"label": 1}',
+    ],
 )
 def test_wrong_json_lines_are_named(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + "\n")
