@@ -689,7 +689,11 @@ def program(config_name: str, *, run: str, after_sweep: str, implied: str | None
         overrides = list(arguments.overrides)
         jobs: list[Job] = []
     else:
-        more = locate(implied)(arguments.overrides, groups(folders)["model"]) if implied else []
+        try:
+            more = locate(implied)(arguments.overrides, groups(folders)["model"]) if implied else []
+        except ValueError as error:
+            refuse([str(error)])
+            raise  # never reached
         given = [*arguments.overrides, *more]
         jobs, messages, overrides = compose(config_name, given, multirun=sweep, folders=folders)
         if messages:

@@ -7,7 +7,7 @@ on the command line always has the last word.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,62 @@ def implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
     """Overrides that `checkpoint=...` among `overrides` implies, for keys that are not among them.
 
     `models` are the choices of conf/model. A checkpoint that says nothing implies nothing.
+
+    Raises:
+        ValueError: a sweep names several checkpoints that imply different things.
     """
+    return _agreed(overrides, models, _implied)
+
+
+def implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -> list[str]:
+    """`implied`, and what the recipe of a run directory says besides: model, data, splits and views; and a name.
+
+    With other data on the command line the recipe's data and splits count for nothing, and so on.
+    """
+    lines = _agreed(overrides, models, _implied_for_evaluation)
+    given = _by_key(overrides)
+    names = _checkpoints(given.get("checkpoint", ""))
+    if names[0] in ("", "null") or "name" in given:
+        return lines
+    evals = re.sub(r"[^\w]+", "-", given.get("evals", "accuracy")).strip("-")
+    more = f"-and-{len(names) - 1}-more" if len(names) > 1 else ""
+    return [*lines, override("name", f"evaluate/{label_of(names[0])}{more}-{evals}")]
+
+
+def _agreed(
+    overrides: Sequence[str],
+    models: Collection[str],
+    imply: Callable[[Sequence[str], Collection[str]], list[str]],
+) -> list[str]:
+    """What every checkpoint of a sweep implies; of one, what that does."""
+    others = [line for line in overrides if line.partition("=")[0].lstrip("+") != "checkpoint"]
+    names = _checkpoints(_by_key(overrides).get("checkpoint", ""))
+    first, *rest = ([*imply([*others, override("checkpoint", name)], models)] for name in names)
+    for name, lines in zip(names[1:], rest, strict=True):
+        if differing := sorted({line.partition("=")[0] for line in {*first} ^ {*lines}}):
+            raise ValueError(
+                f"checkpoint: {names[0]} and {name} ask for another {', '.join(differing[:5])}"
+                f"{' and more' if len(differing) > 5 else ''}: start one program for each"
+            )
+    return first
+
+
+def _checkpoints(value: str) -> list[str]:
+    """The names that `checkpoint=<value>` gives: one, or those of a sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Transformer
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(f"checkpoint={value}")
+    except HydraException:  # it is refused elsewhere
+        return [_unquoted(value)]
+    if not parsed.is_sweep_override():
+        return [_unquoted(value)]
+    return [str(getattr(each, "text", each)) for each in parsed.sweep_iterator(Transformer.identity)]
+
+
+def _implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
     given = _by_key(overrides)
     name = _unquoted(given.get("checkpoint", ""))
     if name in ("", "null"):
@@ -51,16 +106,12 @@ def implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
     return [f"{key}={value}".replace(" ", "") for key, value in found.items() if key not in given]
 
 
-def implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -> list[str]:
-    """`implied`, and what the recipe of a run directory says besides: model, data, splits and views; and a name.
-
-    With other data on the command line the recipe's data and splits count for nothing, and so on.
-    """
+def _implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -> list[str]:
     given = _by_key(overrides)
     checkpoint = _unquoted(given.get("checkpoint", ""))
     if checkpoint in ("", "null"):
         return []
-    lines = implied(overrides, models)
+    lines = _implied(overrides, models)
     found: dict[str, Any] = {}
     recipe = recipe_of(checkpoint)
     if recipe is not None:
@@ -74,8 +125,6 @@ def implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) ->
             lines += [f"data={choices['data']}"] if "data" not in given else []
         for group, node in nodes.items():
             found |= {f"{group}.{key}": value for key, value in node.items() if key != "_target_"}
-    evals = re.sub(r"[^\w]+", "-", given.get("evals", "accuracy")).strip("-")
-    found["name"] = f"evaluate/{label_of(checkpoint)}-{evals}"
     taken = given.keys() | {line.partition("=")[0] for line in lines}
     return lines + [override(key, value) for key, value in found.items() if key not in taken]
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mixer_lightning.config import compose, groups
-from mixer_lightning.pretrained import implied, model_named
+from mixer_lightning.pretrained import implied, implied_for_evaluation, model_named
 
 MODELS = groups()["model"]
 
@@ -63,3 +63,16 @@ def test_nothing_follows_from_no_checkpoint() -> None:
         == implied(["checkpoint=x.npz"], MODELS)
         == []
     )
+
+
+def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply():
+    both = "checkpoint=Mixer-B_16.npz,timm:convmixer_768_32.in1k"
+    with pytest.raises(
+        ValueError, match=r"another augment\.mean, augment\.std, model: start one program for each"
+    ):
+        implied([both], MODELS)
+    with pytest.raises(ValueError, match="start one program"):
+        implied_for_evaluation([both], MODELS)
+    assert implied(["checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'"], MODELS) == ["model=mixer_b16"]
+    found = implied_for_evaluation(["checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz"], MODELS)
+    assert found == ["model=mixer_b16", "name='evaluate/Mixer-B_16-and-1-more-accuracy'"]
