@@ -226,6 +226,17 @@ def test_samples_without_what_they_need(root, files, complaint):
         shards(root=str(root))
 
 
+def test_samples_side_by_side_of_one_name_are_refused(root):
+    with tarfile.open(root / "train-9.tar", "w") as tar:
+        for number in range(2):
+            for name, data in (("image.png", picture(number)), ("image.cls", b"1")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(ValueError, match=r"train-9\.tar: sample 'image' has image\.png twice"):
+        shards(root=str(root))
+
+
 def test_notes_on_the_shard_are_no_samples(root):
     write_files(root / "val-000.tar", {"__info__.json": b"{}", "a.png": picture(1), "a.cls": b"1"})
     assert len(shards(root=str(root)).splits["val"]) == 1

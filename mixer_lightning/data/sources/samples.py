@@ -33,7 +33,15 @@ def samples(fd: int, labels_of: dict[str, int]) -> tuple[npt.NDArray[Any], npt.N
     rows: list[tuple[int, int, int, int]] = []
     labels: list[list[int]] = []
     for key, group in groupby(members(fd), key=lambda member: split_name(member.name)[0]):
-        files = {suffix: member for member in group if (suffix := split_name(member.name)[1])}
+        files: dict[str, Member] = {}
+        for member in group:
+            suffix = split_name(member.name)[1]
+            if suffix in files and not key.rpartition("/")[2].startswith("__"):
+                raise ValueError(
+                    f"sample {key!r} has {member.name} twice; samples side by side need other names."
+                )
+            if suffix:
+                files[suffix] = member
         if files and not key.rpartition("/")[2].startswith("__"):  # webdataset's mark for notes on the shard
             image, found = _sample(fd, key, files, labels_of)
             rows.append((image.offset // BLOCK, image.size, found[0], hash32(key)))
@@ -88,9 +96,3 @@ def _label(written: object, labels_of: dict[str, int]) -> int | None:
         written = int(written) if is_number else labels_of.get(written)
     is_index = isinstance(written, int) and not isinstance(written, bool) and 0 <= written < 2**31
     return written if is_index else None  # type: ignore[return-value]
-
-
-def _widened(labels: npt.NDArray[np.int32], width: int) -> npt.NDArray[np.int32]:
-    wide = np.full((len(labels), width), -1, np.int32)
-    wide[:, : labels.shape[1]] = labels
-    return wide
