@@ -546,6 +546,21 @@ def _as_typed(override: str, multirun: bool) -> str:
     return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'" if is_path else override
 
 
+def values_of(override: str) -> list[str]:
+    """The values, as texts, that a sweep's override such as `seed=0,1` takes; none where it is no sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Transformer
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:  # it is refused elsewhere
+        return []
+    if not parsed.is_sweep_override():
+        return []
+    return [str(getattr(value, "text", value)) for value in parsed.sweep_iterator(Transformer.identity)]
+
+
 def _complete_durations(overrides: Sequence[str]) -> list[str]:
     """Let `duration.steps=100` on the command line replace the epochs that a file names, and the reverse."""
     keys = {_key(line) for line in overrides}

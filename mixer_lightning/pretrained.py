@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from mixer_lightning import results
+from mixer_lightning.config import values_of
 
 IMAGENET = (
     [0.485, 0.456, 0.406],
@@ -68,17 +69,7 @@ def _agreed(
 
 def _checkpoints(value: str) -> list[str]:
     """The names that `checkpoint=<value>` gives: one, or those of a sweep."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Transformer
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_override(f"checkpoint={value}")
-    except HydraException:  # it is refused elsewhere
-        return [_unquoted(value)]
-    if not parsed.is_sweep_override():
-        return [_unquoted(value)]
-    return [str(getattr(each, "text", each)) for each in parsed.sweep_iterator(Transformer.identity)]
+    return values_of(f"checkpoint={value}") or [_unquoted(value)]
 
 
 def _implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:

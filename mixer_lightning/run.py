@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from mixer_lightning import results
-from mixer_lightning.config import FREE_KEYS, Recipe
+from mixer_lightning.config import FREE_KEYS, Recipe, build
 from mixer_lightning.screen import Screen, closing_table
 
 
@@ -71,16 +71,20 @@ def is_silent() -> bool:
 
 
 def leave_no_empty(run_dir: Path) -> None:
-    """Nothing was started: a directory that is empty goes away again."""
+    """Nothing was started: a directory that is empty goes away again, with those above it in runs/."""
     with contextlib.suppress(OSError):
         run_dir.rmdir()
+        for above in run_dir.parents:
+            if "runs" not in above.parent.parts:
+                break
+            above.rmdir()
 
 
 def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     """The result of a finished run of this recipe, None if there is work to do.
 
     Raises:
-        ValueError: the directory holds a run of another recipe; the keys that differ are listed.
+        ValueError: the directory holds a run of another recipe, whose differing keys are listed, or on other data.
     """
     started = any((run_dir / name).exists() for name in (results.LAST, results.RESULT))
     stored = run_dir / results.RECIPE
@@ -98,4 +102,22 @@ def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
                 "\n".join([f"{run_dir} holds a run of another recipe:", *lines])
                 + "\nGive this one a name of its own (name=<word>), or delete that directory."
             )
-    return results.read_result(run_dir)
+    result = results.read_result(run_dir)
+    if result is not None:
+        _refuse_other_data(result, recipe, run_dir)
+    return result
+
+
+def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) -> None:
+    """Data may move, but a result is of the data it was made with: look at it where `data.root` is another.
+
+    Raises:
+        ValueError, OSError: the data at the new place is other data, or there is none.
+    """
+    if result["recipe"]["data"].get("root") != recipe.data.get("root"):
+        from mixer_lightning.data import splits  # seconds
+
+        data = splits.choose(
+            build(recipe.data), train=recipe.train_split, val=recipe.val_split, test=recipe.test_split
+        )
+        data.refuse_another(result, run_dir)

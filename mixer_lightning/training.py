@@ -169,7 +169,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.
         total_steps=total_steps,
         record={
             "recipe": recipe.to_dict(),
-            "classes": list(source.classes),
+            **source.record(),
             "device_batch": chunks.device_batch,
         },
         monitor="val/top1" if "val" in source.splits and recipe.evals else None,
@@ -182,6 +182,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.
     last = run_dir / results.LAST
     if last.exists():
         state = _read_checkpoint(last)
+        source.refuse_another(state, run_dir)
         module.resume_from(state)
         saver.restore(state)
         data.start_step = module.step
@@ -363,7 +364,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": module.step,
         "num_parameters": run.num_parameters,
-        "classes": list(run.data.source.classes),
+        **run.data.source.record(),
         "git_sha": results.git_sha(),
         "versions": results.versions(),
         "device": run.device,

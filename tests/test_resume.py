@@ -122,6 +122,32 @@ def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
     assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
 
 
+def test_data_may_move_but_not_become_other_data(tmp_path, capsys):
+    """A folder at another place is the same run; another folder of as many classes is not, finished or not."""
+    for place, names in (("birds", "ab"), ("moved", "ab"), ("other", "ac"), ("more", "ab")):
+        for i in range(16 if place != "more" else 18):
+            path = tmp_path / place / ("train" if i < 10 else "val") / names[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(path)
+
+    def sitting(place: str) -> int:
+        words = (*RICH, "data=folder", f"data.root={tmp_path / place}", "image_size=8", "batch_size=4")
+        return train(compose_one("train", [*words, "device_batch=4"]), tmp_path / "run")
+
+    assert sitting("birds") == 0
+    assert sitting("moved") == 0
+    assert "has finished this recipe" in capsys.readouterr().out
+    for finished in (True, False):
+        if not finished:
+            (tmp_path / "run" / results.RESULT).unlink()
+        assert sitting("other") == 2
+        assert "on other data: other classes, 'b' there, 'c' here" in capsys.readouterr().out
+        assert sitting("more") == 2
+        assert "10 train, 6 val there, 10 train, 8 val here" in capsys.readouterr().out
+    assert sitting("moved") == 0
+    assert (tmp_path / "run" / results.RESULT).exists()
+
+
 def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
     """Photographs of many sizes are decoded anew each time; each sitting finds out that two are damaged."""
     for i in range(40):

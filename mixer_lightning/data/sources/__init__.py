@@ -6,10 +6,11 @@ Legend: N images of a split, B images asked for, L labels an image has at most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -66,3 +67,37 @@ class Dataset:
     name: str
     classes: list[str]
     splits: dict[str, Images]
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of its data, to know it again wherever it is stored then."""
+        return {
+            "classes": list(self.classes),
+            "images": {name: len(images) for name, images in self.splits.items()},
+        }
+
+    def refuse_another(self, record: Mapping[str, Any], run_dir: Path) -> None:
+        """See that this is the data of which `run_dir` holds a `record`.
+
+        Raises:
+            ValueError: classes or numbers of images differ.
+        """
+        own, what = self.record(), None
+        before, now = record.get("classes"), own["classes"]
+        if before is not None and before != now:
+            there, here = next(
+                (pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]), (None, None)
+            )
+            what = f"{len(before):,} classes there, {len(now):,} here"
+            if there is not None:
+                what = f"other classes, '{there}' there, '{here}' here"
+        elif (counts := record.get("images")) is not None and counts != own["images"]:
+            what = f"{_counted(counts)} there, {_counted(own['images'])} here"
+        if what is not None:
+            raise ValueError(
+                f"{run_dir} holds a run on other data: {what}.\n"
+                "Give this one a name of its own (name=<word>), or delete that directory."
+            )
+
+
+def _counted(images: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in images.items())
