@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixer_lightning import config, results
+from mixer_lightning import config, pretrained, results
 from mixer_lightning.config import FREE_KEYS, Recipe
 from mixer_lightning.run import is_silent, leave_no_empty
 from mixer_lightning.screen import Screen, in_words
@@ -32,6 +32,7 @@ def evaluate(recipe: Recipe, run_dir: Path) -> int:
             )
         if not recipe.evals:
             raise ValueError("'evals' is empty: take evals=accuracy, or several as evals=[val,fewshot]")
+        pretrained.check_there(recipe.checkpoint)
         results.check_writable(run_dir)
         refuse_another(recipe, run_dir)
         with results.only_one(run_dir) if not screen.silent else contextlib.nullcontext():

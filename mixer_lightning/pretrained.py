@@ -1,11 +1,12 @@
-"""What a checkpoint's name and surroundings say about the recipe that continues it; read without torch.
+"""What a checkpoint's name and surroundings say about the recipe that continues it; mostly read without torch.
 
-A run directory holds its recipe; timm's names and those of the published files name the model. What the user states
-on the command line always has the last word.
+A run directory holds its recipe; timm's names and those of the published files name the model; of other files the
+shapes of the tensors do. What the user states on the command line always has the last word.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ IMAGENET = (
     [0.485, 0.456, 0.406],
     [0.229, 0.224, 0.225],
 )  # ConvMixer's pixels; Mixer's are Google's, .5 and .5
+DEVICE_BATCH = 64  # of conf/transfer; a smaller batch is not cut up
 AS_THEY_ARE = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])  # those of Alibaba-MIIL's Mixer
 
 
@@ -88,12 +90,17 @@ def _implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
         found["augment.mean"], found["augment.std"] = recipe["augment"]["mean"], recipe["augment"]["std"]
     else:
         model = given.get("model") or model_named(name, models)
-        if model is not None:
+        if model is None:
+            found = _said_by_tensors(name, models)
+        else:
             found["model"] = model
             if model.startswith("convmixer"):
                 found["augment.mean"], found["augment.std"] = IMAGENET
             elif "miil" in name:
                 found["augment.mean"], found["augment.std"] = AS_THEY_ARE
+    batch_size = given.get("batch_size", "")
+    if batch_size.isdecimal() and int(batch_size) < DEVICE_BATCH:
+        found["device_batch"] = batch_size
     return [f"{key}={value}".replace(" ", "") for key, value in found.items() if key not in given]
 
 
@@ -118,6 +125,20 @@ def _implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -
             found |= {f"{group}.{key}": value for key, value in node.items() if key != "_target_"}
     taken = given.keys() | {line.partition("=")[0] for line in lines}
     return lines + [override(key, value) for key, value in found.items() if key not in taken]
+
+
+def check_there(checkpoint: str) -> None:
+    """See that a checkpoint is a file or a folder, or one of timm's, before anything takes time.
+
+    Raises:
+        FileNotFoundError: it is not; a file of nearly that name is.
+    """
+    path = Path(checkpoint).expanduser()
+    if not checkpoint.startswith("timm:") and not path.exists():
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, 1)
+        hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
+        raise FileNotFoundError(f"there is no checkpoint file {path}{hint}")
 
 
 def label_of(checkpoint: str) -> str:
@@ -169,6 +190,25 @@ def recipe_of(checkpoint: str) -> dict[str, Any] | None:
     return (
         recipe if isinstance(recipe, dict) and {"model", "augment", "image_size"} <= recipe.keys() else None
     )
+
+
+def _said_by_tensors(checkpoint: str, models: Collection[str]) -> dict[str, Any]:
+    """Overrides for a file whose name says nothing: the one model of its sizes, image size and normalisation."""
+    if not Path(checkpoint).expanduser().is_file():
+        return {}
+    from mixer_lightning.models import checkpoints  # torch: seconds
+
+    try:
+        content = checkpoints.read(checkpoint)
+    except (ValueError, OSError):  # said when it is loaded
+        return {}
+    names = [name for name in content.model.names if name in models] if content.model is not None else []
+    if len(names) != 1:
+        return {}
+    assert content.model is not None
+    stated = {"image_size": content.model.image_size}
+    stated |= {f"augment.{key}": content.preprocessing.get(key) for key in ("mean", "std")}
+    return {"model": names[0]} | {key: value for key, value in stated.items() if value is not None}
 
 
 def model_named(checkpoint: str, models: Collection[str]) -> str | None:

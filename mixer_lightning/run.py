@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from mixer_lightning import results
+from mixer_lightning import pretrained, results
 from mixer_lightning.config import FREE_KEYS, Recipe, build
 from mixer_lightning.screen import Screen, closing_table
 
@@ -27,6 +27,8 @@ def train(recipe: Recipe, run_dir: Path) -> int:
 def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
     screen = Screen(silent=is_silent())
     try:
+        if recipe.checkpoint is not None:
+            pretrained.check_there(recipe.checkpoint)
         results.check_writable(run_dir)
         result = finished(recipe, run_dir)
     except (ValueError, OSError) as error:

@@ -36,7 +36,7 @@ FLOORS = {
     "training": 5,
     "run": 6,
     "studies": 7,
-    "pretrained": 1,
+    "pretrained": 3,
     "transfer": 8,
     "predict": 7,
     "evaluation": 6,

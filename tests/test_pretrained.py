@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from mixer_lightning.config import compose, groups
-from mixer_lightning.pretrained import implied, implied_for_evaluation, model_named
+from mixer_lightning.models import create_model
+from mixer_lightning.models.checkpoints import save_timm
+from mixer_lightning.pretrained import DEVICE_BATCH, check_there, implied, implied_for_evaluation, model_named
 
 MODELS = groups()["model"]
 
@@ -28,6 +30,18 @@ MODELS = groups()["model"]
 )
 def test_published_names(name: str, model: str | None) -> None:
     assert model_named(name, MODELS) == model
+
+
+def test_a_small_batch_is_one_forward_pass() -> None:
+    words = ["checkpoint=Mixer-B_16.npz", "data=digits"]
+    found = implied([*words, "batch_size=32"], MODELS)
+    assert "device_batch=32" in found
+    (job,) = compose("finetune", [*words, "batch_size=32", *found]).jobs
+    assert job.recipe["device_batch"] == 32
+    for more in (["batch_size=32", "device_batch=8"], ["batch_size=128"], ["batch_size=16,32"], []):
+        assert not any("device_batch" in word for word in implied([*words, *more], MODELS))
+    (job,) = compose("finetune", words).jobs
+    assert job.recipe["device_batch"] == DEVICE_BATCH
 
 
 def test_normalisation_follows_the_family() -> None:
@@ -54,6 +68,30 @@ def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> N
         assert (job.choices["model"], job.recipe["image_size"]) == ("mixer_s16", 32)
     other = implied([f"checkpoint={tmp_path}", "model=mixer_b16", "augment.std=[1,1,1]"], MODELS)
     assert other == ["augment.mean=[0.1,0.2,0.3]"]  # another model's size is its own
+
+
+@pytest.mark.parametrize("name", ["mixer_s32", "convmixer_256_8"])
+def test_tensors_tell_where_the_name_says_nothing(tmp_path: Path, name: str) -> None:
+    model = create_model(name, num_classes=3, image_size=64)
+    save_timm(model, tmp_path / "weights.safetensors")
+    found = implied([f"checkpoint={tmp_path / 'weights.safetensors'}"], MODELS)
+    assert found[0] == f"model={name}"
+    assert ("image_size=64" in found) == (name == "mixer_s32")
+    mean = "[0.5,0.5,0.5]" if name == "mixer_s32" else "[0.485,0.456,0.406]"
+    assert f"augment.mean={mean}" in found
+    assert implied([f"checkpoint={tmp_path / 'weights.safetensors'}", "model=mixer_b16"], MODELS) == []
+    (tmp_path / "weights.safetensors").write_bytes(b"no weights")
+    assert implied([f"checkpoint={tmp_path / 'weights.safetensors'}"], MODELS) == []
+
+
+def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "mixer_s32.pth").touch()
+    check_there(str(tmp_path / "mixer_s32.pth"))
+    check_there("timm:mixer_b16_224")
+    with pytest.raises(FileNotFoundError, match=r"did you mean '.*/mixer_s32\.pth'"):
+        check_there(str(tmp_path / "mixer_s3.pth"))
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint file .*/x/y\.npz$"):
+        check_there(str(tmp_path / "x" / "y.npz"))
 
 
 def test_nothing_follows_from_no_checkpoint() -> None:

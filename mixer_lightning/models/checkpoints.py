@@ -58,26 +58,33 @@ class Description:
     @property
     def name(self) -> str | None:
         """The file of conf/model with these sizes; a Mixer's token mixing may have been widened since."""
-        return self._known[0]
+        return next(iter(self._known), None)
+
+    @property
+    def names(self) -> list[str]:
+        """All files of conf/model with these sizes."""
+        return list(self._known)
 
     @property
     def parts(self) -> int:
         """Into how many parts a side the token mixing of a Mixer was widened from conf/model (models/resolution.py)."""
-        return self._known[1]
+        return next(iter(self._known.values()), 1)
 
     @property
-    def _known(self) -> tuple[str | None, int]:
+    def _known(self) -> dict[str, int]:
+        """Names of models, and the parts into which the token mixing of each was widened."""
+        found: dict[str, int] = {}
         for name in list_models():
             node = model_node(name)
             if self.sizes.keys() <= node.keys():
                 parts = _widening({key: node[key] for key in self.sizes}, self)
                 if parts is not None:
-                    return name, parts
-        return None, 1
+                    found[name] = parts
+        return found
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{key} {size}" for key, size in self.sizes.items())
-        name, parts = self._known
+        name, parts = self.name, self.parts
         at = f" at {self.image_size}" if self.image_size else ""
         mixing = f" (token mixing of {parts}x{parts} parts)" if parts > 1 else ""
         classes = f"{self.num_classes} classes" if self.num_classes else "no head"

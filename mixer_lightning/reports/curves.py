@@ -23,7 +23,7 @@ def draw(run_dir: Path) -> None:
     _plot(axes[1], rows, top1, title="top-1, %", scale=100)
     _plot(axes[2], rows, ["train/lr"], title="learning rate")
     epochs = rows[-1]["epoch"] if rows else 0
-    figure.suptitle(f"{run_dir.parent.name}/{run_dir.name}    {epochs:g} epochs", fontsize=11)
+    figure.suptitle(f"{run_dir.parent.name}/{run_dir.name}    {epochs:.4g} epochs", fontsize=11)
 
     def write(file: BinaryIO) -> None:
         figure.savefig(file, format="png", dpi=110)
@@ -37,9 +37,9 @@ def _plot(
     for name in names:
         points = [(row["step"], scale * row[name]) for row in rows if name in row]
         steps, values = zip(*points, strict=True) if points else ((), ())
-        is_eval = not name.startswith("train/")
+        is_dotted = not name.startswith("train/") or len(points) == 1
         label = f"{name}  {values[-1]:.4g}" if values else name
-        axes.plot(steps, values, marker="o" if is_eval else None, markersize=3, linewidth=1.4, label=label)
+        axes.plot(steps, values, marker="o" if is_dotted else None, markersize=3, linewidth=1.4, label=label)
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
