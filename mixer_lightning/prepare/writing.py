@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from mixer_lightning import results
 from mixer_lightning.data.draws import hash32
+from mixer_lightning.data.sources.names import numbered
 from mixer_lightning.data.sources.samples import ROW
 from mixer_lightning.prepare.tars import BLOCK, PIECE
 
@@ -31,7 +33,7 @@ RECORD = 20 * BLOCK  # a tar's length is a multiple of this
 class Entry(NamedTuple):
     """A sample on its way into a shard."""
 
-    key: str
+    key: str  # of names.tar_key
     encoded: bytes
     suffix: str
     labels: tuple[int, ...]
@@ -72,9 +74,10 @@ class Shard:
         """Append what waits; touches no other shard, so that shards can be written side by side."""
         if not self._waiting:
             return
-        keys = self._new_keys([entry.key for entry in self._waiting])
+        hashes = np.array([hash32(entry.key) for entry in self._waiting], dtype=np.uint32)
+        keys = self._new_keys(hashes)
         rows = np.zeros(len(keys), self._row_type)
-        rows["labels"] = -1
+        rows["labels"], rows["hash"] = -1, hashes
         with self.path.open("ab") as file:
             for i, (key, entry) in enumerate(zip(keys, self._waiting, strict=True)):
                 for name, content in self._members(key, entry):
@@ -86,7 +89,6 @@ class Shard:
                         self._digest.update(piece)
                         self.bytes += len(piece)
                 rows[i]["size"], rows[i]["label"] = len(entry.encoded), entry.labels[0]
-                rows[i]["hash"] = hash32(key)
                 rows[i]["labels"][: len(entry.labels)] = entry.labels
         with self.rows_path.open("ab") as file:
             file.write(rows.tobytes())
@@ -153,21 +155,18 @@ class Shard:
             note = ("json", f'{{"label": {entry.labels[0]}, "labels": [{labels}]}}'.encode())
         return [(f"{key}.{suffix}", data) for suffix, data in sorted([(entry.suffix, entry.encoded), note])]
 
-    def _new_keys(self, keys: Sequence[str]) -> list[str]:
-        """The keys, with -2, -3, ... behind those whose hash the shard has already: readers tell samples by them."""
-        hashes = np.array([hash32(key) for key in keys], dtype=np.uint32)
+    def _new_keys(self, hashes: npt.NDArray[np.uint32]) -> list[str]:
+        """The keys that wait, numbered where the shard has their hash already: readers tell samples by them."""
+        keys = [entry.key for entry in self._waiting]
         before = self.rows()["hash"]
-        if len(np.unique(hashes)) == len(hashes) and not np.isin(hashes, before).any():
-            return list(keys)
-        used, chosen = set(before.tolist()), []
-        for key in keys:
-            name, number = key, 1
-            while hash32(name) in used:
-                number += 1
-                name = f"{key}-{number}"
-            used.add(hash32(name))
-            chosen.append(name)
-        return chosen
+        again = np.isin(before, hashes)
+        if len(np.unique(hashes)) == len(hashes) and not again.any():
+            return keys
+        times = Counter(before[again].tolist())
+        for i, found in enumerate(hashes.tolist()):
+            times[found] += 1
+            keys[i] = numbered(keys[i], times[found])
+        return keys
 
 
 def header(name: str, size: int) -> bytes:

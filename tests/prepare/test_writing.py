@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mixer_lightning.data.draws import hash32
 from mixer_lightning.data.sources.names import tar_key
+from mixer_lightning.data.sources.samples import samples
 from mixer_lightning.prepare.writing import Entry, Shard, header, write_index
 
 webdataset = pytest.importorskip("webdataset")
@@ -88,11 +89,13 @@ def test_several_labels_are_written_as_json_and_in_an_array(tmp_path):
 @pytest.mark.parametrize("at_a_time", [1, 2, 10])
 def test_no_two_samples_of_a_shard_share_a_key(tmp_path, at_a_time):
     keys = ["a", "b", "a", "a-2", "a"]
-    grown(tmp_path, [Entry(key, b"1", "jpg", (0,)) for key in keys], at_a_time=at_a_time).finish(
-        tmp_path / "x.tar"
-    )
+    shard = grown(tmp_path, [Entry(key, b"1", "jpg", (0,)) for key in keys], at_a_time=at_a_time)
+    shard.finish(tmp_path / "x.tar")
     names = [name for name, _, _ in listing(tmp_path / "x.tar") if name.endswith("jpg")]
-    assert names == ["a.jpg", "b.jpg", "a-2.jpg", "a-2-2.jpg", "a-3.jpg"]
+    assert names == ["a.jpg", "b.jpg", "a~~2.jpg", "a-2.jpg", "a~~3.jpg"]
+    assert shard.rows()["hash"].tolist() == [hash32(key) for key in keys]
+    with (tmp_path / "x.tar").open("rb") as tar:  # the tar alone tells the same
+        assert samples(tar.fileno(), {})[0]["hash"].tolist() == [hash32(key) for key in keys]
 
 
 def test_restored_it_goes_on_as_if_nothing_had_been_written_since(tmp_path):
@@ -128,7 +131,9 @@ def test_long_names_get_an_extended_header():
         assert tar.getnames() == [f"{'n' * 300}.jpg"]
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=30) | st.from_regex(r"\A[./_a-z\n]{0,12}\Z"))
+@given(
+    st.text(alphabet=st.characters(codec="utf-8"), max_size=30) | st.from_regex(r"\A[./_a-c~1-3\n]{0,12}\Z")
+)
 def test_any_key_is_split_where_webdataset_splits_it(key):
     from webdataset.tariterators import base_plus_ext
 
@@ -144,3 +149,9 @@ def test_ordinary_keys_stay():
     for key in ("n01440764/n01440764_10026", "000000017", "train/a b"):
         assert tar_key(key) == key
     assert tar_key("birds/a.b") == "birds/a_b"
+
+
+def test_the_numbers_that_shards_append_are_no_part_of_a_key():
+    for key in ("birds/a", "a-2", "a~2", "a~~b", "~~2", "birds/~~2"):
+        assert tar_key(key) == key
+        assert tar_key(f"{key}~~2") == tar_key(f"{key}~~2~~13") == key

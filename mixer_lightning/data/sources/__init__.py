@@ -53,7 +53,7 @@ class Stored(Protocol):
         """These shards are read next, in about this order."""
 
     def hashes(self) -> npt.NDArray[np.uint32]:
-        """`draws.hash32` of every image's key, [N]."""
+        """`draws.hash32` of every image's key, without a number of `names.numbered`, [N]."""
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,31 @@ import re
 SUFFIXES = ("jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "ppm", "pgm", "tif", "tiff", "jp2")
 
 
+_NUMBER = re.compile(r"(?<=[^/])(~~\d+)+$")
+
+
 def shard_key(key: str) -> str:
     """The key of an image, as `Images.key` gives it, once it lies in shards."""
     return tar_key(stem(key))
 
 
 def tar_key(key: str) -> str:
-    """A sample's key as it may stand in a shard: no dot in its last part, which would end it, no way up."""
+    """A sample's key as it may stand in a shard: no dot in its last part, which would end it, no way up, no number."""
     parts = [part for part in re.sub(r"[\x00-\x1f\x7f]", "_", key).split("/") if part not in ("", ".", "..")]
     name = parts.pop().replace(".", "_") if parts else "_"
     if name.startswith("__"):  # webdataset's mark for notes on the shard
         name = f"x{name}"
-    return "/".join([*parts, name])
+    return unnumbered("/".join([*parts, name]))
+
+
+def numbered(key: str, number: int) -> str:
+    """What the first, second, ... sample of one key in a shard is called: 'x', 'x~~2', ...; x.jpg and x.png are two."""
+    return key if number == 1 else f"{key}~~{number}"
+
+
+def unnumbered(key: str) -> str:
+    """The key of which `numbered` made this one; hashes are of it, and so the same in folders and shards."""
+    return _NUMBER.sub("", key)
 
 
 def suffix_of(name: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.data.draws import hash32
+from mixer_lightning.data.sources.names import unnumbered
 from mixer_lightning.data.sources.tar import BLOCK, Member, members
 
 #: A row of the index. The image's first byte is number `block` * 512 of its shard; rows are in the order of shards.
@@ -44,7 +45,7 @@ def samples(fd: int, labels_of: dict[str, int]) -> tuple[npt.NDArray[Any], npt.N
                 files[suffix] = member
         if files and not key.rpartition("/")[2].startswith("__"):  # webdataset's mark for notes on the shard
             image, found = _sample(fd, key, files, labels_of)
-            rows.append((image.offset // BLOCK, image.size, found[0], hash32(key)))
+            rows.append((image.offset // BLOCK, image.size, found[0], hash32(unnumbered(key))))
             labels.append(found)
     width = max(map(len, labels), default=1)
     padded = [each + [-1] * (width - len(each)) for each in labels]

@@ -157,7 +157,7 @@ class ShardImages:
         self._store.expect([self._files[shard] for shard in shards])
 
     def hashes(self) -> npt.NDArray[np.uint32]:
-        """`draws.hash32` of every image's key, [N]."""
+        """`draws.hash32` of every image's key, without a number of `names.numbered`, [N]."""
         return np.array(self._hash)
 
     def _place(self, index: int) -> tuple[int, int, int]:
