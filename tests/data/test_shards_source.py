@@ -626,6 +626,43 @@ def test_a_dataset_json_that_contradicts_itself(made):
         shards(root=str(made))
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_fewer_classes_than_labels_are_refused_at_opening(root, several):
+    about = json.loads((prepared_set(root, several=several) / "dataset.json").read_text())
+    about["classes"] = ["aster", "broom"]
+    (root / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(
+        ValueError,
+        match=r"^blooms: labels go up to 2, but dataset\.json names only 2 classes. Name all 3 in .*/dataset\.json",
+    ):
+        shards(root=str(root), name="blooms")
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("splits.val.shards[0]", "bytes", "10240"),
+        ("splits.val.shards[0]", "samples", "2"),
+        ("splits.val.shards[0]", "samples", 2.0),
+        ("splits.val.shards[0]", "bytes", -1),
+        ("splits.val.shards[0]", "bytes", None),
+        ("splits.val.shards[0]", "sha256", 5),
+        ("splits.val.shards[0]", "name", ["val-000.tar"]),
+        ("splits.val", "samples", "2"),
+        ("splits.val", "labels_per_image", "1"),
+    ],
+)
+def test_a_wrong_type_in_dataset_json_is_named(made, place, key, value):
+    about = json.loads((made / "dataset.json").read_text())
+    node = about["splits"]["val"]
+    (node["shards"][0] if "shards" in place else node)[key] = value
+    (made / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="must be a") as caught:
+        shards(root=str(made), name="blooms")
+    assert str(caught.value).startswith(f"blooms: cannot read {made}/dataset.json ({place}.{key} must be a ")
+    assert repr(value) in str(caught.value)
+
+
 def test_patterns_go_before_a_prepared_split(made):
     data = shards(root=str(made), val="train-000.tar")
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 9, "val": 4}

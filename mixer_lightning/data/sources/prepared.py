@@ -55,33 +55,46 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
         about = json.loads(text)
         classes = about["classes"]
         splits = {
-            split: _described(base, each, verify=verify) for split, each in about.get("splits", {}).items()
+            split: _described(base, each, f"splits.{split}", verify=verify)
+            for split, each in about.get("splits", {}).items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f'{name}: cannot read {path} ({what}). Expected {{"classes": ["name", ...]}}.'
+            f'{name}: cannot read {path} ({what}). Expected {{"classes": ["name", ...]}}, and "splits" as prepare '
+            "writes them."
         ) from error
     if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
         raise ValueError(f'{name}: "classes" in {path} must be a list of names.')
     return Description(classes, splits, hashlib.sha256(text).hexdigest())
 
 
-def _described(base: str, split: dict[str, Any], *, verify: Literal["size", "full"]) -> Described:
-    shards = split["shards"]
-    files = [
-        File(
-            f"{base}/{each['name']}",
-            each["bytes"],
-            each["sha256"],
-            each["sha256"] if verify == "full" else None,
-        )
-        for each in shards
-    ]
-    samples = [int(each["samples"]) for each in shards]
-    if sum(samples) != split["samples"]:
-        raise ValueError(f"the shards have {sum(samples):,} samples, not {split['samples']:,}")
-    return Described(files, samples, int(split.get("labels_per_image", 1)))
+def _described(base: str, split: dict[str, Any], where: str, *, verify: Literal["size", "full"]) -> Described:
+    files, samples = [], []
+    for number, each in enumerate(split["shards"]):
+        shard = f"{where}.shards[{number}]"
+        file, sha256 = _text(each, "name", shard), _text(each, "sha256", shard)
+        full = sha256 if verify == "full" else None
+        files.append(File(f"{base}/{file}", _count(each, "bytes", shard), sha256, full))
+        samples.append(_count(each, "samples", shard))
+    if sum(samples) != _count(split, "samples", where):
+        raise ValueError(f"the shards of {where} have {sum(samples):,} samples, not {split['samples']:,}")
+    labels_per_image = _count(split, "labels_per_image", where) if "labels_per_image" in split else 1
+    return Described(files, samples, labels_per_image)
+
+
+def _count(node: dict[str, Any], key: str, where: str) -> int:
+    value = node[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{where}.{key} must be a whole number, found {value!r}")
+    return value
+
+
+def _text(node: dict[str, Any], key: str, where: str) -> str:
+    value = node[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}.{key} must be a text, found {value!r}")
+    return value
 
 
 # -------------------------------------------------------------------------------------------------- shards

@@ -86,11 +86,12 @@ def shards(
     prepared.check(name, base, described, verify=verify, store=store, folder=own)
 
     splits: dict[str, Images] = {}
-    largest = -1  # label of the splits whose labels nobody has checked
+    largest = -1  # label of all splits
     for split, pattern in patterns.items():
         if split in described:
             index = prepared.index_of(name, base, split, about, own)
             splits[split] = ShardImages(described[split].files, index, store)
+            largest = max(largest, index.largest_label)
             continue
         files = [] if about.splits and pattern is None else files_of(name, base, split, pattern)
         if files:
@@ -220,7 +221,8 @@ def _classes(
     classes = named if named is not None else [str(label) for label in range(largest + 1)]
     if largest >= len(classes):
         raise ValueError(
-            f"{name}: labels go up to {largest}, but dataset.json names only {len(classes)} classes."
+            f"{name}: labels go up to {largest}, but dataset.json names only {len(classes)} classes. "
+            f"Name all {largest + 1} in {base}/dataset.json, in the order of labels."
         )
     if num_classes is None:
         return classes
