@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mixer_lightning.data.sources.names import stem, suffix_of
+from mixer_lightning.data.sources.names import stem, suffix_of, too_sparse
 from mixer_lightning.prepare.feeds import LOOKED_AT, Extent, Feed, Place, Sample, wanted_splits
 from mixer_lightning.prepare.options import SPLITS, Options
 
@@ -29,6 +30,10 @@ class Row(NamedTuple):
 
     path: str
     labels: list[str]
+
+
+class NegativeLabel(ValueError):
+    """A number below 0 stands where a class should."""
 
 
 class Contents(NamedTuple):
@@ -46,7 +51,9 @@ def open_list(source: Path, options: Options) -> Feed:
     files = _files(source, options.split)
     files = {split: files[split] for split in wanted_splits(files, options)}
     contents = {split: _contents(path) for split, path in files.items()}
-    classes, label_of = _classes(set().union(*(each.labels for each in contents.values())), options.classes)
+    found = set[str]().union(*(each.labels for each in contents.values()))
+    total = sum(each.num_samples for each in contents.values())
+    classes, label_of = _classes(found, total, options.classes)
     return Feed(
         name=options.data,
         release=options.data,
@@ -56,7 +63,7 @@ def open_list(source: Path, options: Options) -> Feed:
         },
         labels_per_image=max((each.most_labels for each in contents.values()), default=1),
         fingerprint=[f"{split}: {each.checksum}" for split, each in contents.items()],
-        total=sum(each.num_samples for each in contents.values()),
+        total=total,
         samples=partial(
             _samples, files, {split: each.num_samples for split, each in contents.items()}, label_of
         ),
@@ -114,6 +121,8 @@ def rows(file: Path) -> Iterator[Row]:
             if line.strip():
                 try:
                     row = _json_row(line) if is_json else _tab_row(line)
+                except NegativeLabel as error:
+                    raise ValueError(f"{file}, line {number:,}: {error}") from None
                 except (ValueError, KeyError, TypeError):
                     raise ValueError(
                         f"{file}, line {number:,}: {line.strip()[:80]!r}. Expected {FORM}."
@@ -139,6 +148,12 @@ def _json_row(line: str) -> Row:
 def _checked(path: str, labels: list[str]) -> Row:
     if not path or not labels or not all(labels):
         raise ValueError
+    for label in labels:
+        if re.fullmatch(r"-[0-9]+", label):
+            raise NegativeLabel(
+                f"{path!r} has label {label}. Labels are class names, or positions in the list of classes from 0 on; "
+                "leave out images without a class."
+            )
     return Row(path, labels)
 
 
@@ -172,12 +187,19 @@ def _bytes(file: Path, contents: Contents) -> int:
     return round(contents.num_samples * sum(path.stat().st_size for path in paths) / len(paths))
 
 
-def _classes(found: set[str], file: str | None) -> tuple[list[str], dict[str, int]]:
+def _classes(found: set[str], num_images: int, file: str | None) -> tuple[list[str], dict[str, int]]:
     """Class names in the order of labels, and the label that each word in the lists stands for."""
     numbers = all(word.isascii() and word.isdecimal() for word in found)
     if file is None:
         if numbers:
-            names = [str(label) for label in range(max(map(int, found), default=0) + 1)]
+            largest = max(found, key=lambda word: (len(word.lstrip("0")), word.lstrip("0")))
+            if len(largest) > 18 or too_sparse(int(largest), num_images):
+                raise ValueError(
+                    f"source: labels go up to {largest}, but the list has {num_images:,} images: they look like ids, "
+                    "and each number up to there would be a class. Write class indices or names, or take "
+                    "classes=<file> with one name (such as an id) per line."
+                )
+            names = [str(label) for label in range(int(largest) + 1)]
             return names, {word: int(word) for word in found}
         names = sorted(found)
         return names, {name: label for label, name in enumerate(names)}

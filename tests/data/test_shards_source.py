@@ -204,6 +204,25 @@ def test_several_labels(root):
         shards(root=str(root))
 
 
+def test_ids_are_not_taken_for_labels(root):
+    files = {"a.png": picture(1), "a.cls": b"2000000"}
+    write_files(root / "val-000.tar", files)
+    (root / "dataset.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"labels go up to 2,000,000, but there are 10 images: .* ids"
+    ) as caught:
+        shards(root=str(root))
+    assert "set data.num_classes=2000001" in str(caught.value)
+    assert len(shards(root=str(root), num_classes=2_000_001).classes) == 2_000_001
+    for label, accepted in ((100_999, True), (101_000, False)):  # of 10 images
+        write_files(root / "val-000.tar", {"a.png": picture(1), "a.cls": str(label).encode()})
+        if accepted:
+            assert len(shards(root=str(root)).classes) == label + 1
+        else:
+            with pytest.raises(ValueError, match="labels go up to 101,000"):
+                shards(root=str(root))
+
+
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [

@@ -78,6 +78,19 @@ def test_numbers_are_labels_unless_they_are_names(tmp_path):
     assert [labels for _, _, labels, _ in read(opened)] == [(0,), (2, 1)]
 
 
+def test_large_numbers_may_be_labels_or_names(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(b"x")
+    source, names = tmp_path / "x.tsv", tmp_path / "names.txt"
+    source.write_text("0.jpg\t100199\n0.jpg\t00007\n")
+    assert len(feed("data=list", f"source={source}").classes) == 100_200
+    source.write_text("0.jpg\t5551234567\n0.jpg\t-ish\n")
+    assert feed("data=list", f"source={source}").classes == ["-ish", "5551234567"]
+    source.write_text("0.jpg\t5551234567\n")
+    names.write_text("12\n5551234567\n")
+    opened = feed("data=list", f"source={source}", f"classes={names}")
+    assert [labels for _, _, labels, _ in read(opened)] == [(1,)]
+
+
 @pytest.mark.parametrize(
     ("text", "names", "message"),
     [
@@ -85,6 +98,11 @@ def test_numbers_are_labels_unless_they_are_names(tmp_path):
         ("0.jpg\tcat\n0.jpg\t\n", None, r"line 2"),
         ("0.jpg\tcat\tdog\n", None, r"line 1"),
         ("0.jpg\tcat,\n", None, r"line 1"),
+        ("0.jpg\t0\n0.jpg\t1\n0.jpg\t-1\n", None, r"x\.tsv, line 3: '0\.jpg' has label -1\. .* from 0 on"),
+        ("0.jpg\t1,-20\n", None, r"x\.tsv, line 1: '0\.jpg' has label -20\."),
+        ("0.jpg\t5\n0.jpg\t2000000\n", None, r"labels go up to 2000000, but the list has 2 images: .* ids"),
+        ("0.jpg\t5\n0.jpg\t100200\n", None, r"labels go up to 100200, .* classes=<file>"),
+        (f"0.jpg\t{'9' * 5000}\n", None, r"labels go up to 9999"),
         ("\n", None, r"x\.tsv is empty"),
         ("0.jpg\tcat\n0.jpg\tdgo\n", "cat\ndog\n", r"1 labels of the list are not in .*: 'dgo'"),
         ("0.jpg\t0\n0.jpg\t2\n", "cat\ndog\n", r"labels go up to 2, but .* names 2 classes"),
@@ -113,6 +131,7 @@ def test_mistakes_are_found_before_the_start(tmp_path, text, names, message):
         '{"path": "0.jpg", "labels": "cat"}',
         '{"path": 5, "label": "cat"}',
         '{"label": 1}',
+        '{"path": "0.jpg", "labels": [1, -1]}',
     ],
 )
 def test_wrong_json_lines_are_named(tmp_path, line):

@@ -45,3 +45,11 @@ def suffix_of(name: str) -> str:
 def stem(name: str) -> str:
     """A file's path without the suffix of an image."""
     return name.rpartition(".")[0] if suffix_of(name) else name
+
+
+def too_sparse(largest_label: int, num_images: int) -> bool:
+    """Whether numbers that stand for classes are ids instead: 100 classes an image and 100,000 more are none any more.
+
+    ImageNet-21k's head on a handful of images passes; a head for ids takes all memory before anything is said.
+    """
+    return largest_label >= 100 * num_images + 100_000

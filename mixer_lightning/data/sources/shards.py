@@ -28,6 +28,7 @@ import numpy.typing as npt
 from mixer_lightning.data.sources import Dataset, Images, prepared, remote
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, files_of, obtain
+from mixer_lightning.data.sources.names import too_sparse
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
@@ -104,6 +105,8 @@ def shards(
             largest = max(largest, index.largest_label)
         elif split == "train":
             raise _missing(name, base)
+    if about.classes is None and num_classes is None:
+        _refuse_ids(name, base, largest, sum(map(len, splits.values())))
     return Dataset(name, _classes(name, base, about.classes, largest, num_classes), splits)
 
 
@@ -212,6 +215,15 @@ def _missing(name: str, base: str) -> FileNotFoundError:
     return FileNotFoundError(
         f"{name}: no shards under {base}. Expected {base}/train-*.tar and dataset.json. Make them with: {end}"
     )
+
+
+def _refuse_ids(name: str, base: str, largest: int, num_images: int) -> None:
+    if too_sparse(largest, num_images):
+        raise ValueError(
+            f"{name}: labels go up to {largest:,}, but there are {num_images:,} images: they look like ids, and the "
+            f"head would have {largest + 1:,} classes. Write class indices, or class names and {base}/dataset.json; "
+            f"or set data.num_classes={largest + 1}, if it is meant."
+        )
 
 
 def _classes(
