@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -237,6 +238,45 @@ def test_shards_are_made_anew_from_shards(prepare, photos, tmp_path, monkeypatch
     assert len(list((tmp_path / "many").glob("train-*.tar"))) == 4
     for split in ("train", "val"):
         assert contents(tmp_path / "many", split) == contents(tmp_path / "few", split)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("data=list", "source={photos}", "classes={names}", "val_share=0.3", "shards=2", "seed=7"),
+        ("data=list", "source={photos}", "split=test", "short_side=8", "verify=false", "shard_bytes=20k"),
+        ("data=folder", "data.root={birds}", "splits=train,val", "max_bad=0.5"),
+        ("data=folder", "source={birds}", "data.name=two words"),
+    ],
+)
+def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_path, monkeypatch, options):
+    from mixer_lightning.data.sources.shards import shards
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "names.txt").write_text("\n".join([*reversed(CLASSES), "yak"]))
+    for number in range(6):
+        path = tmp_path / "birds" / ("train", "val")[number % 2] / "elk" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    paths = {"photos": photos, "names": tmp_path / "names.txt", "birds": tmp_path / "birds"}
+    words = [word.format(**paths) for word in options]
+    code, said = prepare(*words, f"output={tmp_path / 'out'}")
+    assert code == 0, said
+    for path in (tmp_path / "out").glob("*-00000.tar"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"00000\.tar is missing") as caught:
+        shards(root=str(tmp_path / "out"))
+    command = str(caught.value).rpartition("with: python -m mixer_lightning.prepare ")[2]
+    given = dict(word.split("=", 1) for word in words)
+    fills = {"source": given.get("source"), "classes": given.get("classes"), "output": tmp_path / "again"}
+    filled = [
+        f"{key}={fills[key] if value[0] == '<' else value}"
+        for key, _, value in (word.partition("=") for word in shlex.split(command.replace("<", "'<'")))
+    ]
+    code, said = prepare(*filled)
+    assert code == 0, said
+    before, after = (json.loads((tmp_path / x / "dataset.json").read_text()) for x in ("out", "again"))
+    assert before == after  # every sha256 among it
 
 
 def test_a_folder_and_its_shards_are_sliced_alike(prepare, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,15 @@ log = logging.getLogger(__name__)
 
 THREADS = 16  # they wait for the file system or the network
 SHOWN = 5  # shards that a message names
+
+#: Options that dataset.json holds and a command need not say, as they are what prepare takes by itself.
+DEFAULTS = {"split": "train", "verify": True, "max_distance": 0, "shard_bytes": 10**9, "seed": 0}
+NO_KEYS = (
+    "resampling",
+    "cmyk_quality",
+    "overrides",
+    "write_hashes",
+)  # follow from others, or change no shard
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Description:
     classes: list[str] | None
     splits: dict[str, Described]  # none unless `prepare` made the set
     digest: str
+    command: str = ""  # that makes the set again
 
 
 def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Description:
@@ -50,7 +61,7 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
     path = f"{base}/dataset.json"
     text = content(path)
     if text is None:
-        return Description(None, {}, "")
+        return Description(None, {}, "", command(name, {}))
     try:
         about = json.loads(text)
         classes = about["classes"]
@@ -66,7 +77,31 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
         ) from error
     if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
         raise ValueError(f'{name}: "classes" in {path} must be a list of names.')
-    return Description(classes, splits, hashlib.sha256(text).hexdigest())
+    options = about.get("options")
+    again = command(name, options if isinstance(options, dict) else {})
+    return Description(classes, splits, hashlib.sha256(text).hexdigest(), again)
+
+
+def command(name: str, options: dict[str, Any]) -> str:
+    """What makes a set of these options of dataset.json again; of none, what would make the set of this name.
+
+    dataset.json holds no paths: those are left to be filled in.
+    """
+    words = {"data": str(options.get("data", name)), "source": "<archives>", "output": "<path>"}
+    overrides = [str(each) for each in options.get("overrides") or []]
+    if any(each.startswith("data.root=") for each in overrides):
+        del words["source"]
+    for key, value in options.items():
+        if key in (*words, "source", *NO_KEYS) or value is None or value == DEFAULTS.get(key):
+            continue
+        if str(value).startswith("sha256 "):
+            words[key] = "<file>"
+        elif isinstance(value, list):
+            words[key] = ",".join(map(str, value))
+        else:
+            words[key] = str(value).lower() if isinstance(value, bool) else str(value)
+    said = [f"{key}={value if value[:1] == '<' else shlex.quote(value)}" for key, value in words.items()]
+    return " ".join(["python -m mixer_lightning.prepare", *said, *map(shlex.quote, overrides)])
 
 
 def _described(base: str, split: dict[str, Any], where: str, *, verify: Literal["size", "full"]) -> Described:
@@ -108,10 +143,12 @@ def check(
     verify: Literal["size", "full"],
     store: Cache,
     folder: Path,
+    again: str,
 ) -> None:
     """Compare all shards with dataset.json: their sizes or, in full, also what they hold.
 
     Copies of shards from far away that turn out to be altered are thrown away. `folder` keeps notes of this machine.
+    `again` is the command that makes the set again.
 
     Raises:
         ValueError: shards are missing or different; they are named.
@@ -121,7 +158,7 @@ def check(
     with ThreadPoolExecutor(THREADS) as pool:
         states = list(pool.map(find, [file.address for file in files]))
     wrong = [what for file, state in zip(files, states, strict=True) if (what := _difference(file, state))]
-    _refuse(name, base, wrong, len(files))
+    _refuse(name, base, wrong, len(files), again)
     if verify == "size":
         return
     seen = [
@@ -132,7 +169,7 @@ def check(
     with alone([folder], f"verify-{socket.gethostname()}", fingerprint, name=name) as turn:
         if not turn.is_done:
             log.info("%s: comparing the sha256 of %s shards", name, f"{len(files):,}")
-            _refuse(name, base, list(_altered(name, files, store)), len(files))
+            _refuse(name, base, list(_altered(name, files, store)), len(files), again)
 
 
 def _difference(file: File, state: File | None) -> str | None:
@@ -160,13 +197,12 @@ def _altered(name: str, files: list[File], store: Cache) -> Iterator[str]:
                 yield f"{file.name} has another sha256"
 
 
-def _refuse(name: str, base: str, wrong: list[str], total: int) -> None:
+def _refuse(name: str, base: str, wrong: list[str], total: int, again: str) -> None:
     if wrong:
         more = f"; and {len(wrong) - SHOWN:,} more" if len(wrong) > SHOWN else ""
         raise ValueError(
             f"{name}: {len(wrong):,} of {total:,} shards under {base} are not those of dataset.json: "
-            f"{'; '.join(wrong[:SHOWN])}{more}. Copy them again, or make them again with: "
-            f"python -m mixer_lightning.prepare data={name} source=<archives> output=<path>"
+            f"{'; '.join(wrong[:SHOWN])}{more}. Copy them again, or make them again, in another folder, with: {again}"
         )
 
 
@@ -195,8 +231,7 @@ def index_of(name: str, base: str, split: str, about: Description, folder: Path)
         return read(place, split, shards, described.labels_per_image)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
-            f"{name}: {error}. Copy it again, or make the set again with: "
-            f"python -m mixer_lightning.prepare data={name} source=<archives> output=<path>"
+            f"{name}: {error}. Copy it again, or make the set again, in another folder, with: {about.command}"
         ) from error
 
 

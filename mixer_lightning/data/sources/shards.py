@@ -84,7 +84,7 @@ def shards(
         raise ValueError(
             f"{name}: verify=full needs the checksums that prepare writes into {base}/dataset.json."
         )
-    prepared.check(name, base, described, verify=verify, store=store, folder=own)
+    prepared.check(name, base, described, verify=verify, store=store, folder=own, again=about.command)
 
     splits: dict[str, Images] = {}
     largest = -1  # label of all splits
