@@ -75,12 +75,16 @@ def _files(source: Path, split: str) -> dict[str, Path]:
         if source.suffix not in ENDINGS:
             raise ValueError(f"source: {source} is no list. Expected {FORM}.")
         return {split: source}
-    found = {
-        split: path
-        for split in SPLITS
-        for ending in ENDINGS
-        if (path := source / f"{split}{ending}").is_file()
-    }
+    found: dict[str, Path] = {}
+    for split in SPLITS:
+        there = [path for ending in ENDINGS if (path := source / f"{split}{ending}").is_file()]
+        if len(there) > 1:
+            raise ValueError(
+                f"source: {source} holds {' and '.join(path.name for path in there)}, and only one of them can be "
+                f"the list of {split}. Remove or rename the others, or set source to one file."
+            )
+        if there:
+            found[split] = there[0]
     if not found:
         raise ValueError(
             f"source: {source} holds no list. Expected train.tsv (and val.tsv, test.tsv), or set source to a file."

@@ -61,6 +61,19 @@ def test_a_folder_of_lists_and_json_lines(tmp_path):
     assert feed("data=list", f"source={tmp_path}", "splits=val").total == 1
 
 
+def test_two_lists_of_one_split_are_refused(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(b"x")
+    for name in ("train.tsv", "val.tsv", "train.txt"):
+        (tmp_path / name).write_text("0.jpg\tcat\n")
+    with pytest.raises(
+        ValueError, match=r"holds train\.tsv and train\.txt, and only one .* of train\. Remove"
+    ):
+        feed("data=list", f"source={tmp_path}")
+    assert feed("data=list", f"source={tmp_path / 'train.txt'}").total == 1
+    (tmp_path / "train.txt").rename(tmp_path / "readme.txt")
+    assert feed("data=list", f"source={tmp_path}").total == 2
+
+
 def test_numbers_are_labels_unless_they_are_names(tmp_path):
     (tmp_path / "0.jpg").write_bytes(b"x")
     source = tmp_path / "val.txt"
