@@ -113,7 +113,9 @@ def _check(options: Options, screen: Screen) -> tuple[Feed, Rules, Plan]:
         for split, extent in feed.splits.items()
     )
     shards = ", ".join(f"{number:,} {split}" for split, number in chosen.num_shards.items())
-    screen.say(f"{feed.name}  {counts}  {len(feed.classes):,} classes     shards: {shards}, {room}")
+    if chosen.val_share:
+        counts += f"  of which about {100 * chosen.val_share:.3g} % become val"
+    screen.say(f"{feed.name}  {counts}  {len(feed.classes):,} classes     shards: up to {shards}, {room}")
     if feed.left_out:
         screen.say(
             f"{len(feed.left_out):,} classes of the source are not in the list and are left out: "

@@ -54,6 +54,8 @@ def report(state: Preparation, finished: Mapping[str, list[Written]]) -> dict[st
     return {
         "name": feed.name,
         "splits": splits,
+        "empty_splits": [split for split in state.shards if split not in finished],
+        "val_share": state.plan.val_share,
         "num_classes": len(feed.classes),
         "images_read": state.consumed,
         "notes": dict(sorted(state.notes.items())),
@@ -94,6 +96,15 @@ def show(screen: Screen, what: Mapping[str, Any], output: Path) -> None:
     ]
     columns = ("split", "images", "classes", "min / median / max a class", "shards", "size")
     screen.table("", columns, rows)
+    for split in what.get("empty_splits", []):  # older reports have none
+        held_out = split == "val" and what["val_share"]
+        why = f"val_share={what['val_share']:.2g} of train held out none" if held_out else "none was kept"
+        screen.say(f"{split}: no image and no shard ({why})")
+    if what.get("empty_splits") and not {"val", "test"} & what["splits"].keys():
+        screen.say(
+            "Training needs a val or a test split. Hold images out in training, with train_split='train[:99%]' "
+            "val_split='train[99%:]'; or make the set anew, in another folder, with a larger val_share."
+        )
     for kind, count in what["notes"].items():
         screen.say(f"{kind}: {count:,} (see {output / 'bad.jsonl'})")
     if what["classes_left_out"]:

@@ -318,3 +318,32 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path):
     path.rename(tmp_path / "fall11_whole.tar")
     with pytest.raises(ValueError, match=r"fall11_whole\.tar is fall11, not winter21"):
         feed("data=imagenet21k", f"source={tmp_path / 'fall11_whole.tar'}", "variant=winter21")
+
+
+@pytest.mark.parametrize("val_share", [None, 0.5])
+def test_a_val_split_that_came_out_empty_is_said(tmp_path, monkeypatch, capsys, val_share):
+    """Of nine images 0.18 % are none."""
+    from mixer_lightning.prepare import program
+    from mixer_lightning.reports import prepare as picture_of
+    from mixer_lightning.screen import Screen
+
+    monkeypatch.setattr(picture_of, "draw", lambda *_: None)
+    for name, data in class_tars(WNIDS[:3]).items():
+        (tmp_path / name).write_bytes(data)
+    out = tmp_path / "out"
+    words = ["data=imagenet21k", f"source={tmp_path}", "variant=winter21", f"output={out}", "threads=1"]
+    words += [f"val_share={val_share}"] if val_share else []
+    for said_again in (False, True):
+        assert program.prepare(parse(words), Screen()) == 0
+        said = " ".join("".join(capsys.readouterr()).split())
+        if not said_again:
+            assert "shards: up to 1 train, 1 val" in said
+            assert f"of which about {'50' if val_share else '0.18'} % become val" in said
+        is_empty = val_share is None
+        assert ("val: no image and no shard (val_share=0.0018 of train held out none)" in said) == is_empty
+        assert ("train_split='train[:99%]'" in said) == is_empty
+    written = json.loads((out / "dataset.json").read_text())["splits"]
+    assert sorted(written) == (["train"] if is_empty else ["train", "val"])
+    assert sum(each["samples"] for each in written.values()) == 9
+    assert (out / "val-00000.tar").exists() != is_empty
+    assert json.loads((out / "report.json").read_text())["empty_splits"] == (["val"] if is_empty else [])
