@@ -175,13 +175,14 @@ class Predictions:
         eval_resize: Resize | None = None,
         eval_crop: float | None = None,
         indices: Integers | None = None,
+        mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (features [B, F], labels) of this process's share of a split, or of some images of it."""
         augment = self._augment(eval_resize=eval_resize, eval_crop=eval_crop)
         if indices is None:
             yield from self._batches(self.module.eval_loader(split, augment), self.network.features)
         else:
-            with self.module.some_loader(split, indices, augment) as loader:
+            with self.module.some_loader(split, indices, augment, mark_bad=mark_bad) as loader:
                 yield from self._batches(loader, self.network.features)
 
     def views(self, split: str, indices: Integers) -> Tensor:

@@ -72,7 +72,8 @@ class Loader:
 
     With a `seed`, training: random views, draws of `augment`, and a bad image is replaced by another, the same one
     everywhere and always, as long as no more than `max_bad_fraction` of the images read are bad. Without, evaluation:
-    its view, and a bad image raises BadImage, since a figure without it would be that of another data set.
+    its view, and a bad image raises BadImage, since a figure without it would be that of another data set; but with
+    `mark_bad` it is black, and its label -1.
 
     `ahead` batches are in the making while one is used. With 0, all threads work on the batch that is waited for, and
     rest while it is used: right where the same cores train.
@@ -92,13 +93,16 @@ class Loader:
         ahead: int,
         pin_memory: bool,
         max_bad_fraction: float = 0.0,
+        mark_bad: bool = False,
         decode_on: torch.device | None = None,
     ) -> None:
+        assert not mark_bad or seed is None
         self.decode_on = decode_on
         self._stream = None if decode_on is None else torch.cuda.Stream(decode_on)  # type: ignore[no-untyped-call]
         self.plan, self.augment, self.image_size, self.seed = plan, augment, image_size, seed
         self.ahead, self.pin_memory = ahead, pin_memory
-        self.bad = BadImages(images, most=None if seed is None else max_bad_fraction)
+        self.mark_bad = mark_bad
+        self.bad = BadImages(images, most=1.0 if mark_bad else None if seed is None else max_bad_fraction)
         self._pool = pool(threads)
         self.images = kept_in_memory(images, self.bad, self._pool) or images
 
@@ -142,12 +146,13 @@ class Loader:
 
     def _look_up(self, images: Arrays, indices: Integers, keys: Keys | None) -> Batch:
         """A batch of images in memory."""
-        indices = self.bad.replaced(indices)
+        if not self.mark_bad:
+            indices = self.bad.replaced(indices)
         pixels = torch.from_numpy(images.pixels[indices]).permute(0, 3, 1, 2)  # [D, 3, H, W]
         height, width = (np.full(len(indices), extent) for extent in pixels.shape[-2:])
         return Batch(
             pixels.pin_memory() if self.pin_memory else pixels,
-            self._labels([images.labels(indices)]),
+            self._labels([self._marked(indices) if self.mark_bad else images.labels(indices)]),
             views=self._views(keys, width, height),
             draws=None if keys is None else self.augment.draw(keys),
         )
@@ -170,6 +175,11 @@ class Loader:
 
     def _fill(self, indices: Integers, keys: Keys | None, out: Tensor) -> Integers:
         """Write the views of some images to `out`; their labels."""
+        if self.mark_bad:
+            for position, reason in self._write(indices, None, list(out)):
+                self.bad.note(int(indices[position]), reason)
+                out[position].zero_()
+            return self._marked(indices)
         shown = self.bad.replaced(indices)
         todo = np.arange(len(indices))
         while len(todo):
@@ -181,6 +191,12 @@ class Loader:
             shown[todo] = self.bad.replaced(indices[todo])
         self.bad.count(len(indices))
         return self.bad.images.labels(shown)
+
+    def _marked(self, indices: Integers) -> Integers:
+        """Labels, with -1 for images that are known to be bad."""
+        labels = self.bad.images.labels(indices)
+        labels[[int(index) in self.bad.reasons for index in indices]] = -1
+        return labels
 
     def _write(self, indices: Integers, keys: Keys | None, out: list[Tensor]) -> list[tuple[int, str]]:
         """Try some images; positions of those that failed, and why."""

@@ -109,11 +109,17 @@ class DataModule(LightningDataModule):
 
     @contextlib.contextmanager
     def some_loader(
-        self, split: str, indices: Integers, augment: Augment | None = None, *, shared: bool = True
+        self,
+        split: str,
+        indices: Integers,
+        augment: Augment | None = None,
+        *,
+        shared: bool = True,
+        mark_bad: bool = False,
     ) -> Iterator[Loader]:
         """The like for some images of a split; no others are read. Unless `shared`, this process gets them all."""
         images = Subset(self.source.splits[split], indices)
-        loader = self._loader(images, self.share(len(images), shared=shared), seed=None)
+        loader = self._loader(images, self.share(len(images), shared=shared), seed=None, mark_bad=mark_bad)
         loader.augment = augment or self.augment
         try:
             yield loader
@@ -139,7 +145,7 @@ class DataModule(LightningDataModule):
         """Lightning's hook; its own way would take the batch apart."""
         return batch.to(device)
 
-    def _loader(self, images: Images, plan: Any, *, seed: int | None) -> Loader:
+    def _loader(self, images: Images, plan: Any, *, seed: int | None, mark_bad: bool = False) -> Loader:
         return Loader(
             images,
             plan,
@@ -150,5 +156,6 @@ class DataModule(LightningDataModule):
             ahead=self.ahead,
             pin_memory=self.pin_memory,
             max_bad_fraction=self.max_bad_fraction,
+            mark_bad=mark_bad,
             decode_on=self.decode_on,
         )

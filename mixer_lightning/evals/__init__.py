@@ -61,7 +61,8 @@ class Predict(Protocol):
     """What a run offers its evaluations. Under many processes each sees its own share of every split.
 
     What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other views of
-    the images than the recipe's; `indices` for some images of the split alone, and only these are read.
+    the images than the recipe's; `indices` for some images of the split alone, and only these are read. One that cannot
+    be read ends the run, unless `mark_bad` asks for the label -1, and whatever features, in its place.
     """
 
     @property
@@ -94,6 +95,7 @@ class Predict(Protocol):
         eval_resize: Resize | None = None,
         eval_crop: float | None = None,
         indices: Indices | None = None,
+        mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (features [B, F] float32, labels); what the head sees: normalised, the mean over positions."""
         ...

@@ -35,6 +35,7 @@ class Fewshot:
     eval_crop: images are resized to image_size / eval_crop on both sides, and their centre is shown: 256 and 224.
     at_end: during training, evaluate after the last step only.
 
+    A training image that cannot be read is named, and the next one drawn of its class takes its place.
     big_vision draws from the first 65,000 of ImageNet's images in a shuffled order; here from all training images.
     """
 
@@ -69,19 +70,33 @@ class Fewshot:
         num_classes = len(data.classes)
         train = data.splits["train"]
         labels = train.labels(np.arange(len(train)))
-        draws = {
-            (shots, seed): drawn
-            for seed in self.seeds
-            for shots, drawn in draw(labels, self.shots, num_classes=num_classes, seed=seed).items()
-        }
-        used = np.unique(np.concatenate(list(draws.values())))  # [U], in order, for the disk's sake
         view: dict[str, Any] = {"eval_resize": "square", "eval_crop": self.eval_crop}
-        features = predict.whole(
-            batch for batch, _ in predict.features("train", indices=used, **view)
-        )  # [U, F]
+        read, features = _nothing(), torch.empty(0)  # images [U] and their features [U, F]
+        bad = _nothing()
+        while True:  # once, unless images are bad: then others are drawn for them
+            draws = {
+                (shots, seed): drawn
+                for seed in self.seeds
+                for shots, drawn in draw(
+                    labels, self.shots, num_classes=num_classes, seed=seed, bad=bad
+                ).items()
+            }
+            used = np.unique(np.concatenate(list(draws.values())))  # in order, for the disk's sake
+            if len(used) == 0:
+                raise ValueError(f"fewshot: none of the images drawn from {data.name}'s train can be read")
+            new = np.setdiff1d(used, read)
+            if len(new) == 0:
+                break
+            batches = list(predict.features("train", indices=new, mark_bad=True, **view))
+            found = predict.whole(batch for batch, _ in batches)
+            is_good = predict.whole(truth for _, truth in batches) >= 0
+            features = torch.cat([features, found[is_good]]) if len(read) else found[is_good]
+            read = np.concatenate([read, new[is_good.numpy()]])
+            bad = np.concatenate([bad, new[~is_good.numpy()]])
+        places = np.argsort(read)
         lines = [
             fit(
-                features[np.searchsorted(used, drawn)].to(predict.device),
+                features[places[np.searchsorted(read, drawn, sorter=places)]].to(predict.device),
                 torch.from_numpy(labels[drawn]).to(predict.device),
                 num_classes=num_classes,
                 l2=self.l2,
@@ -98,14 +113,22 @@ class Fewshot:
             yield f"fewshot/{data.name}_{shots}shot", mean
 
 
-def draw(labels: Indices, shots: list[int], *, num_classes: int, seed: int) -> dict[int, Indices]:
+def draw(
+    labels: Indices, shots: list[int], *, num_classes: int, seed: int, bad: Indices | None = None
+) -> dict[int, Indices]:
     """Indices of the first so many images of each class in a random order, for every number of shots.
 
-    A class that has fewer gives all.
+    A class that has fewer gives all. In place of a `bad` image stands the next in the order.
     """
     generator = np.random.default_rng(seed)
     orders = [generator.permutation(np.flatnonzero(labels == label)) for label in range(num_classes)]
+    if bad is not None and len(bad):
+        orders = [order[np.isin(order, bad, invert=True)] for order in orders]
     return {number: np.concatenate([order[:number] for order in orders]) for number in shots}
+
+
+def _nothing() -> Indices:
+    return np.zeros(0, np.int64)
 
 
 class Line(NamedTuple):

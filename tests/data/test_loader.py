@@ -391,6 +391,21 @@ def test_evaluation_ends_at_the_first_bad_image(load):
         next(batches)
 
 
+@pytest.mark.parametrize("small", [module.SMALL, 0])
+def test_bad_images_are_marked_where_that_is_asked_for(load, said, sizes_of, small, monkeypatch):
+    monkeypatch.setattr(module, "SMALL", small)  # images in memory go two ways
+    bad, sizes = {0, 7, 8, 19}, sizes_of(20)
+    order = np.random.default_rng(0).permutation(20)
+    found = list(
+        load(Files(sizes, bad=bad), order[:6], order[6:], seed=None, augment=Augment(), mark_bad=True)
+    )
+    assert labels_of(found) == [-1 if i in bad else i for i in order]
+    expected = pixels_of(list(load(Files(sizes), order[:6], order[6:], seed=None, augment=Augment())))
+    expected[np.isin(order, list(bad))] = 0
+    assert torch.equal(pixels_of(found), expected)
+    assert sorted(line.split(":")[0] for line in said) == sorted(f"cannot read /images/{i}.png" for i in bad)
+
+
 def test_evaluation_of_what_is_kept_in_memory_does_not_even_begin(load):
     with pytest.raises(BadImage, match=r"^cannot read /images/11\.png"):
         load(Files([(9, 9)] * 20, bad=[11, 12]), range(8), seed=None, augment=Augment())

@@ -45,9 +45,11 @@ class Fixed:
         batch: int = 7,
         folder: Path | None = None,
         square: dict[str, np.ndarray] | None = None,
+        bad: Iterable[int] = (),
     ) -> None:
         self.data, self.folder = data, folder
         self._values, self._square, self._batch = values, square or values, batch
+        self._bad = np.array([*bad], np.int64)  # training images that cannot be read
         self.asked: list[tuple[str, object, object]] = []
 
     def share(self, split: str) -> np.ndarray:
@@ -64,10 +66,15 @@ class Fixed:
         eval_resize: str | None = None,
         eval_crop: float | None = None,
         indices: np.ndarray | None = None,
+        mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         self.asked.append((split, eval_resize, eval_crop))
         indices = self.share(split) if indices is None else indices
-        yield from self._batches(split, self._values[split], indices)
+        for values, labels in self._batches(split, self._values[split], indices):
+            some, indices = indices[: len(labels)], indices[len(labels) :]
+            if mark_bad:
+                labels[np.isin(some, self._bad)] = -1
+            yield values, labels
 
     def _batches(
         self, split: str, values: np.ndarray, indices: np.ndarray

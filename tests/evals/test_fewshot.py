@@ -95,6 +95,40 @@ def test_the_figure_is_the_mean_over_seeds_and_only_drawn_images_are_read():
     assert 0.3 < min(expected.values()) < max(expected.values()) < 1
 
 
+@pytest.mark.parametrize("batch", [1, 64])
+def test_the_next_image_of_its_class_takes_the_place_of_a_bad_one(batch):
+    """As if the bad ones had been struck out of every permutation; also where the next one is bad again."""
+    (x, labels), (test, truth) = clusters(300, num_classes=4, seed=1), clusters(90, num_classes=4, seed=2)
+    orders = {
+        seed: [
+            numbers.permutation(np.flatnonzero(labels == k)).tolist()
+            for numbers in [np.random.default_rng(seed)]
+            for k in range(4)
+        ]
+        for seed in (0, 5)
+    }
+    bad = {orders[0][1][0], orders[0][1][3], orders[0][1][4], orders[5][2][1], *np.flatnonzero(labels == 3)}
+    expected = {}
+    for shots in (1, 3):
+        figures = []
+        for order in orders.values():
+            good = [[i for i in each if i not in bad] for each in order]
+            some = np.array([i for each in good for i in each[:shots]])  # none of class 3
+            scores = second(x[some].astype(float), labels[some], test, num_classes=4)
+            figures.append(np.mean(scores.argmax(axis=1) == truth))
+        expected[f"fewshot/made_{shots}shot"] = np.mean(figures)
+    x[sorted(bad)] = np.nan
+    predict = Fixed(
+        dataset(num_classes=4, train=labels, val=truth), {"train": x, "val": test}, batch=batch, bad=bad
+    )
+    assert dict(Fewshot(shots=[1, 3], seeds=[0, 5]).run(predict)) == pytest.approx(expected, abs=1e-12)
+    predict = Fixed(
+        dataset(num_classes=4, train=labels, val=truth), {"train": x, "val": test}, bad=range(300)
+    )
+    with pytest.raises(ValueError, match="none of the images drawn from made's train can be read"):
+        dict(Fewshot(shots=[1]).run(predict))
+
+
 def test_the_test_split_is_judged_where_there_is_one():
     (x, labels), (test, truth) = clusters(60, num_classes=3, seed=1), clusters(9, num_classes=3, seed=2)
     data = dataset(num_classes=3, train=labels, val=labels, test=truth)

@@ -19,14 +19,14 @@ from mixer_lightning.callbacks import Predictions
 from mixer_lightning.classifier import Network, evaluating
 from mixer_lightning.data.module import DataModule
 from mixer_lightning.data.order import chunking
-from mixer_lightning.data.sources import Dataset
+from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.digits import digits
 from mixer_lightning.data.sources.folder import FolderImages, folder
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.evals.accuracy import Accuracy
 from mixer_lightning.evals.confusion import Confusion
-from mixer_lightning.evals.fewshot import Fewshot
+from mixer_lightning.evals.fewshot import Fewshot, draw
 
 AUGMENT = Augment(crop="random_resized", flip=0.5, eval_crop=0.875)
 EVALS = (Accuracy(crops=["short_side", "square"]), Fewshot(shots=[1, 5], seeds=[0, 1]), Confusion())
@@ -182,6 +182,27 @@ def test_any_number_of_processes_and_any_batch_size(source, photos, tmp_path):
         for name in ("misclassified.csv", f"per_class_{'test' if source == 'digits' else 'val'}.csv"):
             written = (tmp_path / str(world_size) / "0" / name).read_text()
             assert written == (tmp_path / "alone" / name).read_text()
+
+
+def test_fewshot_goes_on_without_bad_training_images_on_any_number_of_processes(photos, tmp_path, caplog):
+    train = photos.splits["train"]
+    drawn = draw(train.labels(np.arange(40)), [5], num_classes=3, seed=0)[5]
+    spared = [7, 3, 11, 30, 2]  # of which `everything` asks for the features
+    bad = [train.name(int(index)) for index in drawn if index not in spared][::6]
+    assert len(bad) > 1
+    for name in bad:
+        Path(name).write_bytes(b"<html>")
+    with predictions(photos) as predict:
+        expected = dict(Fewshot(shots=[1, 5], seeds=[0, 1]).run(predict))
+        named = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert sorted(line.split(": ")[0] for line in named) == sorted(f"cannot read {name}" for name in bad)
+    for found in together(photos, world_size=3, folder=tmp_path / "3"):
+        figures = {name: value for name, value in found["metrics"].items() if name in expected}
+        assert figures == expected
+    val = photos.splits["val"]
+    Path(val.name(1)).write_bytes(b"<html>")
+    with predictions(photos) as predict, pytest.raises(BadImage, match=r"cannot read .*/val/"):
+        list(Fewshot(shots=[1]).run(predict))
 
 
 @pytest.mark.parametrize("name", ["mixer_digits", "convmixer_96_4"])
