@@ -40,7 +40,7 @@ def _histogram(axes: Axes, split: str, each: dict[str, Any]) -> None:
     )  # whole numbers of images, from none on: balanced classes make one bar
     edges = np.arange(0, int(counts.max()) + width + 1, width) - 0.5
     axes.hist(counts, bins=edges.tolist(), color="#4477aa", edgecolor="white", linewidth=0.4)
-    axes.axvline(each["median"], color="#cc6633", linewidth=1.2)
+    axes.axvline(each["median"], color="#cc6633", linewidth=1.2, label="median")
     axes.set_title(
         f"{split}: {each['images']:,} images, median {each['median']:,.0f} a class", loc="left", fontsize=10
     )
@@ -52,3 +52,4 @@ def _histogram(axes: Axes, split: str, each: dict[str, Any]) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9)
