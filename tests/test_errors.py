@@ -79,8 +79,8 @@ def test_empty_class_folder(refused, tmp_path):
 def test_no_split_to_evaluate_on(refused, tmp_path):
     root = write_images(tmp_path / "pets", splits=("train",))
     said = refused(*FOLDER, f"data.root={root}")
-    assert str(root / "val") in said
-    assert str(root / "test") in said
+    assert "folder: there is neither a val nor a test split" in said
+    assert "train_split='train[:90%]'" in said
 
 
 # ----------------------------------------------------------------------------------------------- 2: numbers

@@ -46,7 +46,7 @@ def choose(
     if len(splits) == 1:
         raise ValueError(
             f"{data.name}: there is neither a val nor a test split to evaluate on. Set for example "
-            "train_split='train[:99%]' and val_split='train[99%:]'."
+            "train_split='train[:90%]' and val_split='train[90%:]'."
         )
     return Dataset(data.name, data.classes, splits)
 

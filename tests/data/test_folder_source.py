@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from mixer_lightning.data.decode import decode
 from mixer_lightning.data.sources import Images
 from mixer_lightning.data.sources.folder import folder
+from mixer_lightning.data.splits import choose
 
 
 def draw(path: Path, shade: int = 0) -> None:
@@ -100,10 +102,34 @@ def test_missing_train(tmp_path):
         folder(root=str(tmp_path))
 
 
-def test_neither_val_nor_test(tmp_path):
-    draw(tmp_path / "train/owl/0.png")
-    with pytest.raises(FileNotFoundError, match=r"neither .*/val nor .*/test exists"):
-        folder(root=str(tmp_path))
+def test_class_folders_alone_are_train_with_the_same_keys(birds):
+    whole = folder(root=str(birds))
+    bare = folder(root=str(birds / "train"))
+    assert bare.classes == whole.classes
+    assert set(bare.splits) == {"train"}
+    images, same = bare.splits["train"], whole.splits["train"]
+    assert [images.key(i) for i in range(len(images))] == [same.key(i) for i in range(len(same))]
+    assert labels(images) == labels(same)
+    shutil.rmtree(birds / "val")
+    assert set(folder(root=str(birds)).splits) == {"train"}
+    with pytest.raises(ValueError, match=r"neither a val nor a test .* val_split='train\[90%:\]'"):
+        choose(bare)
+    for i in range(20):
+        draw(birds / "train/owl" / f"more{i}.png")
+    cut = choose(folder(root=str(birds / "train")), train="train[:50%]", val="train[50%:]")
+    assert sum(len(part) for part in cut.splits.values()) == 26
+    assert set(cut.splits) == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("called", "meant"), [("validation", "val"), ("valid", "val"), ("Test", "test"), ("Train", "train")]
+)
+def test_a_split_by_another_name_is_no_class(birds, called, meant):
+    if (birds / meant).is_dir():
+        (birds / meant).rename(birds / f"my-{meant}")
+    draw(birds / called / "owl/0.png")
+    with pytest.raises(ValueError, match=rf"birds: .*/{called} is taken for no split\. Call it {meant}"):
+        folder(root=str(birds), name="birds")
 
 
 def test_images_without_class_folders(tmp_path):

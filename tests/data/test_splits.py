@@ -309,7 +309,7 @@ def test_slices_that_touch_do_not_overlap():
 def test_without_anything_to_evaluate_on_it_says_how_to_set_some_aside():
     with pytest.raises(ValueError, match=r"neither a val nor a test split") as error:
         choose(dataset(train=Files(KEYS)))
-    assert "val_split='train[99%:]'" in str(error.value)
+    assert "val_split='train[90%:]'" in str(error.value)
 
 
 @pytest.mark.parametrize("train", ["train+train", "train[:50%]+train[40%:60%]"])

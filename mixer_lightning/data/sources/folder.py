@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+SPLITS = ("train", "val", "test")
 LAYOUT = "<root>/train/<class>/<image> and the same under val/ or test/"
+MISNAMED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 class FolderImages:
@@ -51,24 +53,28 @@ class FolderImages:
 def folder(*, root: str, name: str = "folder") -> Dataset:
     """Images in class folders: `<root>/train/<class>/...`, and `val/` or `test/` (or both) alike.
 
-    Classes are the folder names of train/ in sorted order; images may lie deeper inside their class folder. Files
-    that are not images by their suffix (any case of jpg, jpeg, png, webp, bmp, ppm, tif, tiff) and hidden ones are
-    passed over. `name` is what messages and results call the data set.
+    Class folders right under `root`, with no split's folder among them, are train alone; data/splits.py cuts others
+    from it. Classes are the folder names of train in sorted order; images may lie deeper inside their class folder.
+    Files that are not images by their suffix (any case of jpg, jpeg, png, webp, bmp, ppm, tif, tiff) and hidden ones
+    are passed over. `name` is what messages and results call the data set.
 
     Raises FileNotFoundError or ValueError naming the folder that is missing, empty or has classes unknown to train.
     """
     base = existing_root(name, root)
-    present = [split for split in ("train", "val", "test") if (base / split).is_dir()]
+    found = class_folders(base)
+    present = {split: base / split for split in SPLITS if split in found}
+    for each in found:
+        split = each.lower() if each.lower() in SPLITS else MISNAMED.get(each.lower(), each)
+        if split in SPLITS and split not in present:
+            raise ValueError(f"{name}: {base / each} is taken for no split. Call it {split}, for {LAYOUT}.")
+    if not present:
+        present = {"train": base}
     if "train" not in present:
         raise FileNotFoundError(f"{name}: no folder {base / 'train'}. Expected {LAYOUT}.")
-    if len(present) == 1:
-        raise FileNotFoundError(
-            f"{name}: neither {base / 'val'} nor {base / 'test'} exists. Expected {LAYOUT}."
-        )
-    classes = class_folders(base / "train")
+    classes = class_folders(present["train"])
     if not classes:
-        raise ValueError(f"{name}: {base / 'train'} holds no class folders. Expected {LAYOUT}.")
-    splits: dict[str, Images] = {split: scan(name, base / split, classes) for split in present}
+        raise ValueError(f"{name}: {present['train']} holds no class folders. Expected {LAYOUT}.")
+    splits: dict[str, Images] = {split: scan(name, path, classes) for split, path in present.items()}
     return Dataset(name=name, classes=classes, splits=splits)
 
 
