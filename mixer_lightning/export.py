@@ -5,9 +5,10 @@
 `to` is
   timm          a state dict for timm's model (.safetensors, .pth, .pt); the line that loads it is printed
   safetensors   the same tensors with class names, image size and normalisation: enough for predict
-  onnx          for ONNX Runtime: normalised images [batch, 3, S, S] -> logits [batch, K], facts in its metadata
+  onnx          for ONNX Runtime: normalised images [batch, 3, S, S] -> logits [batch, K]
   npz           the official Flax layout of a Mixer, for vision_transformer and big_vision
 
+What safetensors holds besides the tensors, the others have in a JSON file beside them: birds.onnx.json for birds.onnx.
 The file takes its place only after the check. Exit codes: 0 written, 2 a wrong setting or checkpoint, 1 it failed.
 """
 
@@ -30,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mixer_lightning import pretrained
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.models import model_node
 from mixer_lightning.models.checkpoints import (
@@ -171,7 +173,7 @@ def of_module(model: nn.Module) -> Logits:
 
 
 def save_onnx(path: Path, restored: Restored) -> None:
-    """Writes a model as ONNX, with `facts` in its metadata; above 2 GB the weights lie beside it in <name>.data."""
+    """Writes a model as ONNX; above 2 GB the weights lie beside it in <name>.data."""
     size = restored.image_size
     batch = torch.export.Dim("batch")
     with torch.no_grad():  # also keeps the gradients of kernels/depthwise.py out of the graph
@@ -185,8 +187,6 @@ def save_onnx(path: Path, restored: Restored) -> None:
             verbose=False,
         )
     assert program is not None
-    for key, value in facts(restored).items():
-        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     program.save(path)
 
 
@@ -291,7 +291,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{name} must be at least 1, found {getattr(chosen, name)}")
     if chosen.output.is_dir():
         parser.error(f"output={chosen.output} is a folder: name a file in it")
-    for path in (chosen.output, data_beside(chosen.output)):
+    for path in (chosen.output, data_beside(chosen.output), pretrained.beside(chosen.output)):
         if path.exists() and chosen.overwrite == "false":
             parser.error(f"{path} is there already: take another output, or overwrite=true")
     if chosen.to == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
@@ -332,14 +332,19 @@ def write(restored: Restored, to: str, output: Path) -> Written:
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         path = Path(folder) / output.name
         FORMATS[to].write(path, restored)
+        if to != "safetensors":
+            text = json.dumps(facts(restored), indent=2, ensure_ascii=False)
+            pretrained.beside(path).write_text(text + "\n", encoding="utf-8")
         logits, judge = FORMATS[to].reload(path, restored)
         found = difference(restored, logits) if logits is not None else None
         if found is not None and not found.is_rounding:
             raise RuntimeError(f"{judge} computes something else from what was written: {found}")
         num_bytes = 0
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # <name>.data before <name>
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # <name>.data and .json before <name>
             num_bytes += file.stat().st_size
             file.replace(output.parent / file.name)
+    if to == "safetensors":
+        pretrained.beside(output).unlink(missing_ok=True)  # of the file that was here
     return Written(found, judge, num_bytes)
 
 
@@ -362,12 +367,21 @@ def main(words: Sequence[str]) -> int:
     screen.say(f"{found}, by {judge}" if found is not None else f"not checked: {judge}")
     if restored.report.fresh:
         screen.say("the head is new: its weights are zero, so that the logits compared are all its bias")
-    seen, size = restored.preprocessing, restored.image_size
     screen.say(f"use: {FORMATS[chosen.to].usage(chosen.output, restored)}")
-    screen.say(
-        f"images: float32 [batch, 3, {size}, {size}], pixels in [0, 1] minus {seen['mean']}, divided by {seen['std']}"
-    )
+    screen.say(f"images: {view(restored)}")
+    if chosen.to != "safetensors":
+        screen.say(f"this, and the names of the classes: {pretrained.beside(chosen.output)}")
     return 0
+
+
+def view(restored: Restored) -> str:
+    """What becomes of a picture before the model sees it, in words."""
+    seen, size = restored.preprocessing, restored.image_size
+    sides = {"short_side": "short side", "square": "both sides"}[seen["eval_resize"]]
+    return (
+        f"{sides} to {int(size / seen['eval_crop'])} px, antialiased {seen['eval_interpolation']}, of which the "
+        f"centre: float32 [batch, 3, {size}, {size}], pixels in [0, 1] minus {seen['mean']}, divided by {seen['std']}"
+    )
 
 
 def data_beside(output: Path) -> Path:

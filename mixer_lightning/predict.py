@@ -156,6 +156,17 @@ def prepare(chosen: argparse.Namespace) -> tuple[Restored, list[Path]]:
     return restored, files
 
 
+def assumptions(restored: Restored) -> list[str]:
+    """A line for what the checkpoint does not tell of its images, and one where it names no classes."""
+    lines, augment = [], Augment(**restored.preprocessing)
+    if assumed := restored.report.checkpoint.assumed:
+        values = ", ".join(f"{key} {getattr(augment, key)}" for key in assumed)
+        lines.append(f"the checkpoint does not tell how it sees images; assumed: {values}")
+    if restored.classes is None:
+        lines.append("the checkpoint names no classes, so numbers are shown: classes=<file> names them")
+    return lines
+
+
 def main(words: Sequence[str]) -> int:
     """Predict, print, write; the exit code."""
     chosen, screen = settings(words), Screen()
@@ -164,6 +175,8 @@ def main(words: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         screen.say(str(error))
         return 2
+    for note in assumptions(restored):
+        screen.say(note)
     rows = list(
         predictions(restored, files, batch_size=chosen.batch_size, top=chosen.top, device=chosen.device)
     )

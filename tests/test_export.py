@@ -9,15 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import Tensor, nn
 
-from mixer_lightning import export
+from mixer_lightning import export, predict
 from mixer_lightning.models import create_model
 from mixer_lightning.models.checkpoints import load, read, restore, save_flax, save_timm
 from mixer_lightning.models.convmixer import ConvMixer
@@ -168,7 +170,6 @@ def test_the_flax_format_is_of_mixers(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_onnx_computes_it_for_any_batch(
     model: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnx
     from onnx.reference import ReferenceEvaluator
 
     path = tmp_path / "m.onnx"
@@ -179,10 +180,11 @@ def test_onnx_computes_it_for_any_batch(
     for part in (IMAGES, IMAGES[:1]):
         (logits,) = evaluator.run(None, {"images": part.numpy()})
         np.testing.assert_allclose(logits, expected(model)[: len(part)], rtol=1e-4, atol=1e-5)
-    metadata = {p.key: p.value for p in onnx.load(path).metadata_props}
-    assert json.loads(metadata["classes"]) == CLASSES
-    assert json.loads(metadata["preprocessing"]) == ALL_SEEN
-    assert metadata["image_size"] == "8"
+    beside = json.loads((tmp_path / "m.onnx.json").read_text())
+    assert beside["classes"] == CLASSES
+    assert beside["image_size"] == 8
+    assert ALL_SEEN.items() <= beside.items()
+    assert "short side to 8 px, antialiased bilinear, of which the centre: float32 [batch, 3, 8, 8]" in said
 
     # Where ONNX Runtime is not installed, the evaluator of onnx judges; where neither is, nobody does.
     for missing, words in (
@@ -223,6 +225,42 @@ def test_what_onnx_needs_is_said(
     )
 
 
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("timm", "m.pth"), ("timm", "m.safetensors"), ("npz", "m.npz"), ("safetensors", "own.safetensors")],
+)
+@pytest.mark.parametrize("make", [mixer, convmixer])
+def test_predict_says_of_an_export_what_it_says_of_the_run(
+    to: str, name: str, make: Callable[[], nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (to, make) == ("npz", convmixer):
+        make = functools.partial(wide_mixer, tmp_path)
+    write_run(tmp_path / "run", make())
+    assert run(f"checkpoint={tmp_path / 'run'}", f"to={to}", f"output={tmp_path / name}") == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+
+    def rows(checkpoint: Path) -> Any:
+        words = [f"checkpoint={checkpoint}", f"images={tmp_path / 'a.png'}", "device=cpu"]
+        assert predict.main([*words, f"output={tmp_path / 'out.json'}"]) == 0
+        return json.loads((tmp_path / "out.json").read_text())
+
+    capsys.readouterr()
+    (theirs,), (ours,) = rows(tmp_path / name), rows(tmp_path / "run")
+    assert "assumed" not in capsys.readouterr().out
+    assert [each["class"] for each in theirs["classes"]] == [each["class"] for each in ours["classes"]]
+    assert {each["class"] for each in ours["classes"]} == set(CLASSES)
+    found, wanted = ([each["probability"] for each in row["classes"]] for row in (theirs, ours))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    (tmp_path / f"{name}.json").unlink(missing_ok=True)
+    if to == "timm" and make is mixer:  # the same weights alone
+        (alone,) = rows(tmp_path / name)
+        assert abs(alone["classes"][0]["probability"] - wanted[0]) > 1e-4
+        said = capsys.readouterr().out
+        assert "assumed: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], eval_crop 1.0, eval_resize" in said
+        assert "names no classes" in said
+
+
 # --------------------------------------------------------------------------------------- other settings
 
 
@@ -251,7 +289,7 @@ def test_an_output_that_is_there_is_kept_unless_asked(
     assert path.read_text() == "precious"
     assert run(*words, "overwrite=true") == 0
     assert restore(path).name is None
-    assert [file.name for file in path.parent.iterdir()] == ["m.npz"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["m.npz", "m.npz.json"]
 
 
 def forge(monkeypatch: pytest.MonkeyPatch, to: str, write: Callable[[Path, export.Restored], None]) -> None:
@@ -311,10 +349,11 @@ def test_data_beside_a_large_onnx_file_moves_with_it(tmp_path: Path, monkeypatch
         path.with_name(f"{path.name}.data").write_bytes(b"weights")
 
     judged = export.of_module(model), "nobody"
+    monkeypatch.setattr(export, "facts", lambda restored: {})
     fake = export.Format(write_two, lambda path, restored: judged, lambda path, restored: "")
     monkeypatch.setitem(export.FORMATS, "onnx", fake)
     written = export.write(restore(tmp_path / "run"), "onnx", tmp_path / "out" / "m.onnx")
-    assert written.num_bytes == 12
+    assert written.num_bytes == len(b"graph") + len(b"weights") + len("{}\n")
     assert (tmp_path / "out" / "m.onnx").read_bytes() == b"graph"
     assert (tmp_path / "out" / "m.onnx.data").read_bytes() == b"weights"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> N
         assert (job.choices["model"], job.recipe["image_size"]) == ("mixer_s16", 32)
     other = implied([f"checkpoint={tmp_path}", "model=mixer_b16", "augment.std=[1,1,1]"], MODELS)
     assert other == ["augment.mean=[0.1,0.2,0.3]"]  # another model's size is its own
+
+
+def test_the_file_beside_an_export_goes_before_the_weights_name(tmp_path: Path) -> None:
+    view = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "eval_crop": 0.9, "eval_resize": "square"}
+    said = {"model": "mixer_s16", "image_size": 32, "classes": ["a", "b"], **view}
+    (tmp_path / "convmixer_768_32.pth.json").write_text(json.dumps(said))
+    words = [f"checkpoint={tmp_path / 'convmixer_768_32.pth'}"]
+    found = implied(words, MODELS)
+    assert found == [
+        "model=mixer_s16", "image_size=32", "augment.mean=[0.1,0.2,0.3]", "augment.std=[1.0,2.0,3.0]",
+    ]  # fmt: skip
+    judged = implied_for_evaluation(words, MODELS)
+    assert {*found, "augment.eval_crop=0.9", "augment.eval_resize='square'"} <= {*judged}
+    (tmp_path / "convmixer_768_32.pth.json").write_text("{")
+    with pytest.raises(ValueError, match=r"pth\.json is no readable JSON"):
+        implied(words, MODELS)
 
 
 @pytest.mark.parametrize("name", ["mixer_s32", "convmixer_256_8"])

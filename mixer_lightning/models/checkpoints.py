@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixer_lightning import results
+from mixer_lightning import pretrained, results
 from mixer_lightning.models import create_model, default_image_size, hub, list_models, model_node
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
@@ -97,7 +97,8 @@ class Checkpoint:
 
     `model` is None where the tensors are neither a Mixer's nor a ConvMixer's. `classes` and `recipe` come with the
     checkpoints of our own runs. `preprocessing` says what images the weights take, as parameters of Augment in
-    data/transforms.py (see PREPROCESSING): the file's own word, else what is usual for the family.
+    data/transforms.py (see PREPROCESSING): the file's own word, or that of the JSON file beside it, else what is usual
+    for the family. `assumed` are those of PREPROCESSING that nothing states.
     """
 
     path: Path
@@ -107,6 +108,7 @@ class Checkpoint:
     classes: list[str] | None = None
     recipe: dict[str, Any] | None = field(default=None, repr=False)
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.path.name} ({self.kind}: {self.model or 'neither a Mixer nor a ConvMixer'})"
@@ -175,7 +177,7 @@ def read(path: str | Path) -> Checkpoint:
     if name.startswith(hub.PREFIX):
         name = name.removeprefix(hub.PREFIX)
         fetched = read(hub.fetch(name))
-        return replace(fetched, kind=hub.PREFIX + name, preprocessing=hub.preprocessing(name))
+        return replace(fetched, kind=hub.PREFIX + name, preprocessing=hub.preprocessing(name), assumed=[])
     path = Path(path).expanduser()
     if path.is_dir():
         path = _in_run(path)
@@ -304,32 +306,41 @@ def _from_state_dict(path: Path, state: Mapping[str, Any], content: Mapping[str,
         tensors = _from_sequential(tensors)
     model = describe(tensors)
     recipe = content["recipe"] if isinstance(content.get("recipe"), dict) else None
-    own = content.get(OWN_KEY, {})
+    own = content.get(OWN_KEY) or pretrained.facts_beside(path)
     if own:
         kind = "export of this project"
     if recipe is not None:
-        node = recipe.get("model")
+        node, augment = recipe.get("model"), recipe.get("augment")
         own = {
+            **(augment if isinstance(augment, Mapping) else {}),
             "image_size": recipe.get("image_size"),
             "activation": node.get("activation", "gelu") if isinstance(node, Mapping) else None,
-            "preprocessing": recipe.get("augment"),
             "classes": content.get("classes"),
         }
     if own and model is not None and model.family == "ConvMixer":  # more than the tensors tell
         size = own.get("image_size")
         size = size if isinstance(size, int) else None
         model = replace(model, image_size=size, activation=own.get("activation"))
+    stated = own or hub.beside(path)
+    assumed = _unstated(stated) if recipe is None else []  # a run's other values were the defaults
+    return Checkpoint(
+        path, kind, tensors, model, _classes(own), recipe, _preprocessing(stated, model), assumed
+    )
+
+
+def _classes(own: Mapping[str, Any]) -> list[str] | None:
     named = own.get("classes")
-    classes = [str(name) for name in named] if isinstance(named, list) else None
-    preprocessing = _preprocessing(own.get("preprocessing") or hub.beside(path), model)
-    return Checkpoint(path, kind, tensors, model, classes, recipe, preprocessing)
+    return [str(name) for name in named] if isinstance(named, list) else None
 
 
-def _preprocessing(stated: Any, model: Description | None) -> dict[str, Any]:
+def _preprocessing(stated: Mapping[str, Any], model: Description | None) -> dict[str, Any]:
     """What a file states of its images; without a mean, what is usual for the family comes first."""
     usual = USUAL_PREPROCESSING.get(model.family, {}) if model is not None else {}
-    stated = stated if isinstance(stated, Mapping) else {}
     return usual | {key: stated[key] for key in PREPROCESSING if key in stated}
+
+
+def _unstated(stated: Mapping[str, Any]) -> list[str]:
+    return [key for key in PREPROCESSING if key not in stated]
 
 
 def _strip(key: str) -> str:
@@ -387,7 +398,16 @@ def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     older = any("Mixer/" in key for key in arrays)  # the name of its root
     kind = "official Flax Mixer, older layout" if older else "official Flax Mixer"
     model = describe(tensors)
-    return Checkpoint(path, kind, tensors, model, preprocessing=_preprocessing(None, model))
+    own = pretrained.facts_beside(path)
+    return Checkpoint(
+        path,
+        kind,
+        tensors,
+        model,
+        _classes(own),
+        preprocessing=_preprocessing(own, model),
+        assumed=_unstated(own),
+    )
 
 
 def _from_older(key: str, array: NDArray[Any]) -> tuple[str, NDArray[Any]]:
@@ -734,12 +754,12 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[st
 
 
 def facts(restored: Restored) -> dict[str, Any]:
-    """What a file should say of a model besides its tensors, as plain containers."""
+    """What a file, or the JSON file beside it, should say of a model besides its tensors, as plain containers."""
     found = {
         "model": restored.name,
         "image_size": restored.image_size,
         "activation": getattr(restored.model, "activation", None),
         "classes": restored.classes,
-        "preprocessing": restored.preprocessing,
+        **restored.preprocessing,
     }
     return {key: value for key, value in found.items() if value is not None}

@@ -183,7 +183,7 @@ def test_an_export_says_it_in_json_for_others(tmp_path: Path) -> None:
     assert json.loads(metadata["mixer_lightning"]) == {
         "image_size": 8,
         "classes": CLASSES,
-        "preprocessing": SEEN,
+        **SEEN,
     }
 
 
