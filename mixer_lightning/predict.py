@@ -156,6 +156,11 @@ def prepare(chosen: argparse.Namespace) -> tuple[Restored, list[Path]]:
     return restored, files
 
 
+def percent(share: float) -> str:
+    """97.3 %, 0.1 %, and below that with two digits: 0.0043 %."""
+    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:#.2g} %"
+
+
 def assumptions(restored: Restored) -> list[str]:
     """A line for what the checkpoint does not tell of its images, and one where it names no classes."""
     lines, augment = [], Augment(**restored.preprocessing)
@@ -185,7 +190,7 @@ def main(words: Sequence[str]) -> int:
         "",
         ("file", *(f"{rank}." for rank in range(1, width + 1))),
         (
-            [row["file"], *(f"{each['class']} {100 * each['probability']:.1f} %" for each in row["classes"])]
+            [row["file"], *(f"{each['class']} {percent(each['probability'])}" for each in row["classes"])]
             for row in rows
             if "classes" in row
         ),

@@ -111,6 +111,23 @@ def test_what_is_not_there(
     assert message in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.9731, "97.3 %"), (0.001, "0.1 %"), (0.000043, "0.0043 %"), (0.0005, "0.050 %"), (3e-9, "3.0e-07 %")],
+)
+def test_small_shares_keep_two_digits(share: float, shown: str) -> None:
+    assert predict.percent(share) == shown
+
+
+def test_an_onnx_file_is_told_its_place(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint.parent / "birds.onnx").touch()
+    assert predict.main(words(checkpoint.parent / "birds.onnx", pictures)) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "is for ONNX Runtime, and birds.onnx.json beside it" in line
+
+
 def test_a_folder_is_no_output(
     checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

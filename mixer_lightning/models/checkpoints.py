@@ -190,6 +190,11 @@ def read(path: str | Path) -> Checkpoint:
     if path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
         return _from_state_dict(path, _find_state_dict(path, content), content)
+    if path.suffix == ".onnx":
+        raise ValueError(
+            f"{path} is for ONNX Runtime, and {pretrained.beside(path).name} beside it tells how images are seen: here "
+            "give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made of"
+        )
     raise ValueError(f"{path} is no known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
 
 
