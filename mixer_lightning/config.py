@@ -543,7 +543,21 @@ def _as_typed(override: str, multirun: bool) -> str:
         OverridesParser.create().parse_override(override)
     except HydraException:
         is_path = True
-    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'" if is_path else override
+    return f"{key}={quoted(value)}" if is_path else override
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, where only backslashes before a quote, or at the end, stand for anything else."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def unquoted(value: str) -> str:
+    """The text that Hydra makes of a value."""
+    quote = value[:1]
+    if quote not in ("'", '"'):
+        return value
+    return re.sub(rf"(\\+)({quote}|\Z)", lambda found: len(found[1]) // 2 * "\\" + found[2], value[1:-1])
 
 
 def values_of(override: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mixer_lightning import results
-from mixer_lightning.config import values_of
+from mixer_lightning.config import quoted, unquoted, values_of
 
 IMAGENET = (
     [0.485, 0.456, 0.406],
@@ -72,12 +72,12 @@ def _agreed(
 
 def _checkpoints(value: str) -> list[str]:
     """The names that `checkpoint=<value>` gives: one, or those of a sweep."""
-    return values_of(f"checkpoint={value}") or [_unquoted(value)]
+    return values_of(f"checkpoint={value}") or [unquoted(value)]
 
 
 def _implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
     given = _by_key(overrides)
-    name = _unquoted(given.get("checkpoint", ""))
+    name = unquoted(given.get("checkpoint", ""))
     if name in ("", "null"):
         return []
     recipe, exported = recipe_of(name), facts_beside(Path(name).expanduser())
@@ -114,7 +114,7 @@ def _implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
 
 def _implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -> list[str]:
     given = _by_key(overrides)
-    checkpoint = _unquoted(given.get("checkpoint", ""))
+    checkpoint = unquoted(given.get("checkpoint", ""))
     if checkpoint in ("", "null"):
         return []
     lines = _implied(overrides, models)
@@ -193,18 +193,11 @@ def _by_key(overrides: Sequence[str]) -> dict[str, str]:
     return {line.partition("=")[0].lstrip("+"): line.partition("=")[2] for line in overrides}
 
 
-def _unquoted(value: str) -> str:
-    """The text that Hydra makes of a value."""
-    if value[:1] in ("'", '"'):
-        return value[1:-1].replace(f"\\{value[0]}", value[0])
-    return value
-
-
 def _written(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return "'" + value.replace("'", "\\'") + "'"
+        return quoted(value)
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_written, value))}]"
     if isinstance(value, dict):

@@ -192,7 +192,10 @@ def test_a_head_for_other_classes_is_refused_but_features_serve(run_dir, tmp_pat
             "there is no checkpoint file no/such.npz",
         ),
         (["RUN", "evals=none"], "'evals' is empty"),
-        (["RUN", "val_split=none", "evals=val"], "evals.val: no split 'val', there are: test"),
+        (
+            ["RUN", "val_split=none", "evals=val"],
+            "evals.val: no split 'val', there are: test. Take evals=test",
+        ),
         (["RUN", "evals=real"], "evals.real: ReaL has classes up to 999, but digits has 10"),
         (["RUN", "model.num_blocks=3"], "does not fit"),
     ],

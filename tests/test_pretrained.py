@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixer_lightning.config import compose, groups
+from mixer_lightning.config import compose, groups, unquoted
 from mixer_lightning.models import create_model
 from mixer_lightning.models.checkpoints import save_timm
-from mixer_lightning.pretrained import DEVICE_BATCH, check_there, implied, implied_for_evaluation, model_named
+from mixer_lightning.pretrained import (
+    DEVICE_BATCH,
+    check_there,
+    implied,
+    implied_for_evaluation,
+    model_named,
+    override,
+)
 
 MODELS = groups()["model"]
 
@@ -109,6 +116,29 @@ def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> Non
         check_there(str(tmp_path / "mixer_s3.pth"))
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint file .*/x/y\.npz$"):
         check_there(str(tmp_path / "x" / "y.npz"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"C:\birds\new",
+        "C:\\",
+        r"\\server\x",
+        "it's",
+        r"a\'b",
+        r"a\\'",
+        '"q"',
+        "a,b",
+        "x=[1]",
+        " a ",
+        "\\'",
+        "",
+    ],
+)
+def test_any_text_comes_through_hydra_as_it_is(text: str) -> None:
+    (job,) = compose("finetune", [override("checkpoint", text), "model=mixer_b16", "data=digits"]).jobs
+    assert job.recipe["checkpoint"] == text
+    assert unquoted(override("checkpoint", text).partition("=")[2]) == text
 
 
 def test_nothing_follows_from_no_checkpoint() -> None:

@@ -37,8 +37,13 @@ class Accuracy:
 
     def check(self, data: Data) -> None:
         """Refuse splits that the data set lacks."""
+        other = next((split for split in ("test", "val") if split in eval_splits(data)), None)
         for split in self.splits or []:
-            checked_split(data, split)
+            try:
+                checked_split(data, split)
+            except ValueError as error:
+                instead = f"evals={other}" if other else "evals=accuracy for them all"
+                raise ValueError(f"{error}. Take {instead}" if eval_splits(data) else str(error)) from error
 
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """`<split>/top1`, and `<split>/top5` where there are more than five classes."""
