@@ -170,7 +170,7 @@ def signature(target: str) -> dict[str, Parameter]:
             node = defined[name]
             return _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
         if name not in {found for node in body for found in _names(node)}:
-            raise ValueError(f"there is no '{target}'{_did_you_mean(name, sorted(defined), f'{module}.')}")
+            raise ValueError(f"there is no '{target}'{did_you_mean(name, sorted(defined), f'{module}.')}")
     try:
         found = inspect.signature(locate(target))
     except (ImportError, AttributeError, ValueError, TypeError):
@@ -379,7 +379,7 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
     for key, value in node.items():
         path = f"{dot}{key}"
         if key not in known:
-            yield Problem(path, f"unknown key '{path}'{_did_you_mean(str(key), known, dot)}")
+            yield Problem(path, f"unknown key '{path}'{did_you_mean(str(key), known, dot)}")
         elif not fits(known[key].annotation, value):
             yield Problem(path, f"'{path}' takes {known[key].annotation}, found {value!r}")
     for key, parameter in known.items():
@@ -387,7 +387,8 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
             yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({parameter.annotation})")
 
 
-def _did_you_mean(word: str, choices: Mapping[str, Any] | Sequence[str], prefix: str = "") -> str:
+def did_you_mean(word: str, choices: Mapping[str, Any] | Sequence[str], prefix: str = "") -> str:
+    """': did you mean ...?', to be put behind a message; empty where nothing is near."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.55)
     return f": did you mean '{prefix}{close[0]}'?" if close else ""
 
@@ -643,11 +644,11 @@ def _wrong_on_sight(override: str, known: Mapping[str, list[str]]) -> str | None
     if key in known and not any(c in value for c in "*()"):
         for choice in filter(None, (word.strip() for word in value.strip("[]").split(","))):
             if choice not in known[key] and not (key == "experiment" and choice == "null"):
-                hint = _did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
+                hint = did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
                 return f"unknown {key} '{choice}'{hint}"
     root = _key(override).split(".")[0].split("/")[0]
     everything = [*known, *(f.name for f in fields(Recipe)), "hydra"]
-    return None if root in everything else f"unknown key '{root}'{_did_you_mean(root, everything)}"
+    return None if root in everything else f"unknown key '{root}'{did_you_mean(root, everything)}"
 
 
 def _written_in(key: str, config_name: str, choices: Mapping[str, str], folders: Sequence[Path]) -> str:
@@ -689,7 +690,7 @@ def _in_our_words(
         chosen = [line.partition("=")[2] for line in overrides if _key(line) == "experiment"]
         files = [folder / "experiment" / f"{name}.yaml" for folder in folders for name in chosen]
         where = [os.path.relpath(path) for path in files if path.exists() and choice in path.read_text()]
-        return f"unknown {group} '{choice}'{_did_you_mean(choice, known[group])}" + "".join(
+        return f"unknown {group} '{choice}'{did_you_mean(choice, known[group])}" + "".join(
             f"  (in {w})" for w in where
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]

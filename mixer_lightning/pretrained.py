@@ -7,7 +7,6 @@ the model; of other files the shapes of the tensors do. What the user states on 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ def _implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
     name = unquoted(given.get("checkpoint", ""))
     if name in ("", "null"):
         return []
-    recipe, exported = recipe_of(name), facts_beside(Path(name).expanduser())
+    recipe, exported = recipe_of(name), results.facts_beside(Path(name).expanduser())
     found: dict[str, Any] = {}
     if exported:
         model = exported.get("model")
@@ -131,33 +130,12 @@ def _implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -
             lines += [f"data={choices['data']}"] if "data" not in given else []
         for group, node in nodes.items():
             found |= {f"{group}.{key}": value for key, value in node.items() if key != "_target_"}
-    exported = facts_beside(Path(checkpoint).expanduser())
+    exported = results.facts_beside(Path(checkpoint).expanduser())
     if "augment" not in given:
         views = ("eval_crop", "eval_resize", "eval_interpolation")
         found |= {f"augment.{key}": exported[key] for key in views if key in exported}
     taken = given.keys() | {line.partition("=")[0] for line in lines}
     return lines + [override(key, value) for key, value in found.items() if key not in taken]
-
-
-def beside(weights: Path) -> Path:
-    """Where an export says of its weights what they do not tell themselves: birds.onnx.json for birds.onnx."""
-    return weights.with_name(f"{weights.name}.json")
-
-
-def facts_beside(weights: Path) -> dict[str, Any]:
-    """What the file `beside` some weights says (models/checkpoints.py, `facts`); empty without one.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = beside(weights)
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable JSON: {error}. Export again, or take it away") from error
-    return found if isinstance(found, dict) else {}
 
 
 def check_there(checkpoint: str) -> None:

@@ -1,4 +1,6 @@
-"""The run directory's format: recipe.yaml, metrics.jsonl, metrics.csv, result.json. Standard library only.
+"""The run directory's format, and the JSON file beside an export. Standard library only.
+
+A run has recipe.yaml, metrics.jsonl, metrics.csv and result.json.
 
 Every file is written in one move (a temporary file in the same directory, flushed to disk, then renamed), so
 a reader sees the old content or the new, never half of it. metrics.jsonl alone grows line by line.
@@ -248,3 +250,24 @@ def differing_keys(
         for key in sorted(left.keys() | right.keys())
         if left.get(key, missing) != right.get(key, missing)
     ]
+
+
+def beside(weights: Path) -> Path:
+    """Where an export says of its weights what they do not tell themselves: birds.onnx.json for birds.onnx."""
+    return weights.with_name(f"{weights.name}.json")
+
+
+def facts_beside(weights: Path) -> dict[str, Any]:
+    """What the file `beside` some weights says (models/checkpoints.py, `facts`); empty without one.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = beside(weights)
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable JSON: {error}. Export again, or take it away") from error
+    return found if isinstance(found, dict) else {}

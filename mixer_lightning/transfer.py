@@ -17,14 +17,15 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning import evaluate, pretrained, results, run
-from mixer_lightning.config import Recipe, compose, groups, load_recipe
+from mixer_lightning.config import Recipe, compose, did_you_mean, groups, load_recipe
 from mixer_lightning.reports import transfer as tables
 from mixer_lightning.screen import Screen
+from mixer_lightning.words import Parser
 
 
 class Task(NamedTuple):
@@ -281,9 +282,9 @@ def _hours(seconds: float) -> str:
 
 def settings(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line: ours, and what is handed on to finetune.py. A wrong word ends the program with a sentence."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mixer_lightning.transfer",
-        usage="%(prog)s checkpoint=<file> [suite=avg5] [key=value ...] [--dry-run]",
+    parser = Parser(
+        "mixer_lightning.transfer",
+        usage="checkpoint=<file> [suite=avg5] [key=value ...] [--dry-run]",
         description="Fine-tunes a checkpoint on every data set of a suite and writes the row of the transfer table. "
         "Any key of finetune.py may be added: trainer=gpu, device_batch=128, image_size=448.",
     )
@@ -310,6 +311,10 @@ def settings(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if wrong:
         parser.error(f"'{wrong[0]}' is not of the form key=value")
     given = dict(word.partition("=")[::2] for word in rest)
+    known_keys = [*ours, *groups(), *(each.name for each in fields(Recipe)), "hydra"]
+    for root in (key.lstrip("+~").partition(".")[0].partition("/")[0] for key in given):
+        if root not in known_keys:
+            parser.error(f"unknown key '{root}'{did_you_mean(root, known_keys)}")
     for key in ("data", "seed", "optimizer.lr", "train_split", "val_split", "test_split", "name", "evals"):
         if key in given:
             parser.error(f"'{key}' is the suite's to say: choose tasks= and seeds=, or use finetune.py")

@@ -19,7 +19,7 @@ from PIL import Image
 from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import Tensor, nn
 
-from mixer_lightning import export, predict
+from mixer_lightning import export, exporting, predict
 from mixer_lightning.models import create_model
 from mixer_lightning.models.checkpoints import load, read, restore, save_flax, save_timm
 from mixer_lightning.models.convmixer import ConvMixer
@@ -118,12 +118,12 @@ def test_timm_loads_it_by_the_printed_line(
         torch.testing.assert_close(theirs.eval()(IMAGES), expected(model), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", export.TIMM_NAMES)
+@pytest.mark.parametrize("name", exporting.TIMM_NAMES)
 def test_known_models_have_timms_own_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         ours = create_model(name, num_classes=7)
-        restored = export.Restored(ours, name, 224, None, {}, None)  # type: ignore[arg-type]
-        function, arguments = export.timm_call(restored)
+        restored = exporting.Restored(ours, name, 224, None, {}, None)  # type: ignore[arg-type]
+        function, arguments = exporting.timm_call(restored)
         assert function == "timm.create_model"
         theirs = timm.create_model(**arguments)
     shapes = [{key: t.shape for key, t in m.state_dict().items()} for m in (ours, theirs)]
@@ -138,7 +138,9 @@ def test_a_known_shape_with_another_activation_is_spelled_out() -> None:
     with torch.device("meta"):
         sizes = {"dim": 768, "depth": 32, "kernel_size": 7, "patch_size": 7}
         gelu = ConvMixer(**sizes, activation="gelu", num_classes=7, image_size=224)
-    function, arguments = export.timm_call(export.Restored(gelu, "convmixer_768_32", 224, None, {}, None))  # type: ignore[arg-type]
+    function, arguments = exporting.timm_call(
+        exporting.Restored(gelu, "convmixer_768_32", 224, None, {}, None)
+    )  # type: ignore[arg-type]
     assert (function, arguments["act_layer"]) == ("timm.models.convmixer.ConvMixer", nn.GELU)
 
 
@@ -192,7 +194,7 @@ def test_onnx_computes_it_for_any_batch(
         (["onnxruntime", "onnx"], "pip install"),
     ):
         without(monkeypatch, *missing)
-        logits, judge = export.reload_onnx(path, restore(tmp_path / "run"))
+        logits, judge = exporting.reload_onnx(path, restore(tmp_path / "run"))
         assert words in judge
         assert (logits is None) == ("onnx" in missing)
 
@@ -292,14 +294,16 @@ def test_an_output_that_is_there_is_kept_unless_asked(
     assert sorted(file.name for file in path.parent.iterdir()) == ["m.npz", "m.npz.json"]
 
 
-def forge(monkeypatch: pytest.MonkeyPatch, to: str, write: Callable[[Path, export.Restored], None]) -> None:
-    monkeypatch.setitem(export.FORMATS, to, export.FORMATS[to]._replace(write=write))
+def forge(
+    monkeypatch: pytest.MonkeyPatch, to: str, write: Callable[[Path, exporting.Restored], None]
+) -> None:
+    monkeypatch.setitem(exporting.FORMATS, to, exporting.FORMATS[to]._replace(write=write))
 
 
 def test_a_file_that_computes_something_else_is_not_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(path: Path, restored: export.Restored) -> None:
+    def write(path: Path, restored: exporting.Restored) -> None:
         state = restored.model.state_dict()
         changed = state["blocks.0.mlp_tokens.fc1.weight"].clone()
         torch.save(state | {"blocks.0.mlp_tokens.fc1.weight": changed.roll(1, 0)}, path)
@@ -329,7 +333,7 @@ def test_weights_that_are_no_numbers_are_not_exported(
 def test_a_full_disk_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(path: Path, restored: export.Restored) -> None:
+    def write(path: Path, restored: exporting.Restored) -> None:
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
@@ -344,15 +348,15 @@ def test_a_full_disk_is_one_line(
 def test_data_beside_a_large_onnx_file_moves_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_run(tmp_path / "run", mixer())
 
-    def write_two(path: Path, restored: export.Restored) -> None:
+    def write_two(path: Path, restored: exporting.Restored) -> None:
         path.write_bytes(b"graph")
         path.with_name(f"{path.name}.data").write_bytes(b"weights")
 
-    judged = export.of_module(model), "nobody"
-    monkeypatch.setattr(export, "facts", lambda restored: {})
-    fake = export.Format(write_two, lambda path, restored: judged, lambda path, restored: "")
-    monkeypatch.setitem(export.FORMATS, "onnx", fake)
-    written = export.write(restore(tmp_path / "run"), "onnx", tmp_path / "out" / "m.onnx")
+    judged = exporting.of_module(model), "nobody"
+    monkeypatch.setattr(exporting, "facts", lambda restored: {})
+    fake = exporting.Format(write_two, lambda path, restored: judged, lambda path, restored: "")
+    monkeypatch.setitem(exporting.FORMATS, "onnx", fake)
+    written = exporting.write(restore(tmp_path / "run"), "onnx", tmp_path / "out" / "m.onnx")
     assert written.num_bytes == len(b"graph") + len(b"weights") + len("{}\n")
     assert (tmp_path / "out" / "m.onnx").read_bytes() == b"graph"
     assert (tmp_path / "out" / "m.onnx.data").read_bytes() == b"weights"
@@ -365,8 +369,14 @@ def test_data_beside_a_large_onnx_file_moves_with_it(tmp_path: Path, monkeypatch
         (["checkpoint=x.npz", "to=tflite", "output=m.npz"], "invalid choice: 'tflite'"),
         (["checkpoint=x.npz", "to=npz", "output=m.pth"], "to=npz writes a file ending in .npz, not m.pth"),
         (["checkpoint=x.npz", "to=npz", "output=m.npz", "image_size=0"], "image_size must be at least 1"),
-        (["checkpoint=x.npz", "to=npz", "output=m.npz", "imagesize=8"], "unrecognized arguments"),
-        (["checkpoint=x.npz", "to=npz", "output=m.npz", "over=true"], "unrecognized arguments"),
+        (
+            ["checkpoint=x.npz", "to=npz", "output=m.npz", "imagesize=8"],
+            "unknown key 'imagesize': did you mean 'image_size'?",
+        ),
+        (
+            ["checkpoint=x.npz", "to=npz", "output=m.npz", "overwite=true"],
+            "unknown key 'overwite': did you mean 'overwrite'?",
+        ),
         (["checkpoint=x.npz", "to=npz", "output=m.npz"], "there is no checkpoint file x.npz"),
         (["checkpoint=timm:mixer", "to=npz", "output=m.npz"], "timm has no weights 'mixer'"),
         (

@@ -38,9 +38,12 @@ FLOORS = {
     "studies": 7,
     "pretrained": 3,
     "transfer": 8,
+    "words": 1,
+    "prediction": 6,
     "predict": 7,
     "evaluation": 6,
     "evaluate": 7,
+    "exporting": 6,
     "export": 7,
     "prepare": 7,
     "": 6,  # mixer_lightning itself: what it offers to a notebook
@@ -55,7 +58,7 @@ TOLD_APART = {
     "torchmetrics": {"evals", "classifier", "callbacks"},
     "matplotlib": {"reports"},
 }
-WITHOUT_TORCH = {"config", "results", "screen", "run", "reports"}
+WITHOUT_TORCH = {"config", "results", "screen", "words", "run", "reports"}
 
 
 def room(module: str) -> str:

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from mixer_lightning import predict
+from mixer_lightning import predict, prediction
 from mixer_lightning.models import create_model
-from mixer_lightning.models.checkpoints import save_timm
+from mixer_lightning.models.checkpoints import restore, save_timm
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_figures_are_the_networks_on_the_evaluations_view(checkpoint: Path, 
     rows = json.loads((checkpoint.parent / "out.json").read_text())
     assert [Path(row["file"]).name for row in rows] == ["b.png", "c.PNG", "a.png"]
     model = create_model("convmixer_96_4", num_classes=7, image_size=16, checkpoint=checkpoint).eval()
-    restored = predict.restore(checkpoint, model="convmixer_96_4", image_size=16)
+    restored = restore(checkpoint, model="convmixer_96_4", image_size=16)
     side = int(16 / restored.preprocessing.get("eval_crop", 1.0))
     view = v2.Compose(
         [
@@ -116,7 +116,7 @@ def test_what_is_not_there(
     [(0.9731, "97.3 %"), (0.001, "0.1 %"), (0.000043, "0.0043 %"), (0.0005, "0.050 %"), (3e-9, "3.0e-07 %")],
 )
 def test_small_shares_keep_two_digits(share: float, shown: str) -> None:
-    assert predict.percent(share) == shown
+    assert prediction.percent(share) == shown
 
 
 def test_an_onnx_file_is_told_its_place(

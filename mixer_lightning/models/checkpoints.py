@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixer_lightning import pretrained, results
+from mixer_lightning import results
 from mixer_lightning.models import create_model, default_image_size, hub, list_models, model_node
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
@@ -192,7 +192,7 @@ def read(path: str | Path) -> Checkpoint:
         return _from_state_dict(path, _find_state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
-            f"{path} is for ONNX Runtime, and {pretrained.beside(path).name} beside it tells how images are seen: here "
+            f"{path} is for ONNX Runtime, and {results.beside(path).name} beside it tells how images are seen: here "
             "give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made of"
         )
     raise ValueError(f"{path} is no known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
@@ -311,7 +311,7 @@ def _from_state_dict(path: Path, state: Mapping[str, Any], content: Mapping[str,
         tensors = _from_sequential(tensors)
     model = describe(tensors)
     recipe = content["recipe"] if isinstance(content.get("recipe"), dict) else None
-    own = content.get(OWN_KEY) or pretrained.facts_beside(path)
+    own = content.get(OWN_KEY) or results.facts_beside(path)
     if own:
         kind = "export of this project"
     if recipe is not None:
@@ -403,7 +403,7 @@ def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     older = any("Mixer/" in key for key in arrays)  # the name of its root
     kind = "official Flax Mixer, older layout" if older else "official Flax Mixer"
     model = describe(tensors)
-    own = pretrained.facts_beside(path)
+    own = results.facts_beside(path)
     return Checkpoint(
         path,
         kind,

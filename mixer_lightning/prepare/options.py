@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import hashlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mixer_lightning import config
+from mixer_lightning.words import Parser
 
-USAGE = """%(prog)s data=<name> source=<path> output=<folder> [key=value ...]
+USAGE = """data=<name> source=<path> output=<folder> [key=value ...]
 
   python -m mixer_lightning.prepare data=imagenet1k source=~/archives output=data/imagenet1k
   python -m mixer_lightning.prepare data=imagenet21k variant=winter21 source=winter21_whole.tar output=data/imagenet21k
@@ -93,25 +93,17 @@ def parse(words: Sequence[str]) -> Options:
     """The options of a command line. Wrong words end the program, with a sentence each and exit code 2."""
     overrides = tuple(word for word in words if word.startswith("data."))
     plain = [word for word in words if word not in overrides]
-    messages = [
-        f"'{word}' is not of the form key=value" for word in plain if "=" not in word and word[:1] != "-"
-    ]
     parser = _parser()
-    known = [action.dest for action in parser._actions]
-    given = [
-        word if word.startswith("-") else f"--{word}" for word in plain if "=" in word or word[:1] == "-"
-    ]
-    chosen, unknown = parser.parse_known_args(given)
-    for word in unknown:
-        key = word.lstrip("-").partition("=")[0]
-        messages.append(f"unknown key '{key}'{_close(key, known)}")
+    messages = parser.wrong(plain)
+    keyed = [word for word in plain if "=" in word or word.startswith("-")]
+    chosen, _ = parser.parse_known_args([word if word.startswith("-") else f"--{word}" for word in keyed])
     for key in ("data", "output"):
         if getattr(chosen, key) is None:
             messages.append(f"'{key}' is missing: {key}=...")
     names = sorted({*OWN, *config.groups()["data"]})
     if chosen.data is not None and chosen.data not in names:
         messages.append(
-            f"unknown data '{chosen.data}'{_close(chosen.data, names)}. There are: {', '.join(names)}"
+            f"unknown data '{chosen.data}'{config.did_you_mean(chosen.data, names)}. There are: {', '.join(names)}"
         )
     values = vars(chosen) | {"overrides": overrides}
     if messages := messages or _wrong(values):
@@ -121,25 +113,12 @@ def parse(words: Sequence[str]) -> Options:
     return Options(**values)
 
 
-def _close(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.55)
-    return f": did you mean '{close[0]}'?" if close else ""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        config.refuse([message])
-        raise AssertionError
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m mixer_lightning.prepare",
+def _parser() -> Parser:
+    parser = Parser(
+        "mixer_lightning.prepare",
         usage=USAGE,
         description="Write a data set as WebDataset shards with an index. What was interrupted goes on with the same "
         "command. Keys data.<key>=<value> go to the function of conf/data.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = parser.add_argument

@@ -33,6 +33,7 @@ from mixer_lightning.models import create_model
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.step_speed import take_turns
+from mixer_lightning.words import Parser
 
 EXPERIMENT = "convmixer_256_8_cifar10_25ep"
 Batches = Iterator[tuple[Tensor, Tensor]]  # float32 [B, 3, 32, 32] on the device, targets [B, K]
@@ -139,9 +140,9 @@ def measured(
 
 def settings(words: Sequence[str]) -> argparse.Namespace:
     """The command line, as key=value. A wrong word ends the program with a sentence."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mixer_lightning.studies.cifar",
-        usage="%(prog)s root=<class folders of CIFAR's training images> [key=value ...]",
+    parser = Parser(
+        "mixer_lightning.studies.cifar",
+        usage="root=<class folders of CIFAR's training images> [key=value ...]",
         description="Images per second of CIFAR training, our input pipeline against torchvision's.",
     )
     add = parser.add_argument
@@ -158,7 +159,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     )
     add("--steps", type=int, default=4, metavar="N", help="of a turn with training; default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
-    chosen = parser.parse_args([word if word.startswith("-") else f"--{word}" for word in words])
+    chosen = parser.read(words)
     chosen.root = chosen.root.expanduser()
     if not chosen.root.is_dir():
         parser.error(f"there is no folder {chosen.root}")

@@ -40,6 +40,7 @@ from mixer_lightning.data.views import Integers, Views
 from mixer_lightning.reports import bars
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.step_speed import take_turns
+from mixer_lightning.words import Parser
 
 IMAGE_SIZE, BATCH_SIZE = 224, 128
 Interpolation = Literal["bilinear", "bicubic"]
@@ -299,9 +300,9 @@ def fidelity(files: Sequence[Path], *, interpolation: Interpolation) -> dict[str
 
 def settings(words: Sequence[str]) -> argparse.Namespace:
     """The command line, as key=value. A wrong word ends the program with a sentence."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mixer_lightning.studies.loader",
-        usage="%(prog)s root=<class folders> [key=value ...]",
+    parser = Parser(
+        "mixer_lightning.studies.loader",
+        usage="root=<class folders> [key=value ...]",
         description="Images per second of input pipelines, ours and others' in turns.",
     )
     cores = len(os.sched_getaffinity(0))
@@ -327,7 +328,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     add("--only", default=",", metavar="NAMES", help=f"of: {'; '.join(CONTESTANTS)} (separated by ;)")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--child", help=argparse.SUPPRESS)
-    chosen = parser.parse_args([word if word.startswith("-") else f"--{word}" for word in words])
+    chosen = parser.read(words)
     chosen.root = chosen.root.expanduser().absolute()
     if not chosen.root.is_dir():
         parser.error(f"there is no folder {chosen.root}")

@@ -28,6 +28,7 @@ from mixer_lightning.kernels.depthwise import DepthwiseConv2d, native_weight_gra
 from mixer_lightning.models import create_model, default_image_size, list_models, model_node
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.screen import Screen
+from mixer_lightning.words import Parser
 
 Found = TypeVar("Found")
 
@@ -202,10 +203,10 @@ def summary(case: Case, times: list[list[float]], chosen: Sequence[Variant]) -> 
 
 
 def settings(words: Sequence[str]) -> argparse.Namespace:
-    """The command line, as key=value or --key value. A wrong word ends the program with a sentence."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mixer_lightning.studies.step_speed",
-        usage="%(prog)s [key=value ...]",
+    """The command line, as key=value or --key=value. A wrong word ends the program with a sentence."""
+    parser = Parser(
+        "mixer_lightning.studies.step_speed",
+        usage="[key=value ...]",
         description="Speed of whole training steps, ours and timm's in turns. Settings are written key=value, "
         "for example: models=mixer_s16,convmixer_256_8 rounds=7",
     )
@@ -218,7 +219,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help="steps in a turn; default: 1 on a CPU, 10 on a GPU")
     add("--compile", choices=["true", "false"], default="false", help="bf16 variants also compiled")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
-    chosen = parser.parse_args([word if word.startswith("-") else f"--{word}" for word in words])
+    chosen = parser.read(words)
     chosen.models = chosen.models.split(",")
     for name in chosen.models:
         if name not in CASES and name not in list_models():

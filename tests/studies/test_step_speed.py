@@ -93,7 +93,7 @@ def test_the_program_writes_what_it_measured(
         (["models=convmixer_256_9"], "no model 'convmixer_256_9'"),
         (["rounds=1"], "rounds must be at least 2"),
         (["batch_size=0"], "batch_size must be at least 1"),
-        (["roundz=3"], "unrecognized arguments"),
+        (["roundz=3"], "unknown key 'roundz': did you mean 'rounds'?"),
     ],
 )
 def test_a_wrong_setting_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
