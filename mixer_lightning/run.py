@@ -25,7 +25,13 @@ def train(recipe: Recipe, run_dir: Path) -> int:
 
 
 def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
-    screen = Screen(silent=is_silent())
+    code = _trained(recipe, run_dir, Screen(silent=is_silent()), head=head)
+    if code == 2:
+        leave_no_empty(run_dir)
+    return code
+
+
+def _trained(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Literal["auto", "new"]) -> int:
     try:
         if recipe.checkpoint is not None:
             pretrained.check_there(recipe.checkpoint)
@@ -46,13 +52,10 @@ def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> in
         with results.only_one(run_dir) if not screen.silent else contextlib.nullcontext():
             from mixer_lightning import training  # torch and Lightning: seconds
 
-            code = training.train(recipe, run_dir, screen, head=head)
+            return training.train(recipe, run_dir, screen, head=head)
     except ValueError as error:
         screen.say(str(error))
         return 2
-    if code == 2:
-        leave_no_empty(run_dir)
-    return code
 
 
 def finetune(recipe: Recipe, run_dir: Path) -> int:

@@ -25,6 +25,7 @@ def refused(tmp_path, capsys):
     """refused("..."): the words of a run that must exit with 2 and leave nothing behind."""
 
     def refused(*words: str) -> str:
+        (tmp_path / "run").mkdir()  # as Hydra does
         assert train(tmp_path / "run", *words) == 2
         assert not (tmp_path / "run").exists()
         said = capsys.readouterr()
