@@ -1,7 +1,8 @@
 """Encoded bytes become an RGB image here and nowhere else.
 
 `crops` is the seam for a decoder of our own: it is handed the encoded files of a piece of a batch, asks for their
-views once their sizes are known, and writes finished pixels; what it decodes in between is its own affair.
+views once their sizes are known, from the header where that tells, and writes finished pixels; what it decodes in
+between is its own affair.
 """
 
 from __future__ import annotations
@@ -49,24 +50,56 @@ def crops(
 ) -> list[tuple[int, str]]:
     """Write the views of n images to `out`, n times uint8 [3, S, S].
 
-    `views_of(positions, widths, heights)` gives the views of those images that can be decoded. Returns the positions
-    of the others, whose places in `out` stay as they are, with the reasons. With a `device`, JPEGs are decoded and
-    all images are cropped and resized there; a GPU's decoder (nvJPEG) gives slightly other pixels than libjpeg-turbo.
+    `views_of(positions, widths, heights)` gives the views of images; it is asked for those whose size is known at
+    first, and again where a header was wrong. Returns the positions of the others, whose places in `out` stay as they
+    are, with the reasons. With a `device`, JPEGs are decoded and all images are cropped and resized there; a GPU's
+    decoder (nvJPEG) gives slightly other pixels than libjpeg-turbo.
     """
-    images, positions, bad = [], [], []
-    done = {} if device is None else _jpegs_on(device, encoded)
+    held = {} if device is None else _jpegs_on(device, encoded)  # [3, H, W] each
+    bad: list[tuple[int, str]] = []
+    sizes: dict[int, tuple[int, int]] = {}
     for position, each in enumerate(encoded):
+        told = None if position in held else _told_size(each)
         try:
-            image = done[position] if position in done else pixels(each)  # [3, H, W]
-            images.append(image if device is None else image.to(device, non_blocking=True))
-            positions.append(position)
+            if told is None and position not in held:
+                held[position] = pixels(each)
         except ValueError as error:
             bad.append((position, str(error)))
-    heights, widths = (np.array([image.shape[axis] for image in images], dtype=np.int64) for axis in (1, 2))
-    views = views_of(np.array(positions, dtype=np.int64), widths, heights)
-    for i, (position, image) in enumerate(zip(positions, images, strict=True)):
-        out[position].copy_(view_one(image, views, i, out[position].shape[-1]))
-    return bad
+        else:
+            sizes[position] = told or _size(held[position])
+
+    def views_at(positions: Sequence[int]) -> Views:
+        widths, heights = np.array([sizes[each] for each in positions], dtype=np.int64).reshape(-1, 2).T
+        return views_of(np.array(positions, dtype=np.int64), widths, heights)
+
+    views = views_at(list(sizes))
+    for i, position in enumerate(sizes):
+        # One at a time: a decoded image is still in the cache when it is resized, and large ones do not add up.
+        try:
+            image = held.pop(position) if position in held else pixels(encoded[position])
+        except ValueError as error:
+            bad.append((position, str(error)))
+            continue
+        its, which = views, i
+        if _size(image) != sizes[position]:  # the header was wrong
+            sizes[position] = _size(image)
+            its, which = views_at([position]), 0
+        if device is not None:
+            image = image.to(device, non_blocking=True)
+        out[position].copy_(view_one(image, its, which, out[position].shape[-1]))
+    return sorted(bad)
+
+
+def _told_size(encoded: bytes | Pixels) -> tuple[int, int] | None:
+    """Width and height where they are known without decoding: of plain JPEGs, and of pixels."""
+    if not isinstance(encoded, bytes):
+        return encoded.shape[1], encoded.shape[0]
+    size = jpeg_size(encoded)
+    return size if size is not None and size[0] * size[1] <= MOST_PIXELS else None
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[2], image.shape[1]
 
 
 def _jpegs_on(device: torch.device, encoded: Sequence[bytes | Pixels]) -> dict[int, Tensor]:
@@ -76,9 +109,7 @@ def _jpegs_on(device: torch.device, encoded: Sequence[bytes | Pixels]) -> dict[i
     files = {
         position: torch.frombuffer(each, dtype=torch.uint8)
         for position, each in enumerate(encoded)
-        if isinstance(each, bytes)
-        and (size := jpeg_size(each)) is not None
-        and size[0] * size[1] <= MOST_PIXELS
+        if isinstance(each, bytes) and _told_size(each) is not None
     }
     try:
         images = decode_jpeg(list(files.values()), mode=ImageReadMode.RGB, device=device) if files else []
@@ -95,7 +126,7 @@ def pixels(encoded: bytes | Pixels) -> Tensor:
     """
     if not isinstance(encoded, bytes):
         return torch.from_numpy(encoded).permute(2, 0, 1)
-    if (size := jpeg_size(encoded)) is not None and size[0] * size[1] <= MOST_PIXELS:
+    if _told_size(encoded) is not None:
         from torchvision.io import ImageReadMode, decode_jpeg
 
         try:

@@ -37,7 +37,6 @@ from mixer_lightning.data.sources.shards import shards
 from mixer_lightning.data.splits import stretches
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.data.views import Integers, Views
-from mixer_lightning.reports import bars
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.step_speed import take_turns
 from mixer_lightning.words import Parser
@@ -453,6 +452,8 @@ def main(words: Sequence[str]) -> None:
     pixels: dict[str, dict[str, float]] = {
         kind: fidelity(files[:1000], interpolation=kind) for kind in INTERPOLATIONS
     }
+    from mixer_lightning.reports import bars  # matplotlib, whose memory is no contestant's
+
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / "loader_cpu.csv"
     results.write_rows(path, rows, digits=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 
 import numpy as np
 import pytest
@@ -276,11 +277,46 @@ def test_crops_writes_the_views_of_what_can_be_decoded_and_names_the_rest():
     assert "truncated" in bad[1][1].lower()
     assert (out[[1, 4]] == 7).all()
     good = [0, 2, 3, 5, 6, 7]
-    assert asked == [(good, [37, 37, 37, 2, 37, 1], [29, 29, 29, 2, 29, 1])]
+    told = [0, 2, 3, 4, 5, 6, 7]  # a cut file has a header
+    assert asked == [(told, [37, 37, 37, 37, 2, 37, 1], [29, 29, 29, 29, 2, 29, 1])]
     for i in good:
         image = pixels(files[i])
         view = Augment(eval_crop=0.875).eval_views(np.array([image.shape[2]]), np.array([image.shape[1]]), 8)
         assert torch.equal(out[i], view_one(image, view, 0, 8))
+
+
+def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    def counted(encoded):
+        image = pixels(encoded)
+        alive.add(image)
+        most.append(len(alive))
+        return image
+
+    monkeypatch.setattr(decoding, "pixels", counted)
+    out = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+    files = [FILES["baseline"], FILES["progressive"]] * 3
+    assert not crops(files, lambda _, widths, heights: Augment().eval_views(widths, heights, 8), list(out))
+    assert len(most) == 6
+    assert max(most) <= 2  # the last one's name is taken when the next is there
+
+
+def test_crops_asks_again_where_a_header_lies(monkeypatch):
+    """As a decoder would see it that takes the last of several headers."""
+    monkeypatch.setattr(decoding, "jpeg_size", lambda _: (500, 400))
+    out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    files = [FILES["baseline"], FILES["progressive"]]
+
+    def views_of(positions, widths, heights):
+        return Augment().eval_views(widths, heights, 8)
+
+    assert not crops(files, views_of, list(out))
+    monkeypatch.undo()
+    right = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    assert not crops(files, views_of, list(right))
+    assert torch.equal(out, right)
+    assert right.any()
 
 
 def test_crops_of_nothing_that_can_be_decoded():
