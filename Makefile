@@ -37,7 +37,7 @@ typecheck: $(READY) ## mypy, strict
 	@$(BIN)/mypy
 
 models: $(READY) ## the table of backbones
-	@$(BIN)/python -m mixer_lightning.models
+	@$(BIN)/mixer models
 
 clean:           ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* *.egg-info

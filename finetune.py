@@ -1,11 +1,8 @@
-"""Transfer of a pretrained backbone to a data set: compose, check, run."""
+"""Transfer of a pretrained backbone to a data set."""
 
-from mixer_lightning import config
+import sys
+
+from mixer_lightning.cli.finetune import main
 
 if __name__ == "__main__":
-    config.program(
-        "finetune",
-        run="mixer_lightning.run.finetune",
-        after_sweep="mixer_lightning.reports.sweep.summarise",
-        implied="mixer_lightning.pretrained.implied",
-    )
+    sys.exit(main(sys.argv[1:]))

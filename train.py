@@ -1,8 +1,8 @@
-"""Pretraining, or training from scratch: compose, check, run."""
+"""Pretraining, or training from scratch."""
 
-from mixer_lightning import config
+import sys
+
+from mixer_lightning.cli.train import main
 
 if __name__ == "__main__":
-    config.program(
-        "train", run="mixer_lightning.run.train", after_sweep="mixer_lightning.reports.sweep.summarise"
-    )
+    sys.exit(main(sys.argv[1:]))

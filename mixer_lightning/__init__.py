@@ -4,7 +4,7 @@
 >>> model = create_model("mixer_b16", num_classes=10, image_size=224)
 """
 
-from mixer_lightning.models import create_model, list_models
+from mixer_lightning.api import create_model, list_models
 
 __all__ = ["create_model", "list_models"]
 __version__ = "0.1.0"

@@ -8,9 +8,7 @@ a reader sees the old content or the new, never half of it. metrics.jsonl alone 
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import fcntl
 import io
 import json
 import math
@@ -18,10 +16,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from mixer_lightning.files import write_text
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -33,81 +33,6 @@ CURVES = "curves.png"
 CONFUSION = "confusion.npz"
 EVALUATION = "evaluation.json"
 LOG = "log.txt"
-
-
-def write_in_one_move(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Replace `path` by what `write` puts into a file: all of it, or nothing.
-
-    Raises:
-        OSError: the disk is full or the folder may not be written; the old file still stands.
-    """
-    temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves behind is written over
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one move."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    write_in_one_move(path, write)
-
-
-def check_writable(run_dir: Path) -> None:
-    """Create `run_dir` and prove that a file can be written there.
-
-    Raises:
-        OSError: it can not; the message names the directory.
-    """
-    probe = run_dir / ".probe"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * 4096)
-    except OSError as error:
-        raise OSError(
-            f"cannot write into the run directory {run_dir}: {error.strerror or error}. "
-            "Free some space, or choose another place with hydra.run.dir=<folder>."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def only_one(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory for one run at a time, for as long as the process lives.
-
-    Raises:
-        ValueError: another run holds it.
-    """
-    path = run_dir / ".lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {run_dir}: wait for it, or take name=<another>"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------- metrics
@@ -208,7 +133,7 @@ def git_sha() -> str | None:
         return os.environ.get("MIXER_LIGHTNING_GIT_SHA")
 
 
-def machine() -> str:
+def cpu_name() -> str:
     """Processor and number of cores, in words."""
     name = platform.processor() or platform.machine()
     if sys.platform == "linux":
@@ -252,18 +177,18 @@ def differing_keys(
     ]
 
 
-def beside(weights: Path) -> Path:
+def sidecar_path(weights: Path) -> Path:
     """Where an export says of its weights what they do not tell themselves: birds.onnx.json for birds.onnx."""
     return weights.with_name(f"{weights.name}.json")
 
 
-def facts_beside(weights: Path) -> dict[str, Any]:
+def read_sidecar(weights: Path) -> dict[str, Any]:
     """What the file `beside` some weights says (models/checkpoints.py, `facts`); empty without one.
 
     Raises:
         ValueError: it is damaged.
     """
-    path = beside(weights)
+    path = sidecar_path(weights)
     if not path.is_file():
         return {}
     try:

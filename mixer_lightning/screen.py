@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def _numbers(metrics: Mapping[str, float]) -> str:
     return "  ".join(words)
 
 
-def in_words(metric: str, value: float) -> str:
+def format_metric(metric: str, value: float) -> str:
     """A value as a table shows it: accuracies in percent."""
     is_fraction = "/top" in metric or metric.startswith("fewshot/")
     return f"{100 * value:.2f} %" if is_fraction else f"{value:.4g}"
@@ -148,7 +149,7 @@ def in_words(metric: str, value: float) -> str:
 
 def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> None:
     """The last words of a run: metric and value, and where everything is."""
-    rows = [(name, in_words(name, value)) for name, value in sorted(result["metrics"].items())]
+    rows = [(name, format_metric(name, value)) for name, value in sorted(result["metrics"].items())]
     if result["best"]:
         rows.append(
             ("best val/top1", f"{100 * result['best']['value']:.2f} % at step {result['best']['step']:,}")
@@ -161,3 +162,17 @@ def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> N
         ("result", str(run_dir / results.RESULT)),
     ]
     screen.table("", ("metric", "value"), rows)
+
+
+def did_you_mean(word: str, choices: Mapping[str, Any] | Sequence[str], prefix: str = "") -> str:
+    """': did you mean ...?', to be put behind a message; empty where nothing is near."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.55)
+    return f": did you mean '{prefix}{close[0]}'?" if close else ""
+
+
+def refuse(messages: Sequence[str]) -> None:
+    """Say what is wrong, once however many processes there are, and exit 2."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        for message in messages:
+            print(message, file=sys.stderr)
+    raise SystemExit(2)

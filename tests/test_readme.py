@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from mixer_lightning import config, results
+from mixer_lightning import results
+from mixer_lightning.config.compose import compose, groups
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
@@ -40,7 +41,7 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", TRAINING)
 def test_training_commands_compose(command):
     words = shlex.split(command)
-    composition = config.compose("train", overrides(command), multirun="-m" in words)
+    composition = compose("train", overrides(command), multirun="-m" in words)
     assert composition.messages == []
     assert len(composition.jobs) == (12 if "-m" in words else 1)
 
@@ -55,8 +56,8 @@ def test_make_targets_exist(command):
 
 def test_the_python_example_runs(tmp_path):
     (example,) = (text for language, text in BLOCKS if language == "python")
-    from mixer_lightning.models import create_model
-    from mixer_lightning.models.checkpoints import save_flax
+    from mixer_lightning.api import create_model
+    from mixer_lightning.checkpoints.load import save_flax
 
     save_flax(create_model("mixer_b16", num_classes=1000), tmp_path / "Mixer-B_16.npz")
     import torch
@@ -83,7 +84,7 @@ def test_it_describes_every_file_of_a_run():
 
 @pytest.mark.parametrize("group", ["trainer", "data"])
 def test_it_lists_every_choice(group):
-    for choice in config.groups()[group]:
+    for choice in groups()[group]:
         assert f"`{choice}`" in README, choice
 
 
@@ -98,11 +99,11 @@ def test_no_trace_of_a_machine():
 
 @pytest.mark.parametrize("command", [c for c in [*COMMANDS, *INLINE] if "finetune.py" in c])
 def test_fine_tuning_commands_compose(command):
-    from mixer_lightning.pretrained import implied
+    from mixer_lightning.config.from_checkpoint import implied
 
     words = shlex.split(command)
     given = words[words.index("finetune.py") + 1 :]
-    composition = config.compose("finetune", [*given, *implied(given, config.groups()["model"])])
+    composition = compose("finetune", [*given, *implied(given, groups()["model"])])
     assert composition.messages == []
 
 

@@ -18,8 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import TINY
-from mixer_lightning import config, results, run
-from mixer_lightning.config import Job, Recipe, compose_one
+from mixer_lightning import results
+from mixer_lightning.config.check import check
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.recipe import Job, Recipe, load_recipe
+from mixer_lightning.engine import run
+from mixer_lightning.files import atomic_write, check_writable, write_text
 
 # --------------------------------------------------------------------------------------------- in one move
 
@@ -27,7 +31,7 @@ from mixer_lightning.config import Job, Recipe, compose_one
 def test_a_file_is_replaced(tmp_path):
     path = tmp_path / "x"
     for text in ("old", "new", ""):
-        results.write_text(path, text)
+        write_text(path, text)
         assert path.read_text() == text
         assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
@@ -41,7 +45,7 @@ def test_the_old_file_stands_while_the_new_one_is_written(tmp_path):
         file.flush()
         assert path.read_text() == "old"
 
-    results.write_in_one_move(path, write)
+    atomic_write(path, write)
     assert path.read_text() == "new"
 
 
@@ -55,7 +59,7 @@ def test_a_writer_that_fails_changes_nothing(tmp_path, error):
         raise error
 
     with pytest.raises(error):
-        results.write_in_one_move(path, write)
+        atomic_write(path, write)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
@@ -70,10 +74,10 @@ def test_a_writer_that_is_killed_changes_nothing(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
     done = process(
-        "import os, signal, sys; from pathlib import Path; from mixer_lightning import results\n"
+        "import os, signal, sys; from pathlib import Path; from mixer_lightning.files import atomic_write, write_text\n"
         "def write(file):\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "results.write_in_one_move(Path(sys.argv[1]), write)",
+        "atomic_write(Path(sys.argv[1]), write)",
         str(path),
     )
     assert done.returncode == -signal.SIGKILL
@@ -85,10 +89,10 @@ def test_a_full_disk_changes_nothing(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
     done = process(
-        "import resource, sys; from pathlib import Path; from mixer_lightning import results\n"
+        "import resource, sys; from pathlib import Path; from mixer_lightning.files import atomic_write, write_text\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
-        "    results.write_text(Path(sys.argv[1]), 'n' * 100_000)\n"
+        "    write_text(Path(sys.argv[1]), 'n' * 100_000)\n"
         "except OSError as error:\n"
         "    sys.exit(f'OSError {error}')",
         str(path),
@@ -99,11 +103,11 @@ def test_a_full_disk_changes_nothing(tmp_path):
 
 
 def test_a_directory_is_tried_before_anything_is_done(tmp_path):
-    results.check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write into the run directory .*file/run: .*hydra\.run\.dir="):
-        results.check_writable(tmp_path / "file" / "run")
+        check_writable(tmp_path / "file" / "run")
 
 
 # -------------------------------------------------------------------------------------------------- metrics
@@ -300,8 +304,8 @@ def test_the_stored_recipe_is_the_recipe(finished):
     stored = yaml.safe_load(text)
     choices = stored.pop("choices")
     assert choices["model"] == "mixer_digits"
-    assert config.check(stored) == []
-    assert config.load_recipe(Job(stored, choices, run_dir)) == recipe
+    assert check(stored) == []
+    assert load_recipe(Job(stored, choices, run_dir)) == recipe
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])

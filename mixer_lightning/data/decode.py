@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mixer_lightning.data.views import Integers, Views, view_one
+from mixer_lightning.data.crops import Crops, Integers, crop_one
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
@@ -43,7 +43,7 @@ warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not
 
 def crops(
     encoded: Sequence[bytes | Pixels],
-    views_of: Callable[[Integers, Integers, Integers], Views],
+    views_of: Callable[[Integers, Integers, Integers], Crops],
     out: Sequence[Tensor],
     *,
     device: torch.device | None = None,
@@ -68,7 +68,7 @@ def crops(
         else:
             sizes[position] = told or _size(held[position])
 
-    def views_at(positions: Sequence[int]) -> Views:
+    def views_at(positions: Sequence[int]) -> Crops:
         widths, heights = np.array([sizes[each] for each in positions], dtype=np.int64).reshape(-1, 2).T
         return views_of(np.array(positions, dtype=np.int64), widths, heights)
 
@@ -86,7 +86,7 @@ def crops(
             its, which = views_at([position]), 0
         if device is not None:
             image = image.to(device, non_blocking=True)
-        out[position].copy_(view_one(image, its, which, out[position].shape[-1]))
+        out[position].copy_(crop_one(image, its, which, out[position].shape[-1]))
     return sorted(bad)
 
 

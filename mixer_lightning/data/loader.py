@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from mixer_lightning.data import decode
-from mixer_lightning.data.draws import key, sample_keys
+from mixer_lightning.data.crops import Crops, Integers, crop_batch
 from mixer_lightning.data.sources import BadImage, Images
 from mixer_lightning.data.sources.arrays import Arrays
-from mixer_lightning.data.views import Integers, Views, view_batch
+from mixer_lightning.data.stateless_random import key, sample_keys
 
 if TYPE_CHECKING:
-    from mixer_lightning.data.draws import Keys
     from mixer_lightning.data.order import Samples
+    from mixer_lightning.data.stateless_random import Keys
     from mixer_lightning.data.transforms import Augment, Draws
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ TOGETHER = 32  # images that a thread decodes for memory at a time
 class Batch(NamedTuple):
     """What a loader hands over."""
 
-    images: Tensor  # uint8 [D, 3, S, S]; with `views`, whole images [D, 3, H, W] that are still to be viewed
+    images: Tensor  # uint8 [D, 3, S, S]; with `views`, whole images [D, 3, H, W] that are still to be cropped
     labels: Tensor  # int64 [D], or [D, L] where images have several (unused places -1)
-    views: Views | None = None
+    views: Crops | None = None
     draws: Draws | None = None  # of training batches
 
     def to(self, device: torch.device) -> Batch:
@@ -54,9 +54,9 @@ class Batch(NamedTuple):
         images, labels = (tensor.to(device, non_blocking=True) for tensor in self[:2])
         return self._replace(images=images, labels=labels)
 
-    def viewed(self, image_size: int) -> Tensor:
+    def cropped(self, image_size: int) -> Tensor:
         """The images as the model's input, uint8 [D, 3, S, S], on their device."""
-        return self.images if self.views is None else view_batch(self.images, self.views, image_size)
+        return self.images if self.views is None else crop_batch(self.images, self.views, image_size)
 
 
 class Plan(Protocol):
@@ -210,16 +210,16 @@ class Loader:
         unread = {position for position, _ in failed}
         left = np.array([i for i in range(len(indices)) if i not in unread], dtype=np.int64)
 
-        def views_of(positions: Integers, widths: Integers, heights: Integers) -> Views:
+        def views_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
             return self._views(None if keys is None else keys[left[positions]], widths, heights)
 
         bad = decode.crops(encoded, views_of, [out[i] for i in left], device=self.decode_on)
         return failed + [(int(left[position]), reason) for position, reason in bad]
 
-    def _views(self, keys: Keys | None, widths: Integers, heights: Integers) -> Views:
+    def _views(self, keys: Keys | None, widths: Integers, heights: Integers) -> Crops:
         if keys is None:
-            return self.augment.eval_views(widths, heights, self.image_size)
-        return self.augment.train_views(keys, widths, heights, self.image_size)
+            return self.augment.eval_crops(widths, heights, self.image_size)
+        return self.augment.train_crops(keys, widths, heights, self.image_size)
 
     def _labels(self, parts: list[Integers]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts))

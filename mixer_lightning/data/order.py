@@ -6,8 +6,8 @@ In an epoch the shards are shuffled, and then the samples within a window of sha
 place; where nothing is stored in shards, the whole set is one window. A position is two integers, epoch and offset:
 to find its sample takes one window's permutation, however far into a run it lies.
 
-A global batch is cut into chunks of `device_batch` samples, D. With W processes and A = G / (W D) accumulated
-micro-batches, process r takes the chunks a W + r, a = 0 ... A - 1. A chunk is what one forward pass sees: its
+A global batch is cut into micro_batches of `device_batch` samples, D. With W processes and A = G / (W D) accumulated
+micro-batches, process r takes the micro_batches a W + r, a = 0 ... A - 1. A chunk is what one forward pass sees: its
 mixing, dropout and batch statistics depend on (seed, step, chunk) alone, so 8 devices, or 1 that accumulates 8
 micro-batches, do the same arithmetic.
 """
@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mixer_lightning.data.draws import key
+from mixer_lightning.data.stateless_random import key
 
 Samples = npt.NDArray[np.int64]  # [D, 3]: epoch, image, and the how-manieth of its repetitions there
 
 
-class Chunking(NamedTuple):
+class MicroBatches(NamedTuple):
     """How a global batch is spread over processes and accumulated micro-batches."""
 
     batch_size: int
@@ -40,8 +40,8 @@ class Chunking(NamedTuple):
         return self.batch_size // (self.device_batch * self.world_size)
 
 
-def chunking(*, batch_size: int, device_batch: int | None, world_size: int) -> Chunking:
-    """Check that a global batch divides into equal chunks for every process.
+def split_batch(*, batch_size: int, device_batch: int | None, world_size: int) -> MicroBatches:
+    """Check that a global batch divides into equal micro_batches for every process.
 
     Raises:
         ValueError: it does not; the message says which device batches would do.
@@ -57,7 +57,7 @@ def chunking(*, batch_size: int, device_batch: int | None, world_size: int) -> C
             f"device_batch {chunk} does not divide {per_process}, which is batch_size {batch_size} / {world_size} "
             f"process{'es' if world_size > 1 else ''}: set device_batch to {' or '.join(map(str, near))}"
         )
-    return Chunking(batch_size, chunk, world_size)
+    return MicroBatches(batch_size, chunk, world_size)
 
 
 def seed_generators(seed: int) -> None:
@@ -70,16 +70,16 @@ def seed_generators(seed: int) -> None:
 class Order:
     """The order of N samples in every epoch: `images(epoch, offsets)`, a permutation that depends on (seed, epoch).
 
-    `stretches` are the numbers of samples that lie together in storage, one for each shard. Windows of `window`
+    `shard_sizes` are the numbers of samples that lie together in storage, one for each shard. Windows of `window`
     shards, in the epoch's order of shards, are each permuted as a whole.
     """
 
-    def __init__(self, stretches: Sequence[int], *, window: int, seed: int) -> None:
-        self.stretches = np.asarray(stretches, dtype=np.int64)
-        self.firsts = np.cumsum(self.stretches) - self.stretches  # where each stretch begins
-        self.num_samples = int(self.stretches.sum())
+    def __init__(self, shard_sizes: Sequence[int], *, window: int, seed: int) -> None:
+        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self.firsts = np.cumsum(self.shard_sizes) - self.shard_sizes  # where each stretch begins
+        self.num_samples = int(self.shard_sizes.sum())
         self.window, self.seed = window, seed
-        self.expect: Callable[[Sequence[int]], None] | None = None  # told which shards are read next
+        self.prefetch: Callable[[Sequence[int]], None] | None = None  # told which shards are read next
         self._epoch = -1
         self._shards = self._ends = np.empty(0, np.int64)
         self._window, self._samples = (-1, -1), np.empty(0, np.int64)
@@ -102,8 +102,8 @@ class Order:
 
     def _begin(self, epoch: int) -> None:
         if epoch != self._epoch:
-            self._shards = _permutation(len(self.stretches), self.seed, "shards", epoch)
-            ends = np.cumsum(self.stretches[self._shards])
+            self._shards = _permutation(len(self.shard_sizes), self.seed, "shards", epoch)
+            ends = np.cumsum(self.shard_sizes[self._shards])
             self._ends = np.append(ends[self.window - 1 :: self.window], ends[-1:])
             self._epoch = epoch
 
@@ -112,13 +112,13 @@ class Order:
             shards = self._shards[window * self.window : (window + 1) * self.window]
             inside = [
                 np.arange(n) + first
-                for n, first in zip(self.stretches[shards], self.firsts[shards], strict=True)
+                for n, first in zip(self.shard_sizes[shards], self.firsts[shards], strict=True)
             ]
             samples = np.concatenate(inside)
             self._samples = samples[_permutation(len(samples), self.seed, "order", epoch, window)]
             self._window = (epoch, window)
-            if self.expect is not None:
-                self.expect(self.shards(epoch, window).tolist())
+            if self.prefetch is not None:
+                self.prefetch(self.shards(epoch, window).tolist())
         return self._samples
 
 
@@ -128,38 +128,39 @@ def _permutation(count: int, *parts: int | str) -> npt.NDArray[np.int64]:
     return torch.randperm(count, generator=generator).numpy()
 
 
-class ChunkSampler:
-    """The samples of one process: its chunks from `start_step` to `total_steps`, each [D, 3].
+class MicroBatchSampler:
+    """The samples of one process: its micro_batches from `start_step` to `total_steps`, each [D, 3].
 
     With `repeats` R > 1 (repeated augmentation, arXiv 1901.09335), an epoch takes the first N / R samples of its
     order, each R times in a row, so that the repetitions meet in one global batch. Its length is the number of
-    chunks still to come.
+    micro_batches still to come.
     """
 
     def __init__(
         self,
         order: Order,
         *,
-        chunks: Chunking,
+        micro_batches: MicroBatches,
         rank: int,
         start_step: int,
         total_steps: int,
         repeats: int = 1,
     ) -> None:
-        self.order, self.chunks, self.rank = order, chunks, rank
+        self.order, self.micro_batches, self.rank = order, micro_batches, rank
         self.start_step, self.total_steps, self.repeats = start_step, total_steps, repeats
-        # Where a batch takes its samples from: repetitions as far apart as can be, or chunks would be full of copies
+        # Where a batch takes its samples from: repetitions as far apart as can be, or a micro-batch would be full of
+        # copies
         # and mixing would blend an image with itself.
-        spread = [i for first in range(repeats) for i in range(first, chunks.batch_size, repeats)]
+        spread = [i for first in range(repeats) for i in range(first, micro_batches.batch_size, repeats)]
         self._spread = np.asarray(spread, dtype=np.int64)
 
     def __len__(self) -> int:
-        return (self.total_steps - self.start_step) * self.chunks.accumulate
+        return (self.total_steps - self.start_step) * self.micro_batches.accumulate
 
     def __iter__(self) -> Iterator[Samples]:
-        size, chunk, world_size = self.chunks
+        size, chunk, world_size = self.micro_batches
         for step in range(self.start_step, self.total_steps):
-            for micro in range(self.chunks.accumulate):
+            for micro in range(self.micro_batches.accumulate):
                 first = (micro * world_size + self.rank) * chunk
                 yield self._at(step * size + self._spread[first : first + chunk])
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.draws import hash32
 from mixer_lightning.data.sources import Dataset, Images, Stored
 from mixer_lightning.data.sources.names import shard_key
+from mixer_lightning.data.stateless_random import hash32
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,9 +108,9 @@ def _hashes(images: Images) -> npt.NDArray[np.uint32]:
     return np.fromiter((hash32(shard_key(images.key(i))) for i in range(len(images))), np.uint32, len(images))
 
 
-def stretches(images: Images) -> list[int]:
+def shard_sizes(images: Images) -> list[int]:
     """How many consecutive images lie together, shard by shard; one stretch where nothing is stored in shards."""
-    return images.stretches() if isinstance(images, Stored) else [len(images)]
+    return images.shard_sizes() if isinstance(images, Stored) else [len(images)]
 
 
 class Subset:
@@ -138,16 +138,16 @@ class Subset:
         """Where the image is."""
         return self.images.name(int(self.indices[index]))
 
-    def stretches(self) -> list[int]:
+    def shard_sizes(self) -> list[int]:
         """Numbers of chosen images in each shard, 0 for some perhaps."""
-        ends = np.cumsum(stretches(self.images))
+        ends = np.cumsum(shard_sizes(self.images))
         counts = np.diff(np.searchsorted(self.indices, ends, side="left"), prepend=0)
         return [int(count) for count in counts]
 
-    def expect(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """These shards are read next."""
         if isinstance(self.images, Stored):
-            self.images.expect(shards)
+            self.images.prefetch(shards)
 
     def hashes(self) -> npt.NDArray[np.uint32]:
         """Of every chosen image's key."""
@@ -190,17 +190,17 @@ class Joined:
         part, inside = self._find(index)
         return part.name(inside)
 
-    def stretches(self) -> list[int]:
+    def shard_sizes(self) -> list[int]:
         """Those of all parts."""
-        return [count for part in self.parts for count in stretches(part)]
+        return [count for part in self.parts for count in shard_sizes(part)]
 
-    def expect(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """These shards are read next."""
         first = 0
         for part in self.parts:
-            count = len(stretches(part))
+            count = len(shard_sizes(part))
             if isinstance(part, Stored):
-                part.expect([shard - first for shard in shards if first <= shard < first + count])
+                part.prefetch([shard - first for shard in shards if first <= shard < first + count])
             first += count
 
     def hashes(self) -> npt.NDArray[np.uint32]:

@@ -18,13 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mixer_lightning.data import mixing, rand_augment
-from mixer_lightning.data.draws import Keys, uniform
-from mixer_lightning.data.rand_augment import ColorJitter, RandAugment
-from mixer_lightning.data.views import FILTERS, Integers, Views
+from mixer_lightning.data import mixing
+from mixer_lightning.data import policies as rand_augment
+from mixer_lightning.data.crops import FILTERS, Crops, Integers
+from mixer_lightning.data.policies import ColorJitter, RandAugment
+from mixer_lightning.data.stateless_random import Keys, uniform
 
 if TYPE_CHECKING:
-    from mixer_lightning.data.rand_augment import ColorJitterDraws, RandAugmentDraws
+    from mixer_lightning.data.policies import ColorJitterDraws, RandAugmentDraws
 
 TRIES = 10  # of a random crop that must fit, as in timm and torchvision
 
@@ -117,10 +118,10 @@ class Augment:
 
     # ---- before decoding
 
-    def train_views(self, keys: Keys, widths: Integers, heights: Integers, image_size: int) -> Views:
+    def train_crops(self, keys: Keys, widths: Integers, heights: Integers, image_size: int) -> Crops:
         """A random view of each image; widths and heights in pixels [B]."""
         if self.crop == "none":
-            return self.eval_views(widths, heights, image_size)
+            return self.eval_crops(widths, heights, image_size)
         u = uniform(keys, "view", 2 * TRIES + 3)
         if self.interpolation == "random":
             filters = (u[:, 2] < 0.5).astype(np.int64)
@@ -135,7 +136,7 @@ class Augment:
         y = _integer(u[:, 1], to_height + 2 * border - image_size) - border
         return _whole_images(widths, heights, to_width, to_height, x, y, filters)
 
-    def eval_views(self, widths: Integers, heights: Integers, image_size: int) -> Views:
+    def eval_crops(self, widths: Integers, heights: Integers, image_size: int) -> Crops:
         """The evaluation's view of each image."""
         side = math.floor(image_size / self.eval_crop)
         if self.eval_resize == "square":
@@ -159,7 +160,7 @@ class Augment:
     def train_batch(
         self, images: Tensor, labels: Tensor, draws: Draws, num_classes: int
     ) -> tuple[Tensor, Tensor]:
-        """Views uint8 [B, 3, S, S] and labels int64 [B] or [B, L] to float32 images and soft targets [B, K].
+        """Crops uint8 [B, 3, S, S] and labels int64 [B] or [B, L] to float32 images and soft targets [B, K].
 
         Flip, RandAugment, jitter, mix, normalise, erase. The order is timm's: mixing sees pixels, erasing sees
         normalised values. Mixing and erasing draw from the global generators, once per batch.
@@ -201,7 +202,7 @@ class Augment:
 
     def _random_resized(
         self, u: npt.NDArray[np.float64], widths: Integers, heights: Integers, size: int, filters: Integers
-    ) -> Views:
+    ) -> Crops:
         """As timm's RandomResizedCropAndInterpolation: ten tries, then the largest centred part of allowed aspect."""
         low, high = self.crop_ratio
         smallest, largest = self.crop_scale
@@ -219,7 +220,7 @@ class Augment:
         left = np.where(any_fits, _integer(u[:, 0], widths - w), (widths - w) // 2)
         top = np.where(any_fits, _integer(u[:, 1], heights - h), (heights - h) // 2)
         full, zero = np.full_like(w, size), np.zeros_like(w)
-        return Views(
+        return Crops(
             left=left,
             top=top,
             width=w,
@@ -263,9 +264,9 @@ def _whole_images(
     x: Integers,
     y: Integers,
     filters: Integers,
-) -> Views:
+) -> Crops:
     zero = np.zeros_like(widths)
-    return Views(
+    return Crops(
         left=zero,
         top=zero,
         width=widths,

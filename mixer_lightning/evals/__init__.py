@@ -80,7 +80,7 @@ class Predict(Protocol):
         """The run directory, for files; None where there is none, and on all processes but the first."""
         ...
 
-    def share(self, split: str) -> Indices:
+    def local_indices(self, split: str) -> Indices:
         """Indices [n] of this process's images, in the order in which `logits` shows them."""
         ...
 
@@ -104,7 +104,7 @@ class Predict(Protocol):
         """What the network sees of these images, all on this process: uint8 [B, 3, S, S], on the CPU."""
         ...
 
-    def whole(self, batches: Iterable[Tensor]) -> Tensor:
+    def all_gather(self, batches: Iterable[Tensor]) -> Tensor:
         """From batches [B, ...] of this process's share, those of all processes in the order of the images: [N, ...].
 
         All processes call it, and all get the same, on the CPU.
@@ -151,7 +151,7 @@ def checked_split(data: Data, split: str) -> str:
     return split
 
 
-def judged_split(data: Data, split: str | None) -> str:
+def eval_split(data: Data, split: str | None) -> str:
     """The split that is named, else test, or val where there is no test."""
     if split is None:
         split = "test" if "test" in data.splits else "val"

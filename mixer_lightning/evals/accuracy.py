@@ -53,7 +53,7 @@ class Accuracy:
             crops: list[Resize | None] = [*self.crops] if self.crops else [None]
             for crop in crops:
                 batches = predict.logits(split, eval_resize=crop)
-                place = predict.whole(ranks(logits, labels) for logits, labels in batches)  # [N]
+                place = predict.all_gather(ranks(logits, labels) for logits, labels in batches)  # [N]
                 suffix = "_square" if crop == "square" else ""
                 hits |= {f"top{k}{suffix}": place < k for k in (1, 5) if k < len(data.classes)}
             for name, hit in hits.items():

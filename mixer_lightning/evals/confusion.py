@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.evals import Data, Predict, judged_split
+from mixer_lightning.evals import Data, Predict, eval_split
+from mixer_lightning.files import atomic_write
 
 MISCLASSIFIED_CSV = "misclassified.csv"
 
@@ -35,16 +36,16 @@ class Confusion:
 
     def check(self, data: Data) -> None:
         """Refuse a split that the data set lacks."""
-        judged_split(data, self.split)
+        eval_split(data, self.split)
 
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """No figures."""
         data = predict.data
-        split = judged_split(data, self.split)
+        split = eval_split(data, self.split)
         images = data.splits[split]
         several = images.labels(np.arange(1)).ndim > 1
         if len(data.classes) <= self.max_classes and not several:
-            found = predict.whole(surest(logits) for logits, _ in predict.logits(split))  # [N, 2]
+            found = predict.all_gather(surest(logits) for logits, _ in predict.logits(split))  # [N, 2]
             if predict.folder is not None:
                 self._write(predict.folder, predict, split, found)
         yield from ()
@@ -72,7 +73,7 @@ class Confusion:
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, **content)
 
-        results.write_in_one_move(folder / results.CONFUSION, write)
+        atomic_write(folder / results.CONFUSION, write)
         results.write_rows(
             folder / MISCLASSIFIED_CSV,
             [

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_lightning.evals import Data, Predict, judged_split
+from mixer_lightning.evals import Data, Predict, eval_split
 
 if TYPE_CHECKING:
     from mixer_lightning.evals import Indices
@@ -59,14 +59,14 @@ class Fewshot:
 
     def check(self, data: Data) -> None:
         """Refuse images with several labels, which have no one class to be drawn for."""
-        for split in ("train", judged_split(data, self.split)):
+        for split in ("train", eval_split(data, self.split)):
             if data.splits[split].labels(np.arange(1)).ndim > 1:
                 raise ValueError(f"images of {data.name} have several labels; few-shot needs one")
 
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """`fewshot/<data set>_<shots>shot`."""
         data = predict.data
-        split = judged_split(data, self.split)
+        split = eval_split(data, self.split)
         num_classes = len(data.classes)
         train = data.splits["train"]
         labels = train.labels(np.arange(len(train)))
@@ -88,8 +88,8 @@ class Fewshot:
             if len(new) == 0:
                 break
             batches = list(predict.features("train", indices=new, mark_bad=True, **view))
-            found = predict.whole(batch for batch, _ in batches)
-            is_good = predict.whole(truth for _, truth in batches) >= 0
+            found = predict.all_gather(batch for batch, _ in batches)
+            is_good = predict.all_gather(truth for _, truth in batches) >= 0
             features = torch.cat([features, found[is_good]]) if len(read) else found[is_good]
             read = np.concatenate([read, new[is_good.numpy()]])
             bad = np.concatenate([bad, new[~is_good.numpy()]])
@@ -103,7 +103,7 @@ class Fewshot:
             )
             for drawn in draws.values()
         ]
-        right = predict.whole(
+        right = predict.all_gather(
             torch.stack([line(batch).argmax(dim=1) == truth for line in lines], dim=1)
             for batch, truth in predict.features(split, **view)
         )  # [N, draws]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mixer_lightning.evals import Data, Images, Predict, judged_split
+from mixer_lightning.evals import Data, Images, Predict, eval_split
 
 SAMPLE = 100  # images that `check` looks at
 
@@ -42,7 +42,7 @@ class Real:
 
     def check(self, data: Data) -> None:
         """Refuse other images than ImageNet's, and classes in another order."""
-        split = judged_split(data, self.split)
+        split = eval_split(data, self.split)
         images, table = data.splits[split], read(self.labels)
         if table.max(initial=-1) >= len(data.classes):
             raise ValueError(
@@ -62,9 +62,9 @@ class Real:
 
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """`real/top1`."""
-        split = judged_split(predict.data, self.split)
+        split = eval_split(predict.data, self.split)
         table = read(self.labels)
-        wanted = rows_of(predict.data.splits[split], predict.share(split), table)  # [n, L]
+        wanted = rows_of(predict.data.splits[split], predict.local_indices(split), table)  # [n, L]
 
         def outcomes() -> Iterator[Tensor]:
             done = 0
@@ -74,7 +74,7 @@ class Real:
                 right = (rows == logits.argmax(dim=1, keepdim=True)).any(dim=1)
                 yield torch.stack([right, (rows >= 0).any(dim=1)], dim=1)  # [B, 2]
 
-        right, scored = predict.whole(outcomes()).sum(dim=0).tolist()
+        right, scored = predict.all_gather(outcomes()).sum(dim=0).tolist()
         if not scored:
             raise ValueError(f"none of the images of {split} has a label in ReaL")
         yield "real/top1", right / scored

@@ -1,1 +1,1 @@
-"""Any data set to WebDataset shards, once: `python -m mixer_lightning.prepare data=... source=... output=...`."""
+"""Any data set to WebDataset shards, once: `mixer prepare data=... source=... output=...`."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mixer_lightning import config
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.signatures import build, signature
 from mixer_lightning.data.sources import Stored
 from mixer_lightning.data.sources.names import stem, suffix_of
 from mixer_lightning.prepare.options import Options
@@ -112,11 +113,11 @@ def _build(options: Options) -> Dataset:
     """The data set of a node of conf/data, its root replaced by the source."""
     words = [f"data={options.data}", *options.overrides]
     if options.source is not None:
-        node = config.compose_one("train", words).data
-        if "root" not in config.signature(node["_target_"]):
+        node = compose_one("train", words).data
+        if "root" not in signature(node["_target_"]):
             raise ValueError(f"source: {options.data} comes with its package and takes no source")
         words.append(f"data.root={options.source}")
-    data: Dataset = config.build(config.compose_one("train", words).data)
+    data: Dataset = build(compose_one("train", words).data)
     return data
 
 
@@ -166,7 +167,7 @@ def _samples_of(splits: dict[str, Images], start: Place) -> Iterator[Sample]:
 def _bytes(images: Images) -> int:
     """Bytes of all encoded images, from the mean of some evenly spaced ones; pixels count as they are."""
     sizes, reason = [], ""
-    one_shard = images.stretches()[0] if isinstance(images, Stored) else None  # the others may be far away
+    one_shard = images.shard_sizes()[0] if isinstance(images, Stored) else None  # the others may be far away
     for index in evenly(one_shard or len(images)):
         try:
             encoded = images.read(index)

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixer_lightning import config
-from mixer_lightning.words import Parser
+from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.compose import groups
+from mixer_lightning.screen import did_you_mean, refuse
 
 USAGE = """data=<name> source=<path> output=<folder> [key=value ...]
 
-  python -m mixer_lightning.prepare data=imagenet1k source=~/archives output=data/imagenet1k
-  python -m mixer_lightning.prepare data=imagenet21k variant=winter21 source=winter21_whole.tar output=data/imagenet21k
-  python -m mixer_lightning.prepare data=list source=photos.tsv classes=names.txt val_share=0.02 output=data/photos
-  python -m mixer_lightning.prepare data=folder source=~/birds output=data/birds short_side=500 quality=90"""
+  mixer prepare data=imagenet1k source=~/archives output=data/imagenet1k
+  mixer prepare data=imagenet21k variant=winter21 source=winter21_whole.tar output=data/imagenet21k
+  mixer prepare data=list source=photos.tsv classes=names.txt val_share=0.02 output=data/photos
+  mixer prepare data=folder source=~/birds output=data/birds short_side=500 quality=90"""
 
 OWN = (
     "imagenet1k",
@@ -100,14 +101,14 @@ def parse(words: Sequence[str]) -> Options:
     for key in ("data", "output"):
         if getattr(chosen, key) is None:
             messages.append(f"'{key}' is missing: {key}=...")
-    names = sorted({*OWN, *config.groups()["data"]})
+    names = sorted({*OWN, *groups()["data"]})
     if chosen.data is not None and chosen.data not in names:
         messages.append(
-            f"unknown data '{chosen.data}'{config.did_you_mean(chosen.data, names)}. There are: {', '.join(names)}"
+            f"unknown data '{chosen.data}'{did_you_mean(chosen.data, names)}. There are: {', '.join(names)}"
         )
     values = vars(chosen) | {"overrides": overrides}
     if messages := messages or _wrong(values):
-        config.refuse(messages)
+        refuse(messages)
     if values["short_side"] is not None and values["quality"] is None:
         values["quality"] = 90
     return Options(**values)
@@ -115,7 +116,7 @@ def parse(words: Sequence[str]) -> Options:
 
 def _parser() -> Parser:
     parser = Parser(
-        "mixer_lightning.prepare",
+        "prepare",
         usage=USAGE,
         description="Write a data set as WebDataset shards with an index. What was interrupted goes on with the same "
         "command. Keys data.<key>=<value> go to the function of conf/data.",

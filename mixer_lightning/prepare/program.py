@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from mixer_lightning import results
+from mixer_lightning.files import lock_run_dir, write_text
 from mixer_lightning.prepare.options import Options, parse
 from mixer_lightning.screen import Screen
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 LINE_SECONDS = 30.0  # between two lines, where there is no terminal for a bar
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run a command line; the exit code: 0 done, 1 failed on the way, 2 nothing was started, 130 or 143 stopped."""
-    options = parse(words)
+    options = parse(argv)
     try:
         return prepare(options, Screen())
     except KeyboardInterrupt:  # before there was anything to save
@@ -130,7 +130,7 @@ def _check(options: Options, screen: Screen) -> tuple[Feed, Rules, Plan]:
 
 def _lock(stack: contextlib.ExitStack, options: Options) -> None:
     try:
-        stack.enter_context(results.only_one(options.output))
+        stack.enter_context(lock_run_dir(options.output))
     except ValueError:
         raise ValueError(
             f"output: another process is writing into {options.output}: wait for it, or choose another output"
@@ -180,14 +180,14 @@ def _finish(state: Preparation, pool: ThreadPoolExecutor, screen: Screen) -> dic
         raise ValueError("no image was fit to be kept")
     output = state.options.output
     what = report(state, finished)
-    results.write_text(output / REPORT, json.dumps(what) + "\n")
+    write_text(output / REPORT, json.dumps(what) + "\n")
     try:
         from mixer_lightning.reports import prepare as picture
 
         picture.draw(output / REPORT, output / HISTOGRAM)
     except Exception as error:  # days of work must not hang on a picture
         screen.say(f"no {HISTOGRAM}: {error}")
-    results.write_text(output / work.DATASET, json.dumps(_dataset(state, finished), indent=1) + "\n")
+    write_text(output / work.DATASET, json.dumps(_dataset(state, finished), indent=1) + "\n")
     shutil.rmtree(state.folder, ignore_errors=True)
     return what
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixer_lightning import results
-from mixer_lightning.prepare.work import Preparation, in_words
+from mixer_lightning.prepare.work import Preparation, format_bytes
 from mixer_lightning.prepare.writing import Written
 from mixer_lightning.screen import Screen
 
@@ -65,7 +65,7 @@ def report(state: Preparation, finished: Mapping[str, list[Written]]) -> dict[st
         "images_per_second": round(state.consumed / max(state.seconds, 1e-9), 1),
         "megabytes_per_second": round(state.bytes_read / 1e6 / max(state.seconds, 1e-9), 1),
         "threads": state.options.threads,
-        "machine": results.machine(),
+        "machine": results.cpu_name(),
     }
 
 
@@ -90,7 +90,7 @@ def show(screen: Screen, what: Mapping[str, Any], output: Path) -> None:
             f"{each['classes_with_images']:,} of {what['num_classes']:,}",
             f"{each['min']:,} / {each['median']:,.0f} / {each['max']:,}",
             f"{each['shards']:,}",
-            in_words(each["bytes"]),
+            format_bytes(each["bytes"]),
         )
         for split, each in what["splits"].items()
     ]

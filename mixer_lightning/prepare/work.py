@@ -23,8 +23,9 @@ from types import FrameType
 from typing import Any
 
 from mixer_lightning import results
-from mixer_lightning.data.draws import key as draw
 from mixer_lightning.data.sources.names import tar_key
+from mixer_lightning.data.stateless_random import key as draw
+from mixer_lightning.files import atomic_write, write_text
 from mixer_lightning.prepare.feeds import Extent, Feed, Sample
 from mixer_lightning.prepare.mending import LEFT_OUT, Note, Outcome, Rules, mend
 from mixer_lightning.prepare.options import Options
@@ -138,11 +139,11 @@ def check_disk(chosen: Plan, options: Options) -> str:
     there = sum(path.stat().st_size for path in (options.output / PARTIAL).glob("*.tar"))
     there += sum(path.stat().st_size for path in options.output.glob("*.tar"))
     free, need = shutil.disk_usage(folder).free, max(0, chosen.bytes - there)
-    about = f"about {in_words(chosen.bytes)}" + (" (resized: an estimate)" if options.short_side else "")
+    about = f"about {format_bytes(chosen.bytes)}" + (" (resized: an estimate)" if options.short_side else "")
     if need > free:
         raise ValueError(
-            f"output: the shards take {about}, but only {in_words(free)} are free at {folder}"
-            f"{f' beside {in_words(there)} already written' if there else ''}. Free {in_words(need - free)}, "
+            f"output: the shards take {about}, but only {format_bytes(free)} are free at {folder}"
+            f"{f' beside {format_bytes(there)} already written' if there else ''}. Free {format_bytes(need - free)}, "
             "choose another output, or make the images smaller (short_side=500)."
         )
     return about
@@ -157,7 +158,7 @@ def _writable(key: str, folder: Path) -> Path:
     return folder
 
 
-def in_words(num_bytes: int) -> str:
+def format_bytes(num_bytes: int) -> str:
     """1234567 -> '1.2 MB'."""
     for unit, length in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if num_bytes >= length:
@@ -322,7 +323,7 @@ class Preparation:
                 for split, shards in self.shards.items()
             },
         }
-        results.write_text(self.folder / JOURNAL, json.dumps(journal))
+        write_text(self.folder / JOURNAL, json.dumps(journal))
 
     def finish(self, pool: ThreadPoolExecutor) -> dict[str, list[Written]]:
         """The finished shards of every split that has any, with their index; may be done again after a kill."""
@@ -373,7 +374,7 @@ class Preparation:
 
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as file:
-        results.write_in_one_move(target, partial(shutil.copyfileobj, file))
+        atomic_write(target, partial(shutil.copyfileobj, file))
 
 
 def refuse_differences(before: dict[str, Any], options: Options, feed: Feed | None, what: str) -> None:

@@ -21,10 +21,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning import results
-from mixer_lightning.data.draws import hash32
 from mixer_lightning.data.sources.names import numbered
 from mixer_lightning.data.sources.samples import ROW
+from mixer_lightning.data.stateless_random import hash32
+from mixer_lightning.files import atomic_write
 from mixer_lightning.prepare.tars import BLOCK, PIECE
 
 RECORD = 20 * BLOCK  # a tar's length is a multiple of this
@@ -197,9 +197,9 @@ def write_index(path: Path, shards: Iterable[Shard], *, labels_path: Path | None
         for shard in shards:
             file.write(np.ascontiguousarray(shard.rows()["labels"]).tobytes())
 
-    results.write_in_one_move(path, write)
+    atomic_write(path, write)
     if labels_path is not None:
-        results.write_in_one_move(labels_path, write_labels)
+        atomic_write(labels_path, write_labels)
 
 
 def _start_npy(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

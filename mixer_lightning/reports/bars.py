@@ -9,7 +9,7 @@ from typing import BinaryIO
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mixer_lightning import results
+from mixer_lightning.files import atomic_write
 
 
 def draw(path: Path, values: Mapping[str, float], *, title: str, emphasis: str = "") -> None:
@@ -29,4 +29,4 @@ def draw(path: Path, values: Mapping[str, float], *, title: str, emphasis: str =
     def write(file: BinaryIO) -> None:
         figure.savefig(file, format="png", dpi=110)
 
-    results.write_in_one_move(path, write)
+    atomic_write(path, write)

@@ -14,6 +14,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from mixer_lightning import results
+from mixer_lightning.files import atomic_write
 
 CONFUSION_PNG = "confusion.png"
 MISCLASSIFIED_PNG = "misclassified.png"
@@ -36,7 +37,7 @@ def _save(figure: Figure, path: Path) -> None:
     def write(file: BinaryIO) -> None:
         figure.savefig(file, format="png", dpi=110)
 
-    results.write_in_one_move(path, write)
+    atomic_write(path, write)
 
 
 def _matrix(found: dict[str, Any]) -> Figure:

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mixer_lightning import results
+from mixer_lightning.files import atomic_write
 
 
 def draw(run_dir: Path) -> None:
@@ -28,7 +29,7 @@ def draw(run_dir: Path) -> None:
     def write(file: BinaryIO) -> None:
         figure.savefig(file, format="png", dpi=110)
 
-    results.write_in_one_move(run_dir / results.CURVES, write)
+    atomic_write(run_dir / results.CURVES, write)
 
 
 def _plot(

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixer_lightning import results
+from mixer_lightning.files import atomic_write
 
 
 def draw(report: Path, picture: Path) -> None:
@@ -30,7 +30,7 @@ def draw(report: Path, picture: Path) -> None:
     def write(file: BinaryIO) -> None:
         figure.savefig(file, format="png", dpi=110)
 
-    results.write_in_one_move(picture, write)
+    atomic_write(picture, write)
 
 
 def _histogram(axes: Axes, split: str, each: dict[str, Any]) -> None:

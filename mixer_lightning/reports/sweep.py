@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
+from mixer_lightning.files import write_text
 from mixer_lightning.screen import Screen
 
 TABLE = "sweep.csv"
@@ -29,7 +30,7 @@ def summarise(run_dirs: Sequence[Path]) -> int:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        results.write_text(folder / TABLE, text.getvalue())
+        write_text(folder / TABLE, text.getvalue())
         shown = [
             {
                 **row,

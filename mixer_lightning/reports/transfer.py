@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
+from mixer_lightning.files import write_text
 
 FIVE = ("imagenet1k", "cifar10", "cifar100", "pets", "flowers")
 VTAB_GROUPS = {
@@ -114,7 +115,7 @@ def write(
         f"| {one['data']} | {one['metric']} | {one['mean']:.2f} | {one['std']:.2f} | {one['seeds']} |"
         for one in table
     ]
-    results.write_text(folder / "transfer.md", "\n".join(lines) + "\n")
+    write_text(folder / "transfer.md", "\n".join(lines) + "\n")
     if table:
         results.write_rows(folder / "transfer.csv", table, digits=6)
 

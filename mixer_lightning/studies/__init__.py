@@ -1,1 +1,1 @@
-"""Measurements that back what the README says; each is `python -m mixer_lightning.studies.<name>`."""
+"""Measurements that back what the README says; each is `mixer study <name>`."""

@@ -1,6 +1,6 @@
 """Images per second of CIFAR training: our input pipeline against torchvision's, in the same loop.
 
-    python -m mixer_lightning.studies.cifar root=~/cifar10/train rounds=5
+    mixer study cifar root=~/cifar10/train rounds=5
 
 Both sides see class folders of 32 px images through the augmentation of locuslab/convmixer-cifar10's 25-epoch recipe
 (flip, RandAugment of 2 operations at magnitude 12): ours from memory and batch by batch, torchvision's by ImageFolder,
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,16 +23,18 @@ import torch
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.config import build, compose_one
+from mixer_lightning.api import create_model
+from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.signatures import build
 from mixer_lightning.data.loader import Loader
-from mixer_lightning.data.order import ChunkSampler, Order, chunking
+from mixer_lightning.data.order import MicroBatchSampler, Order, split_batch
 from mixer_lightning.data.sources.folder import class_folders, scan
-from mixer_lightning.machine import Machine, keep_freed_memory
-from mixer_lightning.models import create_model
+from mixer_lightning.engine.machine import Machine, keep_freed_memory
+from mixer_lightning.files import write_text
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.step_speed import take_turns
-from mixer_lightning.words import Parser
 
 EXPERIMENT = "convmixer_256_8_cifar10_25ep"
 Batches = Iterator[tuple[Tensor, Tensor]]  # float32 [B, 3, 32, 32] on the device, targets [B, K]
@@ -43,9 +44,9 @@ def ours(root: Path, *, batch_size: int, workers: int, device: torch.device, ahe
     """Our loader and augmentation."""
     augment = build(compose_one("train", [f"experiment={EXPERIMENT}"]).augment)
     images = scan("cifar10", root, class_folders(root))
-    plan = ChunkSampler(
+    plan = MicroBatchSampler(
         Order([len(images)], window=1, seed=0),
-        chunks=chunking(batch_size=batch_size, device_batch=None, world_size=1),
+        micro_batches=split_batch(batch_size=batch_size, device_batch=None, world_size=1),
         rank=0,
         start_step=0,
         total_steps=10**9,
@@ -64,7 +65,7 @@ def ours(root: Path, *, batch_size: int, workers: int, device: torch.device, ahe
     for batch in loader:
         batch = batch.to(device)
         assert batch.draws is not None
-        yield augment.train_batch(batch.viewed(32), batch.labels, batch.draws, num_classes)
+        yield augment.train_batch(batch.cropped(32), batch.labels, batch.draws, num_classes)
 
 
 def torchvisions(root: Path, *, batch_size: int, workers: int, device: torch.device, ahead: int) -> Batches:
@@ -100,7 +101,7 @@ def torchvisions(root: Path, *, batch_size: int, workers: int, device: torch.dev
 def training_step(device: torch.device, *, num_classes: int) -> Callable[[Tensor, Tensor], None]:
     """A step of ConvMixer-256/8 as our runs make it on this device."""
     machine = Machine(accelerator="gpu" if device.type == "cuda" else "cpu")
-    machine.prepare()
+    machine.configure_torch()
     torch.manual_seed(0)
     model = create_model("convmixer_256_8", num_classes=num_classes, image_size=32)
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,10 +139,10 @@ def measured(
     return seen / (time.perf_counter() - began)
 
 
-def settings(words: Sequence[str]) -> argparse.Namespace:
+def settings(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, as key=value. A wrong word ends the program with a sentence."""
     parser = Parser(
-        "mixer_lightning.studies.cifar",
+        "study cifar",
         usage="root=<class folders of CIFAR's training images> [key=value ...]",
         description="Images per second of CIFAR training, our input pipeline against torchvision's.",
     )
@@ -159,7 +160,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     )
     add("--steps", type=int, default=4, metavar="N", help="of a turn with training; default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
-    chosen = parser.read(words)
+    chosen = parser.read(argv)
     chosen.root = chosen.root.expanduser()
     if not chosen.root.is_dir():
         parser.error(f"there is no folder {chosen.root}")
@@ -169,9 +170,9 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
-    chosen, screen = settings(words), Screen()
+    chosen, screen = settings(argv), Screen()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ahead = 3 if device.type == "cuda" else 0
     step = training_step(device, num_classes=len(class_folders(chosen.root)))
@@ -219,7 +220,7 @@ def main(words: Sequence[str]) -> None:
         for row in rows
     ]
     screen.table("", columns, lines)
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else results.machine()
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else results.cpu_name()
     text = [
         "# CIFAR training: our input pipeline against torchvision's",
         "",
@@ -228,7 +229,7 @@ def main(words: Sequence[str]) -> None:
         "",
         f"* Machine: {machine}",
         f"* Versions: {', '.join(f'{name} {number}' for name, number in results.versions().items())}",
-        f"* Command: `{' '.join(['python -m mixer_lightning.studies.cifar', *words])}`",
+        f"* Command: `{' '.join(['mixer study cifar', *argv])}`",
         "",
         f"| {' | '.join(columns)} |",
         f"| {' | '.join('---' for _ in columns)} |",
@@ -237,9 +238,5 @@ def main(words: Sequence[str]) -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / f"cifar_{device.type}.csv"
     results.write_rows(path, rows, digits=4)
-    results.write_text(path.with_suffix(".md"), "\n".join(text) + "\n")
+    write_text(path.with_suffix(".md"), "\n".join(text) + "\n")
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """Images per second of our input pipeline beside those of timm, torchvision and webdataset, on the same files.
 
-    python -m mixer_lightning.studies.loader root=~/imagenet/train rounds=5
+    mixer study loader root=~/imagenet/train rounds=5
 
 From class folders `root` of JPEG files to batches uint8 [B, 3, 224, 224] of random resized crops, flipped or to be
 flipped on the device. Every contestant reads the same images, as files or packed into shards as they are, in a process
@@ -28,18 +28,19 @@ import torch
 from PIL import Image
 
 from mixer_lightning import results
+from mixer_lightning.config.arguments import Parser
 from mixer_lightning.data import decode
-from mixer_lightning.data.draws import sample_keys
+from mixer_lightning.data.crops import Crops, Integers
 from mixer_lightning.data.loader import Loader
-from mixer_lightning.data.order import ChunkSampler, Order, chunking
+from mixer_lightning.data.order import MicroBatchSampler, Order, split_batch
 from mixer_lightning.data.sources.folder import class_folders, scan
 from mixer_lightning.data.sources.shards import shards
-from mixer_lightning.data.splits import stretches
+from mixer_lightning.data.splits import shard_sizes
+from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.data.views import Integers, Views
+from mixer_lightning.files import write_text
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.step_speed import take_turns
-from mixer_lightning.words import Parser
 
 IMAGE_SIZE, BATCH_SIZE = 224, 128
 Interpolation = Literal["bilinear", "bicubic"]
@@ -56,9 +57,9 @@ def ours(folder: Path, *, workers: int, batches: int, interpolation: str, packed
         images = shards(root=str(folder / "shards"), name="photos").splits["train"]
     else:
         images = scan("photos", folder / "files", class_folders(folder / "files"))
-    plan = ChunkSampler(
-        Order(stretches(images), window=32, seed=0),
-        chunks=chunking(batch_size=BATCH_SIZE, device_batch=None, world_size=1),
+    plan = MicroBatchSampler(
+        Order(shard_sizes(images), window=32, seed=0),
+        micro_batches=split_batch(batch_size=BATCH_SIZE, device_batch=None, world_size=1),
         rank=0,
         start_step=0,
         total_steps=batches,
@@ -212,7 +213,17 @@ def child(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, floa
     """`measure` in a fresh process."""
     words = [f"child={name}", f"root={folder}", f"workers={chosen.workers}", f"images={chosen.images}"]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", __spec__.name, *words, f"device_rate={chosen.device_rate}"],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "mixer_lightning",
+            "study",
+            "loader",
+            *words,
+            f"device_rate={chosen.device_rate}",
+        ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -249,7 +260,7 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
                     count += 1
     for shard in open_shards:
         shard.close()
-    results.write_text(folder / "shards" / "dataset.json", json.dumps({"classes": list(labels)}))
+    write_text(folder / "shards" / "dataset.json", json.dumps({"classes": list(labels)}))
     return count
 
 
@@ -265,12 +276,12 @@ def fidelity(files: Sequence[Path], *, interpolation: Interpolation) -> dict[str
     keys = sample_keys(0, [(0, i, 0) for i in range(len(files))])
     psnr, difference = [], []
     for i, path in enumerate(files):
-        seen: list[Views] = []
+        seen: list[Crops] = []
 
         def views_of(
-            _: Integers, widths: Integers, heights: Integers, i: int = i, seen: list[Views] = seen
-        ) -> Views:
-            seen.append(augment.train_views(keys[i : i + 1], widths, heights, IMAGE_SIZE))
+            _: Integers, widths: Integers, heights: Integers, i: int = i, seen: list[Crops] = seen
+        ) -> Crops:
+            seen.append(augment.train_crops(keys[i : i + 1], widths, heights, IMAGE_SIZE))
             return seen[-1]
 
         ours = torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
@@ -297,10 +308,10 @@ def fidelity(files: Sequence[Path], *, interpolation: Interpolation) -> dict[str
 # ------------------------------------------------------------------------------------------------ program
 
 
-def settings(words: Sequence[str]) -> argparse.Namespace:
+def settings(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, as key=value. A wrong word ends the program with a sentence."""
     parser = Parser(
-        "mixer_lightning.studies.loader",
+        "study loader",
         usage="root=<class folders> [key=value ...]",
         description="Images per second of input pipelines, ours and others' in turns.",
     )
@@ -327,7 +338,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     add("--only", default=",", metavar="NAMES", help=f"of: {'; '.join(CONTESTANTS)} (separated by ;)")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--child", help=argparse.SUPPRESS)
-    chosen = parser.read(words)
+    chosen = parser.read(argv)
     chosen.root = chosen.root.expanduser().absolute()
     if not chosen.root.is_dir():
         parser.error(f"there is no folder {chosen.root}")
@@ -378,7 +389,7 @@ def shown(row: dict[str, Any]) -> list[str]:
 def markdown(
     rows: Sequence[dict[str, Any]],
     chosen: argparse.Namespace,
-    words: Iterable[str],
+    argv: Iterable[str],
     about: str,
     pixels: Mapping[str, Mapping[str, float]],
 ) -> str:
@@ -400,9 +411,9 @@ def markdown(
         f"{chosen.workers} threads (ours) or worker processes (others). Ratios are to the first row in the same round,",
         "in brackets their middle half. `img/cpu-s` counts the CPU seconds of the process tree, MiB is its PSS.",
         "",
-        f"* Machine: {results.machine()}",
+        f"* Machine: {results.cpu_name()}",
         f"* Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
-        f"* Command: `{' '.join(['python -m mixer_lightning.studies.loader', *words])}`",
+        f"* Command: `{' '.join(['mixer study loader', *argv])}`",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"| {' | '.join('---' for _ in COLUMNS)} |",
@@ -421,9 +432,9 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
-    chosen = settings(words)
+    chosen = settings(argv)
     if chosen.child:
         found = measure(
             chosen.child,
@@ -457,7 +468,7 @@ def main(words: Sequence[str]) -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / "loader_cpu.csv"
     results.write_rows(path, rows, digits=4)
-    results.write_text(path.with_suffix(".md"), markdown(rows, chosen, words, about, pixels))
+    write_text(path.with_suffix(".md"), markdown(rows, chosen, argv, about, pixels))
     bars.draw(
         path.with_suffix(".png"),
         {row["loader"]: row["images_per_second"] for row in rows},
@@ -465,7 +476,3 @@ def main(words: Sequence[str]) -> None:
         emphasis="ours",
     )
     screen.say(f"written to {path}, {path.with_suffix('.md')} and {path.with_suffix('.png')}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """Training steps per second of our models beside timm's of the same shape.
 
-    python -m mixer_lightning.studies.step_speed models=mixer_s16,convmixer_256_8 rounds=7
+    mixer study step_speed models=mixer_s16,convmixer_256_8 rounds=7
 
 A step is forward, backward and AdamW on synthetic images, with the loss in float32. The other side is timm's model with
 torch.optim.AdamW as they come: eager, float32, contiguous memory. All variants take turns in one process, so that a
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from mixer_lightning import results
+from mixer_lightning.api import create_model
+from mixer_lightning.config.arguments import Parser
+from mixer_lightning.files import write_text
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d, native_weight_gradients
-from mixer_lightning.models import create_model, default_image_size, list_models, model_node
+from mixer_lightning.models.presets import default_image_size, list_models, model_node
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.screen import Screen
-from mixer_lightning.words import Parser
 
 Found = TypeVar("Found")
 
@@ -202,10 +203,10 @@ def summary(case: Case, times: list[list[float]], chosen: Sequence[Variant]) -> 
 # ------------------------------------------------------------------------------------------------ program
 
 
-def settings(words: Sequence[str]) -> argparse.Namespace:
+def settings(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, as key=value or --key=value. A wrong word ends the program with a sentence."""
     parser = Parser(
-        "mixer_lightning.studies.step_speed",
+        "study step_speed",
         usage="[key=value ...]",
         description="Speed of whole training steps, ours and timm's in turns. Settings are written key=value, "
         "for example: models=mixer_s16,convmixer_256_8 rounds=7",
@@ -219,7 +220,7 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help="steps in a turn; default: 1 on a CPU, 10 on a GPU")
     add("--compile", choices=["true", "false"], default="false", help="bf16 variants also compiled")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
-    chosen = parser.read(words)
+    chosen = parser.read(argv)
     chosen.models = chosen.models.split(",")
     for name in chosen.models:
         if name not in CASES and name not in list_models():
@@ -234,9 +235,9 @@ def settings(words: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
-    chosen = settings(words)
+    chosen = settings(argv)
     device, screen = chosen.device, Screen()
     rows = []
     for name in chosen.models:
@@ -257,7 +258,7 @@ def main(words: Sequence[str]) -> None:
     path = chosen.out / f"step_speed_{device}.csv"
     chosen.out.mkdir(parents=True, exist_ok=True)
     results.write_rows(path, rows, digits=4)
-    results.write_text(path.with_suffix(".md"), markdown(rows, device=device, words=words))
+    write_text(path.with_suffix(".md"), markdown(rows, device=device, argv=argv))
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 
 
@@ -276,11 +277,11 @@ def shown(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[dict[str, Any]], *, device: str, words: Sequence[str]) -> str:
+def markdown(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) -> str:
     """The tables, with machine, versions and command."""
-    machine = f"{results.machine()}, {torch.get_num_threads()} threads"
+    machine = f"{results.cpu_name()}, {torch.get_num_threads()} threads"
     if device == "cuda":
-        machine = f"{torch.cuda.get_device_name()} ({results.machine()})"
+        machine = f"{torch.cuda.get_device_name()} ({results.cpu_name()})"
     else:
         native = native_weight_gradients() is not None
         machine += f"; depthwise kernel {'compiled' if native else 'in PyTorch, for want of a C++ compiler'}"
@@ -293,7 +294,7 @@ def markdown(rows: Sequence[dict[str, Any]], *, device: str, words: Sequence[str
         "",
         f"* Machine: {machine}",
         f"* Versions: {versions}",
-        f"* Command: `{' '.join(['python -m mixer_lightning.studies.step_speed', *words])}`",
+        f"* Command: `{' '.join(['mixer study step_speed', *argv])}`",
     ]
     for name in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == name]
@@ -307,7 +308,3 @@ def markdown(rows: Sequence[dict[str, Any]], *, device: str, words: Sequence[str
         for variant, speed, speeds, ratio, ratios in map(shown, mine):
             lines.append(f"| {variant} | {speed} ({speeds}) | {ratio} ({ratios}) |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

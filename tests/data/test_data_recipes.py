@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from mixer_lightning.data.draws import sample_keys
+from mixer_lightning.data.crops import crop_one
+from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.data.views import view_one
 
 CONF = Path(__file__).parents[2] / "conf"
 AUGMENTS = sorted(path.stem for path in (CONF / "augment").glob("*.yaml"))
@@ -46,8 +46,8 @@ def test_every_augmentation_runs(name):
     keys = sample_keys(0, [(0, image, 0) for image in range(12)])
     widths, heights = np.full(12, 56), np.full(12, 40)
     for size in (32, 8):
-        views = one.train_views(keys, widths, heights, size)
-        images = torch.stack([view_one(noise, views, i, size) for i in range(12)])
+        views = one.train_crops(keys, widths, heights, size)
+        images = torch.stack([crop_one(noise, views, i, size) for i in range(12)])
         assert images.dtype == torch.uint8
         assert images.shape == (12, 3, size, size)
         out, targets = one.train_batch(images, torch.arange(12) % 5, one.draw(keys), 5)
@@ -55,7 +55,7 @@ def test_every_augmentation_runs(name):
         assert out.shape == images.shape
         assert out.isfinite().all()
         torch.testing.assert_close(targets.sum(1), torch.ones(12))
-        view = view_one(noise, one.eval_views(widths, heights, size), 0, size)
+        view = crop_one(noise, one.eval_crops(widths, heights, size), 0, size)
         assert view.shape == (3, size, size)
         assert one.eval_batch(view[None]).isfinite().all()
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixer_lightning.data import decode as decoding
+from mixer_lightning.data.crops import crop_one
 from mixer_lightning.data.decode import crops, decode, jpeg_size, pixels
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.data.views import view_one
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 
@@ -268,7 +268,7 @@ def test_crops_writes_the_views_of_what_can_be_decoded_and_names_the_rest():
 
     def views_of(positions, widths, heights):
         asked.append((positions.tolist(), widths.tolist(), heights.tolist()))
-        return Augment(eval_crop=0.875).eval_views(widths, heights, 8)
+        return Augment(eval_crop=0.875).eval_crops(widths, heights, 8)
 
     out = torch.full((8, 3, 8, 8), 7, dtype=torch.uint8)
     bad = crops(files, views_of, list(out))
@@ -281,8 +281,8 @@ def test_crops_writes_the_views_of_what_can_be_decoded_and_names_the_rest():
     assert asked == [(told, [37, 37, 37, 37, 2, 37, 1], [29, 29, 29, 29, 2, 29, 1])]
     for i in good:
         image = pixels(files[i])
-        view = Augment(eval_crop=0.875).eval_views(np.array([image.shape[2]]), np.array([image.shape[1]]), 8)
-        assert torch.equal(out[i], view_one(image, view, 0, 8))
+        view = Augment(eval_crop=0.875).eval_crops(np.array([image.shape[2]]), np.array([image.shape[1]]), 8)
+        assert torch.equal(out[i], crop_one(image, view, 0, 8))
 
 
 def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch):
@@ -297,7 +297,7 @@ def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch):
     monkeypatch.setattr(decoding, "pixels", counted)
     out = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
     files = [FILES["baseline"], FILES["progressive"]] * 3
-    assert not crops(files, lambda _, widths, heights: Augment().eval_views(widths, heights, 8), list(out))
+    assert not crops(files, lambda _, widths, heights: Augment().eval_crops(widths, heights, 8), list(out))
     assert len(most) == 6
     assert max(most) <= 2  # the last one's name is taken when the next is there
 
@@ -309,7 +309,7 @@ def test_crops_asks_again_where_a_header_lies(monkeypatch):
     files = [FILES["baseline"], FILES["progressive"]]
 
     def views_of(positions, widths, heights):
-        return Augment().eval_views(widths, heights, 8)
+        return Augment().eval_crops(widths, heights, 8)
 
     assert not crops(files, views_of, list(out))
     monkeypatch.undo()
@@ -321,6 +321,6 @@ def test_crops_asks_again_where_a_header_lies(monkeypatch):
 
 def test_crops_of_nothing_that_can_be_decoded():
     out = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
-    bad = crops([b"", b"?"], lambda _, widths, heights: Augment().eval_views(widths, heights, 4), list(out))
+    bad = crops([b"", b"?"], lambda _, widths, heights: Augment().eval_crops(widths, heights, 4), list(out))
     assert [position for position, _ in bad] == [0, 1]
     assert (out == 7).all()

@@ -15,10 +15,10 @@ import torch
 from PIL import Image, features
 
 from mixer_lightning.data import loader as module
-from mixer_lightning.data.draws import key
 from mixer_lightning.data.loader import PIECE, BadImages, Batch, Loader, kept_in_memory, pool
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.data.sources.arrays import Arrays
+from mixer_lightning.data.stateless_random import key
 from mixer_lightning.data.transforms import Augment
 
 TRAIN = Augment(crop="random_resized", flip=0.5)
@@ -115,7 +115,7 @@ def said():
 
 
 def pixels_of(batches: list[Batch]) -> torch.Tensor:
-    return torch.cat([batch.viewed(SIZE) for batch in batches])
+    return torch.cat([batch.cropped(SIZE) for batch in batches])
 
 
 def labels_of(batches) -> list[int]:
@@ -245,7 +245,7 @@ def test_images_that_come_as_an_array_are_taken_as_they_are(load):
     loader = load(arrays, [3, 0], seed=None, augment=Augment())
     assert loader.images is arrays
     [batch] = loader
-    assert np.array_equal(batch.viewed(SIZE).permute(0, 2, 3, 1).numpy(), arrays.pixels[[3, 0]])
+    assert np.array_equal(batch.cropped(SIZE).permute(0, 2, 3, 1).numpy(), arrays.pixels[[3, 0]])
     assert batch.labels.tolist() == [3, 0]
 
 
@@ -323,7 +323,7 @@ def test_another_image_takes_the_place_of_a_bad_one_whoever_finds_out_when(load,
             stand_in = Files(sizes)
             stand_in.files[index] = good.files[shown[index]]
             [alone] = load(stand_in, [index])
-            assert torch.equal(alone.viewed(SIZE)[0], pixels[place])
+            assert torch.equal(alone.cropped(SIZE)[0], pixels[place])
 
 
 DAMAGES = {
@@ -368,7 +368,7 @@ def test_unread_and_undecoded_images_side_by_side(load, said, sizes_of):
     assert batch.labels.tolist() == [spare(i, 16, bad) for i in range(16)]
     [whole] = load(Files(sizes), range(16))
     good = sorted(set(range(16)) - bad)
-    assert torch.equal(batch.viewed(SIZE)[good], whole.viewed(SIZE)[good])
+    assert torch.equal(batch.cropped(SIZE)[good], whole.cropped(SIZE)[good])
     reasons = dict(line.removeprefix("cannot read /images/").split(".png: ") for line in said)
     assert {int(index) for index in reasons} == bad
     for index in bad:
@@ -594,12 +594,12 @@ def test_a_batch_goes_to_a_device_without_what_the_cpu_looks_at(load):
     assert there.draws is batch.draws is not None
     here = batch.to(torch.device("cpu"))
     assert torch.equal(here.images, batch.images)
-    assert torch.equal(here.viewed(SIZE), batch.viewed(SIZE))
+    assert torch.equal(here.cropped(SIZE), batch.cropped(SIZE))
 
 
 def test_processes_that_are_silent_name_their_own_bad_images(capsys, monkeypatch):
+    from mixer_lightning.engine.training import show_log
     from mixer_lightning.screen import Screen
-    from mixer_lightning.training import show_log
 
     log = logging.getLogger("mixer_lightning")
     before = (log.handlers, log.level, log.propagate)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from mixer_lightning.data import order as orders
-from mixer_lightning.data.draws import key
-from mixer_lightning.data.order import ChunkSampler, Order, chunking, seed_generators
+from mixer_lightning.data.order import MicroBatchSampler, Order, seed_generators, split_batch
+from mixer_lightning.data.stateless_random import key
 
 Sample = tuple[int, int, int]  # epoch, image, repeat
 
@@ -26,12 +26,12 @@ def stream(
     order: Order, *, steps: int, batch: int, chunk: int, world: int = 1, start: int = 0, repeats: int = 1
 ) -> list[list[Sample]]:
     """Chunks of all processes in the order of the arithmetic: one after the other, step by step."""
-    chunks = chunking(batch_size=batch, device_batch=chunk, world_size=world)
+    micro_batches = split_batch(batch_size=batch, device_batch=chunk, world_size=world)
     ranks = [
         list(
-            ChunkSampler(
-                Order(order.stretches.tolist(), window=order.window, seed=order.seed),
-                chunks=chunks,
+            MicroBatchSampler(
+                Order(order.shard_sizes.tolist(), window=order.window, seed=order.seed),
+                micro_batches=micro_batches,
                 rank=rank,
                 start_step=start,
                 total_steps=steps,
@@ -53,30 +53,30 @@ def epoch(order: Order, number: int) -> list[int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(stretches=shards, window=windows, number=st.integers(0, 5), seed=st.integers(0, 3))
-def test_an_epoch_is_a_permutation_window_by_window(stretches, window, number, seed):
-    order = Order(stretches, window=window, seed=seed)
+@given(shard_sizes=shards, window=windows, number=st.integers(0, 5), seed=st.integers(0, 3))
+def test_an_epoch_is_a_permutation_window_by_window(shard_sizes, window, number, seed):
+    order = Order(shard_sizes, window=window, seed=seed)
     seen = epoch(order, number)
-    assert sorted(seen) == list(range(sum(stretches)))
+    assert sorted(seen) == list(range(sum(shard_sizes)))
 
-    samples = np.split(np.arange(sum(stretches)), np.cumsum(stretches)[:-1])  # of each shard
+    samples = np.split(np.arange(sum(shard_sizes)), np.cumsum(shard_sizes)[:-1])  # of each shard
     in_turn: list[int] = []
-    for w in range(-(-len(stretches) // window)):
+    for w in range(-(-len(shard_sizes) // window)):
         here = order.shards(number, w)[:window].tolist()
         assert order.shards(number, w)[window:].tolist() == order.shards(number, w + 1)[:window].tolist()
         inside = np.concatenate([samples[shard] for shard in here]).tolist()
         assert sorted(seen[: len(inside)]) == sorted(inside)  # only these shards are read here
         seen, in_turn = seen[len(inside) :], in_turn + here
-    assert sorted(in_turn) == list(range(len(stretches)))
+    assert sorted(in_turn) == list(range(len(shard_sizes)))
 
 
 @settings(max_examples=60, deadline=None)
-@given(stretches=shards, window=windows, number=st.integers(0, 1000), data=st.data())
-def test_any_places_in_any_sequence_are_those_of_the_uninterrupted_order(stretches, window, number, data):
-    order = Order(stretches, window=window, seed=5)
+@given(shard_sizes=shards, window=windows, number=st.integers(0, 1000), data=st.data())
+def test_any_places_in_any_sequence_are_those_of_the_uninterrupted_order(shard_sizes, window, number, data):
+    order = Order(shard_sizes, window=window, seed=5)
     whole = {e: epoch(order, e) for e in (number, number + 1)}
     places = st.lists(st.integers(0, order.num_samples - 1), min_size=1, max_size=20)
-    fresh = Order(stretches, window=window, seed=5)
+    fresh = Order(shard_sizes, window=window, seed=5)
     for e in data.draw(st.lists(st.sampled_from([number, number + 1]), min_size=1, max_size=4)):
         offsets = np.array(data.draw(places))
         assert fresh.images(e, offsets).tolist() == [whole[e][offset] for offset in offsets]
@@ -96,7 +96,7 @@ def test_a_place_far_into_a_run_costs_one_window(monkeypatch):
 def test_what_is_read_next_is_announced_before_it_is_read():
     order = Order([4] * 10, window=3, seed=0)
     told: list[list[int]] = []
-    order.expect = lambda shards: told.append(list(shards))
+    order.prefetch = lambda shards: told.append(list(shards))
     for e in (0, 1):
         for offset, image in enumerate(epoch(order, e)):
             order.images(e, np.array([offset]))
@@ -123,8 +123,8 @@ def test_a_window_of_everything_mixes_all_shards():
 
 def test_epochs_and_seeds_have_their_own_order():
     found = {
-        tuple(epoch(Order(stretches, window=2, seed=seed), e))
-        for stretches in ([100], [25, 25, 25, 25])
+        tuple(epoch(Order(shard_sizes, window=2, seed=seed), e))
+        for shard_sizes in ([100], [25, 25, 25, 25])
         for seed in (0, 1)
         for e in (0, 1, 2)
     }
@@ -154,16 +154,18 @@ def test_order_is_fixed_for_good():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    stretches=shards,
+    shard_sizes=shards,
     window=windows,
     chunk=st.integers(1, 5),
     world=st.sampled_from([1, 2, 3]),
     accumulate=st.integers(1, 3),
     steps=st.integers(1, 12),
 )
-def test_every_sample_once_per_epoch_and_nothing_dropped(stretches, window, chunk, world, accumulate, steps):
+def test_every_sample_once_per_epoch_and_nothing_dropped(
+    shard_sizes, window, chunk, world, accumulate, steps
+):
     batch = chunk * world * accumulate
-    order = Order(stretches, window=window, seed=7)
+    order = Order(shard_sizes, window=window, seed=7)
     seen = list(itertools.chain(*stream(order, steps=steps, batch=batch, chunk=chunk, world=world)))
     assert len(seen) == steps * batch
     by_epoch = [[image for e, image, _ in seen if e == number] for number in range(seen[-1][0] + 1)]
@@ -174,16 +176,16 @@ def test_every_sample_once_per_epoch_and_nothing_dropped(stretches, window, chun
 
 @settings(max_examples=40, deadline=None)
 @given(
-    stretches=shards,
+    shard_sizes=shards,
     window=windows,
     world=st.sampled_from([1, 2, 3, 6]),
     start=st.integers(0, 9),
     repeats=st.sampled_from([1, 2, 3]),
 )
 def test_chunks_do_not_depend_on_processes_or_on_where_a_sitting_began(
-    stretches, window, world, start, repeats
+    shard_sizes, window, world, start, repeats
 ):
-    order = Order(stretches, window=window, seed=7)
+    order = Order(shard_sizes, window=window, seed=7)
     whole = stream(order, steps=10, batch=12, chunk=2, repeats=repeats)
     parts = stream(order, steps=10, batch=12, chunk=2, world=world, start=start, repeats=repeats)
     assert parts == whole[start * 6 :]
@@ -221,13 +223,13 @@ def test_repeats_that_do_not_divide_the_set():
 )
 def test_a_batch_that_does_not_divide_says_what_would(batch, chunk, world, words):
     with pytest.raises(ValueError, match="does not divide") as error:
-        chunking(batch_size=batch, device_batch=chunk, world_size=world)
+        split_batch(batch_size=batch, device_batch=chunk, world_size=world)
     assert all(word in str(error.value) for word in words)
 
 
 def test_default_device_batch_is_an_equal_share():
-    assert chunking(batch_size=96, device_batch=None, world_size=4)[1:] == (24, 4)
-    assert chunking(batch_size=96, device_batch=8, world_size=4).accumulate == 3
+    assert split_batch(batch_size=96, device_batch=None, world_size=4)[1:] == (24, 4)
+    assert split_batch(batch_size=96, device_batch=8, world_size=4).accumulate == 3
 
 
 def test_seeding_covers_all_three_generators():
@@ -245,8 +247,8 @@ def test_seeding_covers_all_three_generators():
 
 
 def test_length_is_what_is_still_to_come():
-    chunks = chunking(batch_size=8, device_batch=2, world_size=2)
+    micro_batches = split_batch(batch_size=8, device_batch=2, world_size=2)
     order = Order([20], window=1, seed=0)
-    sampler = ChunkSampler(order, chunks=chunks, rank=0, start_step=3, total_steps=10)
+    sampler = MicroBatchSampler(order, micro_batches=micro_batches, rank=0, start_step=3, total_steps=10)
     assert len(sampler) == len(list(sampler)) == 7 * 2
     assert np.array_equal(next(iter(sampler)), next(iter(sampler)))  # can be gone through again

@@ -234,7 +234,7 @@ def test_missing_sets_far_away(root, server):
             shards(root=f"{url}/", name="blooms")
         assert str(caught.value) == (
             f"blooms: no shards under {url}. Expected {url}/train-*.tar and dataset.json. Make them with: "
-            "python -m mixer_lightning.prepare data=blooms source=<archives> output=<folder>, and copy them there"
+            "mixer prepare data=blooms source=<archives> output=<folder>, and copy them there"
         )
 
 
@@ -496,13 +496,13 @@ def test_expected_shards_are_fetched_in_the_background(root, server):
     prepared_set(root)
     train = shards(root=server.url).splits["train"]
     server.seconds = 0.05
-    train.expect([1])
+    train.prefetch([1])
     wait_for(lambda: server.gets["train-001.tar"] == 1)
     assert train.read(8) == picture(8)
     assert train.read(4) == picture(4)
     assert server.gets["train-001.tar"] == 1
     assert server.gets["train-000.tar"] == 0
-    train.expect([1, 0])
+    train.prefetch([1, 0])
     check_train(train)
     assert max(server.gets[f"train-00{i}.tar"] for i in range(2)) == 1
 
@@ -511,17 +511,17 @@ def test_no_more_is_fetched_ahead_than_fits(tmp_path, caplog):
     cache = Cache(tmp_path / "copies", max_bytes=3500)
     files = numbered(8)
 
-    def expect(wanted: list[File]) -> str:
-        cache.expect(wanted)
+    def prefetch(wanted: list[File]) -> str:
+        cache.prefetch(wanted)
         wait_for(lambda: not any(thread.name == "fetch" for thread in threading.enumerate()))
         return held(cache)
 
-    assert expect(files[:6]) == "012"
+    assert prefetch(files[:6]) == "012"
     assert (
-        expect([files[5], files[1], files[0], files[7]]) == "015"
+        prefetch([files[5], files[1], files[0], files[7]]) == "015"
     )  # what is expected soon made no room for it
     assert not caplog.records
-    assert expect(files) == "012"
+    assert prefetch(files) == "012"
     assert "8 shards are read side by side, of which 3 fit into data.cache_bytes=3500" in caplog.text
 
 
@@ -529,7 +529,7 @@ def test_what_cannot_be_fetched_ahead_is_an_error_only_when_it_is_read(root, ser
     prepared_set(root)
     train = shards(root=server.url).splits["train"]
     server.faults["train-000.tar"] = [404, 404]
-    train.expect([0, 1])
+    train.prefetch([0, 1])
     wait_for(lambda: server.gets["train-000.tar"] and server.gets["train-001.tar"])
     with pytest.raises(FileNotFoundError, match=r"train-000\.tar does not exist"):
         train.read(0)

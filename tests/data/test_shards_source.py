@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from mixer_lightning.data import draws
+from mixer_lightning.data import stateless_random as draws
 from mixer_lightning.data.sources import Stored, cache, index, prepared
 from mixer_lightning.data.sources.shards import shards
 
@@ -82,7 +82,7 @@ def test_every_sample_is_read_back(root):
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 9, "val": 2}
     train = data.splits["train"]
     assert isinstance(train, Stored)
-    assert train.stretches() == [4, 5]
+    assert train.shard_sizes() == [4, 5]
     for i in (8, 0, 3, 4, 7, 1):
         assert train.read(i) == picture(i)
         assert train.key(i) == f"photo/{i:05d}"
@@ -92,7 +92,7 @@ def test_every_sample_is_read_back(root):
     assert labels.tolist() == [2, 0, 0, 1]
     assert train.hashes().dtype == np.uint32
     assert train.hashes().tolist() == [draws.hash32(f"photo/{i:05d}") for i in range(9)]
-    train.expect([1, 0])  # nothing to fetch
+    train.prefetch([1, 0])  # nothing to fetch
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -118,7 +118,7 @@ def test_the_index_is_what_tarfile_and_webdataset_say(root, form):
 def test_a_shard_without_samples_takes_no_part(root):
     write_files(root / "train-0005.tar", {"README": b"nothing here", "._a.jpg": b"of a file manager"})
     train = shards(root=str(root)).splits["train"]
-    assert train.stretches() == [4, 0, 5]
+    assert train.shard_sizes() == [4, 0, 5]
     assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
     assert train.key(4) == "photo/00004"
 
@@ -285,7 +285,7 @@ def test_missing_shards(tmp_path, root):
         shards(root=str(path), name="imagenet21k")
     assert str(caught.value) == (
         f"imagenet21k: no shards under {path}. Expected {path}/train-*.tar and dataset.json. Make them with: "
-        "python -m mixer_lightning.prepare data=imagenet21k source=<archives> output=<path>"
+        "mixer prepare data=imagenet21k source=<archives> output=<path>"
     )
     (root / "val-000.tar").unlink()
     assert list(shards(root=str(root)).splits) == ["train"]  # others cut it by hash
@@ -438,7 +438,7 @@ def test_a_full_disk_only_costs_the_index(root, monkeypatch, said):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(index.results, "write_in_one_move", full)
+    monkeypatch.setattr(index, "atomic_write", full)
     assert len(shards(root=str(root)).splits["train"]) == 9
     assert any("No space left" in line for line in said())
 
@@ -547,7 +547,7 @@ def test_a_prepared_set_is_taken_as_it_is(made, said, monkeypatch):
     write(made / "train-extra.tar", range(2))  # dataset.json does not list it
     data = shards(root=str(made), num_classes=4)
     train = data.splits["train"]
-    assert (train.stretches(), len(data.splits["val"]), len(data.classes)) == ([4, 5], 2, 4)
+    assert (train.shard_sizes(), len(data.splits["val"]), len(data.classes)) == ([4, 5], 2, 4)
     assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
     assert every(train).tolist() == [i % 3 for i in range(9)]
     assert train.hashes().tolist() == [draws.hash32(train.key(i)) for i in range(9)]
@@ -575,7 +575,7 @@ def test_shards_that_are_not_those_of_dataset_json_are_named_together(made, veri
     assert f"train-000.tar is missing ({size['train-000.tar']:,} bytes)" in told
     assert f"train-001.tar has 5,000 bytes instead of {size['train-001.tar']:,}" in told
     assert f"val-000.tar has {size['val-000.tar'] + 4:,} bytes instead of {size['val-000.tar']:,}" in told
-    assert told.endswith("python -m mixer_lightning.prepare data=blooms source=<archives> output=<path>")
+    assert told.endswith("mixer prepare data=blooms source=<archives> output=<path>")
 
 
 def alter(path: Path) -> None:

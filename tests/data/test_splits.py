@@ -9,11 +9,11 @@ import random
 import numpy as np
 import pytest
 
-from mixer_lightning.data.draws import hash32
 from mixer_lightning.data.sources import Dataset, Stored
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.digits import digits
-from mixer_lightning.data.splits import Joined, Subset, choose, stretches
+from mixer_lightning.data.splits import Joined, Subset, choose, shard_sizes
+from mixer_lightning.data.stateless_random import hash32
 
 KEYS = [f"class{i % 7}/{i:05}.jpg" for i in range(3000)]
 
@@ -54,13 +54,13 @@ class Shards(Files):
         self.counts = counts
         self.expected: list[list[int]] = []
 
-    def stretches(self):
+    def shard_sizes(self):
         return self.counts
 
     def hashes(self):
         return np.array([hash32(in_shards(each)) for each in self.keys], np.uint32)
 
-    def expect(self, shards):
+    def prefetch(self, shards):
         self.expected.append(list(shards))
 
 
@@ -228,22 +228,22 @@ def test_joined_slices():
 
 def test_what_is_not_in_shards_is_one_stretch():
     files = Files(KEYS)
-    assert stretches(files) == [3000]
-    assert stretches(Subset(files, np.array([3, 5, 2999]))) == [3]
+    assert shard_sizes(files) == [3000]
+    assert shard_sizes(Subset(files, np.array([3, 5, 2999]))) == [3]
     assert not isinstance(files, Stored)
 
 
 def test_stretches_of_a_subset_count_its_images_in_each_shard():
     shards = Shards(KEYS[:10], [3, 0, 4, 1, 2])
-    assert stretches(shards) == [3, 0, 4, 1, 2]
-    assert stretches(Subset(shards, np.array([0, 2, 3, 6, 8, 9]))) == [2, 0, 2, 0, 2]
-    assert stretches(Subset(shards, np.array([7]))) == [0, 0, 0, 1, 0]
-    assert stretches(Subset(shards, np.arange(10))) == [3, 0, 4, 1, 2]
+    assert shard_sizes(shards) == [3, 0, 4, 1, 2]
+    assert shard_sizes(Subset(shards, np.array([0, 2, 3, 6, 8, 9]))) == [2, 0, 2, 0, 2]
+    assert shard_sizes(Subset(shards, np.array([7]))) == [0, 0, 0, 1, 0]
+    assert shard_sizes(Subset(shards, np.arange(10))) == [3, 0, 4, 1, 2]
 
 
 def test_stretches_of_joined_splits_follow_each_other():
     shards = Shards(KEYS[:10], [3, 7])
-    assert stretches(Joined([shards, Files(KEYS[:4]), Subset(shards, np.array([2, 3, 4]))])) == [
+    assert shard_sizes(Joined([shards, Files(KEYS[:4]), Subset(shards, np.array([2, 3, 4]))])) == [
         3,
         7,
         4,
@@ -256,15 +256,15 @@ def test_stretches_hold_as_many_images_as_there_are():
     data = dataset(train=Shards(KEYS, [500] * 6), val=Shards(KEYS[:9], [9]), test=Files(KEYS[:1]))
     images = choose(data, train="train[:30%]+val").splits["train"]
     assert isinstance(images, Stored)
-    assert sum(stretches(images)) == len(images)
-    assert len(stretches(images)) == 7
+    assert sum(shard_sizes(images)) == len(images)
+    assert len(shard_sizes(images)) == 7
 
 
 def test_every_shard_learns_under_its_own_number_that_it_is_read_next():
     first, second = Shards(KEYS[:10], [5, 5]), Shards(KEYS[:9], [3, 3, 3])
     joined = Joined([first, Files(KEYS[:4]), Subset(second, np.array([0, 5, 8]))])
-    assert stretches(joined) == [5, 5, 4, 1, 1, 1]
-    joined.expect([5, 1, 3, 2])
+    assert shard_sizes(joined) == [5, 5, 4, 1, 1, 1]
+    joined.prefetch([5, 1, 3, 2])
     assert first.expected == [[1]]
     assert second.expected == [[2, 0]]
 

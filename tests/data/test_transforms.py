@@ -14,10 +14,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as tv
 from torchvision.transforms import InterpolationMode, v2
 
-from mixer_lightning.data.draws import sample_keys
-from mixer_lightning.data.rand_augment import ColorJitter, RandAugment
+from mixer_lightning.data.crops import FILTERS, Crops, crop_one
+from mixer_lightning.data.policies import ColorJitter, RandAugment
+from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.data.views import FILTERS, Views, view_one
 
 
 def photo(width: int = 50, height: int = 40, seed: int = 0) -> Image.Image:
@@ -37,8 +37,8 @@ def extents(image: Image.Image, count: int = 1) -> tuple[np.ndarray, np.ndarray]
     return np.full(count, image.width), np.full(count, image.height)
 
 
-def seen(views: Views, image: Image.Image, size: int) -> torch.Tensor:
-    return torch.stack([view_one(pixels(image), views, i, size) for i in range(len(views))])
+def seen(views: Crops, image: Image.Image, size: int) -> torch.Tensor:
+    return torch.stack([crop_one(pixels(image), views, i, size) for i in range(len(views))])
 
 
 def trained(
@@ -46,13 +46,13 @@ def trained(
 ) -> torch.Tensor:
     """What training makes of an image, `count` times: uint8 [count, 3, S, S]."""
     named = keys(count, seed=seed)
-    views = augment.train_views(named, *extents(image, count), size)
+    views = augment.train_crops(named, *extents(image, count), size)
     return augment.alter(seen(views, image, size), augment.draw(named))
 
 
 def evaluated(augment: Augment, image: Image.Image, size: int) -> torch.Tensor:
     """What evaluation makes of an image: uint8 [3, S, S]."""
-    return seen(augment.eval_views(*extents(image), size), image, size)[0]
+    return seen(augment.eval_crops(*extents(image), size), image, size)[0]
 
 
 def assert_close_by(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -119,7 +119,7 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 def boxes(augment: Augment, width: int, height: int, count: int) -> np.ndarray:
     """left, top, width, height of random views: [4, count]."""
-    views = augment.train_views(keys(count), np.full(count, width), np.full(count, height), 32)
+    views = augment.train_crops(keys(count), np.full(count, width), np.full(count, height), 32)
     assert (views.to_width == 32).all()
     assert (views.to_height == 32).all()
     assert not views.x.any()
@@ -188,7 +188,7 @@ def test_random_crops_have_the_stated_areas_and_aspects():
 def test_random_interpolation_is_each_half_of_the_time():
     image = photo()
     augment = Augment(crop="random_resized", crop_scale=(1.0, 1.0), crop_ratio=(1.25, 1.25))
-    views = dataclasses.replace(augment, interpolation="random").train_views(
+    views = dataclasses.replace(augment, interpolation="random").train_crops(
         keys(1000), *extents(image, 1000), 32
     )
     kinds = [FILTERS[i] for i in views.filter]
@@ -231,7 +231,7 @@ def test_resize_random_takes_parts_of_the_resized_image():
     image = photo(90, 60)
     whole = pixels(image.resize((60, 40), Image.Resampling.BILINEAR))  # 32 / .8 = 40
     corners = set()
-    views = augment.train_views(keys(400), *extents(image, 400), 32)
+    views = augment.train_crops(keys(400), *extents(image, 400), 32)
     for x, y, part in zip(views.x, views.y, seen(views, image, 32), strict=True):
         assert_close_by(part, whole[:, y : y + 32, x : x + 32])
         corners.add((int(y), int(x)))
@@ -257,7 +257,7 @@ def test_flip_is_a_mirror_as_often_as_stated():
 def test_flip_does_not_tell_where_the_crop_is():
     augment = Augment(crop="random_resized", flip=0.5)
     named = keys(20_000)
-    views = augment.train_views(named, np.full(20_000, 500), np.full(20_000, 400), 32)
+    views = augment.train_crops(named, np.full(20_000, 500), np.full(20_000, 400), 32)
     flips = augment.draw(named).flip
     for values in (views.left, views.top, views.width * views.height):
         assert abs(np.corrcoef(values, flips)[0, 1]) < 0.025
@@ -284,8 +284,8 @@ def test_a_sample_does_not_depend_on_its_batch(rand_augment):
 
     def run(which: np.ndarray) -> torch.Tensor:
         named = sample_keys(3, [(1, image, 0) for image in which])
-        views = augment.train_views(named, widths[which], heights[which], 16)
-        shown = [view_one(pixels(images[image]), views, i, 16) for i, image in enumerate(which)]
+        views = augment.train_crops(named, widths[which], heights[which], 16)
+        shown = [crop_one(pixels(images[image]), views, i, 16) for i, image in enumerate(which)]
         return augment.alter(torch.stack(shown), augment.draw(named))
 
     whole = run(np.arange(24))
@@ -304,7 +304,7 @@ def test_every_part_of_a_samples_name_counts():
     }
     places = {}
     for what, (seed, sample) in ({"none": (0, (0, 0, 0))} | samples).items():
-        views = augment.train_views(sample_keys(seed, [sample]), *extents(photo(500, 400)), 32)
+        views = augment.train_crops(sample_keys(seed, [sample]), *extents(photo(500, 400)), 32)
         places[what] = (views.left[0], views.top[0], views.width[0], views.height[0])
     assert len(set(places.values())) == 5
 

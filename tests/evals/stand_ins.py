@@ -52,12 +52,12 @@ class Fixed:
         self._bad = np.array([*bad], np.int64)  # training images that cannot be read
         self.asked: list[tuple[str, object, object]] = []
 
-    def share(self, split: str) -> np.ndarray:
+    def local_indices(self, split: str) -> np.ndarray:
         return np.arange(len(self.data.splits[split]))
 
     def logits(self, split: str, *, eval_resize: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         values = self._square if eval_resize == "square" else self._values
-        yield from self._batches(split, values[split], self.share(split))
+        yield from self._batches(split, values[split], self.local_indices(split))
 
     def features(
         self,
@@ -69,7 +69,7 @@ class Fixed:
         mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         self.asked.append((split, eval_resize, eval_crop))
-        indices = self.share(split) if indices is None else indices
+        indices = self.local_indices(split) if indices is None else indices
         for values, labels in self._batches(split, self._values[split], indices):
             some, indices = indices[: len(labels)], indices[len(labels) :]
             if mark_bad:
@@ -87,5 +87,5 @@ class Fixed:
         grey = torch.as_tensor(indices).to(torch.uint8)
         return grey[:, None, None, None].expand(-1, 3, 4, 4)
 
-    def whole(self, batches: Iterable[Tensor]) -> Tensor:
+    def all_gather(self, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(batches))

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import nn
 
 from mixer_lightning import create_model
-from mixer_lightning.callbacks import Predictions
-from mixer_lightning.classifier import Network, evaluating
-from mixer_lightning.data.module import DataModule
-from mixer_lightning.data.order import chunking
+from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.digits import digits
 from mixer_lightning.data.sources.folder import FolderImages, folder
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.engine.callbacks import Predictions
+from mixer_lightning.engine.classifier import Network, evaluating
+from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.evals.accuracy import Accuracy
 from mixer_lightning.evals.confusion import Confusion
 from mixer_lightning.evals.fewshot import Fewshot, draw
@@ -94,12 +94,14 @@ def predictions(
         layout=torch.contiguous_format,
         precision=contextlib.nullcontext,
     )
-    chunks = chunking(batch_size=device_batch * world_size, device_batch=device_batch, world_size=world_size)
+    micro_batches = split_batch(
+        batch_size=device_batch * world_size, device_batch=device_batch, world_size=world_size
+    )
     module = DataModule(
         data,
         augment,
         image_size=8,
-        chunks=chunks,
+        micro_batches=micro_batches,
         total_steps=0,
         seed=0,
         repeats=1,
@@ -121,11 +123,13 @@ def everything(predict: Predictions) -> dict[str, Any]:
     some = np.array([7, 3, 11, 30, 2])
     return {
         "metrics": dict(pair for each in EVALS for pair in each.run(predict)),
-        "logits": predict.whole(logits for logits, _ in predict.logits(split)),
-        "labels": predict.whole(labels for _, labels in predict.logits(split)),
-        "some": predict.whole(features for features, _ in predict.features("train", indices=some)),
-        "hits": predict.whole(logits.argmax(dim=1) == labels for logits, labels in predict.logits(split)),
-        "share": predict.whole(iter([torch.from_numpy(predict.share(split))])),
+        "logits": predict.all_gather(logits for logits, _ in predict.logits(split)),
+        "labels": predict.all_gather(labels for _, labels in predict.logits(split)),
+        "some": predict.all_gather(features for features, _ in predict.features("train", indices=some)),
+        "hits": predict.all_gather(
+            logits.argmax(dim=1) == labels for logits, labels in predict.logits(split)
+        ),
+        "share": predict.all_gather(iter([torch.from_numpy(predict.local_indices(split))])),
     }
 
 
@@ -208,8 +212,8 @@ def test_fewshot_goes_on_without_bad_training_images_on_any_number_of_processes(
 @pytest.mark.parametrize("name", ["mixer_digits", "convmixer_96_4"])
 def test_features_are_what_the_head_sees(name, photos):
     with predictions(photos, name=name) as predict:
-        features = predict.whole(features for features, _ in predict.features("val"))
-        logits = predict.whole(logits for logits, _ in predict.logits("val"))
+        features = predict.all_gather(features for features, _ in predict.features("val"))
+        logits = predict.all_gather(logits for logits, _ in predict.logits("val"))
         assert features.dtype == torch.float32
         torch.testing.assert_close(predict.network.backbone.head(features), logits, rtol=1e-4, atol=1e-4)
 
@@ -219,7 +223,7 @@ def test_other_views_are_those_of_another_recipe(photos):
     with predictions(photos) as predict, predictions(photos, augment=square) as other:
 
         def features(of: Predictions, split: str, **view: Any) -> torch.Tensor:
-            return of.whole(features for features, _ in of.features(split, **view))
+            return of.all_gather(features for features, _ in of.features(split, **view))
 
         for split, some in (("val", None), ("train", None), ("train", np.array([5, 1]))):
             found = features(predict, split, eval_resize="square", eval_crop=0.5, indices=some)
@@ -228,7 +232,7 @@ def test_other_views_are_those_of_another_recipe(photos):
             assert not torch.allclose(found, usual, atol=1e-3)
             assert torch.equal(usual, features(predict, split, indices=some))  # the view was asked for once
         logits = [
-            predict.whole(each for each, _ in predict.logits("val", eval_resize=view))
+            predict.all_gather(each for each, _ in predict.logits("val", eval_resize=view))
             for view in (None, "square")
         ]
         assert not torch.allclose(*logits, atol=1e-3)
@@ -236,11 +240,11 @@ def test_other_views_are_those_of_another_recipe(photos):
 
 def test_training_images_come_in_order_and_without_augmentation(photos):
     with predictions(photos) as predict:
-        labels = predict.whole(labels for _, labels in predict.features("train"))
+        labels = predict.all_gather(labels for _, labels in predict.features("train"))
         assert labels.tolist() == photos.splits["train"].labels(np.arange(40)).tolist()
-        whole = predict.whole(features for features, _ in predict.features("train"))
+        whole = predict.all_gather(features for features, _ in predict.features("train"))
         some = np.array([31, 4, 4, 17])
-        few = predict.whole(features for features, _ in predict.features("train", indices=some))
+        few = predict.all_gather(features for features, _ in predict.features("train", indices=some))
         torch.testing.assert_close(few, whole[some])
 
 

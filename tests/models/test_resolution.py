@@ -10,8 +10,8 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
-from mixer_lightning.models import create_model
-from mixer_lightning.models.checkpoints import describe, load, restore, save_flax, save_own, save_timm
+from mixer_lightning.api import create_model
+from mixer_lightning.checkpoints.load import describe, load, restore, save_flax, save_own, save_timm
 from mixer_lightning.models.mixer import Mixer
 from mixer_lightning.models.resolution import part_major, widen
 

@@ -24,8 +24,8 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from mixer_lightning import results
-from mixer_lightning.data.draws import hash32
+from mixer_lightning.data.stateless_random import hash32
+from mixer_lightning.files import lock_run_dir
 from mixer_lightning.prepare import feeds, program, work
 from mixer_lightning.prepare.mending import difference_hash
 from mixer_lightning.prepare.options import parse
@@ -266,7 +266,7 @@ def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_pat
         path.unlink()
     with pytest.raises(ValueError, match=r"00000\.tar is missing") as caught:
         shards(root=str(tmp_path / "out"))
-    command = str(caught.value).rpartition("with: python -m mixer_lightning.prepare ")[2]
+    command = str(caught.value).rpartition("with: mixer prepare ")[2]
     given = dict(word.split("=", 1) for word in words)
     fills = {"source": given.get("source"), "classes": given.get("classes"), "output": tmp_path / "again"}
     filled = [
@@ -519,7 +519,7 @@ def test_places_that_may_not_be_written_are_refused(prepare, photos, tmp_path, m
 
 def test_a_second_program_is_refused(prepare, photos, tmp_path):
     (tmp_path / "out").mkdir()
-    with results.only_one(tmp_path / "out"):
+    with lock_run_dir(tmp_path / "out"):
         code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
     assert (code, "another process is writing" in said) == (2, True)
 
@@ -572,7 +572,15 @@ def test_mistakes_are_said_at_once():
 
 
 def test_the_command(photos, tmp_path):
-    words = [sys.executable, "-m", "mixer_lightning.prepare", "data=list", f"source={photos}", "output=out"]
+    words = [
+        sys.executable,
+        "-m",
+        "mixer_lightning",
+        "prepare",
+        "data=list",
+        f"source={photos}",
+        "output=out",
+    ]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "40" in done.stdout

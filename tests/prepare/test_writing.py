@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer_lightning.data.draws import hash32
 from mixer_lightning.data.sources.names import tar_key
 from mixer_lightning.data.sources.samples import samples
+from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.prepare.writing import Entry, Shard, header, write_index
 
 webdataset = pytest.importorskip("webdataset")

@@ -81,7 +81,7 @@ def test_the_program_writes_what_it_measured(
     assert float(rows[0]["ratio_to_timm"]) == 1
     assert all(float(row["images_per_second"]) > 0 for row in rows)
     text = (tmp_path / "step_speed_cpu.md").read_text()
-    assert "Command: `python -m mixer_lightning.studies.step_speed models=convmixer_256_8" in text
+    assert "Command: `mixer study step_speed models=convmixer_256_8" in text
     assert f"torch {torch.__version__.split('+')[0]}" in text
     assert "| ours, bf16, channels_last, depthwise kernel |" in text
     assert "ratio to timm" in capsys.readouterr().out

@@ -46,10 +46,10 @@ class Images(Protocol):
 class Stored(Protocol):
     """What `Images` in shards know besides: how they lie on disk."""
 
-    def stretches(self) -> list[int]:
+    def shard_sizes(self) -> list[int]:
         """Numbers of consecutive images that lie together, one for each shard; their sum is N."""
 
-    def expect(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """These shards are read next, in about this order."""
 
     def hashes(self) -> npt.NDArray[np.uint32]:

@@ -61,7 +61,7 @@ class Cache:
         """Whether a file could be opened without fetching it."""
         return not file.is_remote or self._path(file).exists()
 
-    def expect(self, files: Sequence[File]) -> None:
+    def prefetch(self, files: Sequence[File]) -> None:
         """Fetch these in the background, in this order, as far as they fit; what was expected before is forgotten."""
         remote = [file for file in files if file.is_remote]
         sizes = accumulate(file.bytes or 0 for file in remote)

@@ -23,11 +23,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning import results
 from mixer_lightning.data.sources.cache import Cache
+from mixer_lightning.data.sources.locks import alone, told
 from mixer_lightning.data.sources.remote import File, expand, find
 from mixer_lightning.data.sources.samples import ROW, samples
-from mixer_lightning.data.sources.turns import alone, told
+from mixer_lightning.files import atomic_write, write_text
 
 log = logging.getLogger(__name__)
 
@@ -189,15 +189,15 @@ def _keep(folder: Path, split: str, fingerprint: str, index: Index) -> None:
     def save(array: npt.NDArray[Any], file: BinaryIO) -> None:
         np.save(file, array, allow_pickle=False)
 
-    results.write_in_one_move(folder / f"{split}-index.npy", partial(save, index.rows))
+    atomic_write(folder / f"{split}-index.npy", partial(save, index.rows))
     if index.labels is not None:
-        results.write_in_one_move(folder / f"{split}-labels.npy", partial(save, index.labels))
+        atomic_write(folder / f"{split}-labels.npy", partial(save, index.labels))
     about = {
         "fingerprint": fingerprint,
         "labels_per_image": 1 if index.labels is None else index.labels.shape[1],
         "shards": [{"name": name, "bytes": size, "samples": count} for name, size, count in index.shards],
     }
-    results.write_text(folder / f"{split}-index.json", json.dumps(about))
+    write_text(folder / f"{split}-index.json", json.dumps(about))
 
 
 def _fingerprint(files: Sequence[File], classes: list[str] | None) -> str:

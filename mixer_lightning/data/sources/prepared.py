@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, read
+from mixer_lightning.data.sources.locks import alone, told
 from mixer_lightning.data.sources.remote import File, content, fetch, find, is_remote, sha256_of
-from mixer_lightning.data.sources.turns import alone, told
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def command(name: str, options: dict[str, Any]) -> str:
         else:
             words[key] = str(value).lower() if isinstance(value, bool) else str(value)
     said = [f"{key}={value if value[:1] == '<' else shlex.quote(value)}" for key, value in words.items()]
-    return " ".join(["python -m mixer_lightning.prepare", *said, *map(shlex.quote, overrides)])
+    return " ".join(["mixer prepare", *said, *map(shlex.quote, overrides)])
 
 
 def _described(base: str, split: dict[str, Any], where: str, *, verify: Literal["size", "full"]) -> Described:

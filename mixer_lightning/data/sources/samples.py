@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.draws import hash32
 from mixer_lightning.data.sources.names import unnumbered
 from mixer_lightning.data.sources.tar import BLOCK, Member, members
+from mixer_lightning.data.stateless_random import hash32
 
 #: A row of the index. The image's first byte is number `block` * 512 of its shard; rows are in the order of shards.
 ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])

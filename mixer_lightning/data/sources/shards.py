@@ -152,13 +152,13 @@ class ShardImages:
                 member = self._member(index).name
         return f"{self._files[shard].address}: {member} (at byte {offset:,})"
 
-    def stretches(self) -> list[int]:
+    def shard_sizes(self) -> list[int]:
         """Numbers of images in each shard."""
         return [end - begin for begin, end in zip([0, *self._ends], self._ends, strict=False)]
 
-    def expect(self, shards: Sequence[int]) -> None:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """These shards are read next: those far away are fetched in the background, in this order."""
-        self._store.expect([self._files[shard] for shard in shards])
+        self._store.prefetch([self._files[shard] for shard in shards])
 
     def hashes(self) -> npt.NDArray[np.uint32]:
         """`draws.hash32` of every image's key, without a number of `names.numbered`, [N]."""
@@ -210,7 +210,7 @@ class _Descriptor:
 
 
 def _missing(name: str, base: str) -> FileNotFoundError:
-    make = f"python -m mixer_lightning.prepare data={name} source=<archives> output="
+    make = f"mixer prepare data={name} source=<archives> output="
     end = f"{make}<folder>, and copy them there" if remote.is_remote(base) else f"{make}<path>"
     return FileNotFoundError(
         f"{name}: no shards under {base}. Expected {base}/train-*.tar and dataset.json. Make them with: {end}"

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixer_lightning.data.draws import hash32
 from mixer_lightning.data.sources import Dataset, Images
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.folder import class_folders
@@ -40,6 +39,7 @@ from mixer_lightning.data.sources.vtab.originals import (
 )
 from mixer_lightning.data.sources.vtab.subset import Choice, Split, load
 from mixer_lightning.data.sources.vtab.tasks import TASKS, Task
+from mixer_lightning.data.stateless_random import hash32
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices

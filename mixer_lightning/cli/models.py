@@ -1,0 +1,63 @@
+"""The models of conf/model: size, cost and what was published for them: `mixer models`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mixer_lightning.config.arguments import Parser
+from mixer_lightning.models.presets import Published, cost, default_image_size, list_models, published
+
+#: The data of a published row in words, and the number of classes of the head that the table counts.
+DATA = {
+    "imagenet1k": ("ImageNet", 1000),
+    "imagenet21k": ("ImageNet, pre-trained on ImageNet-21k", 1000),
+    "jft300m": ("ImageNet, pre-trained on JFT-300M", 1000),
+    "cifar10": ("CIFAR-10", 10),
+    "digits": ("digits", 10),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; the exit code."""
+    Parser(
+        "models",
+        usage="",
+        description="Lists the models of conf/model: parameters, multiply-accumulates, published top-1 accuracy.",
+    ).read(argv)
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for title in ("parameters", "GMACs", "input"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("published top-1")
+    table.add_column("source", style="dim", overflow="fold")
+    rows = published()
+    for name in list_models():
+        row = best_known(name, rows)
+        words, num_classes = DATA.get(row.data, (row.data, 1000)) if row else ("", 1000)
+        parameters, macs = cost(name, num_classes=num_classes)
+        size = default_image_size(name)
+        top1 = f"{row.top1_percent:.2f} % {words}" if row and row.top1_percent is not None else "-"
+        source = row.source if row else ""
+        table.add_row(name, f"{parameters:,}", gigas(macs), f"{size} px", top1, source)
+    # A file or a pipe gets whole lines, a terminal its own width.
+    Console(width=None if sys.stdout.isatty() else 190).print(table)
+    return 0
+
+
+def best_known(name: str, rows: list[Published]) -> Published | None:
+    """The published row at a model's own size: trained on one data set alone if there is one, else the highest."""
+    size = default_image_size(name)
+    own = [row for row in rows if row.model == name and row.input == size]
+    alone = [row for row in own if row.data in ("imagenet1k", "cifar10")]
+    return next(iter(alone), max(own, key=lambda row: row.top1_percent or 0.0, default=None))
+
+
+def gigas(macs: int) -> str:
+    """Billions, to two places, and to two digits where that would be nothing."""
+    return f"{macs / 1e9:.2f}" if macs >= 1e8 else f"{macs / 1e9:.2g}"

@@ -1,0 +1,68 @@
+"""Names what is on pictures, by a trained checkpoint.
+
+    mixer predict checkpoint=runs/finetune/mixer_b16-folder-seed0 images=~/new_birds
+
+Images are files, or folders with all that is in them. Prints the likeliest classes of each and writes them to a JSON
+file. An image that cannot be read is named and left out. Exit codes: 0 done, 2 a wrong setting, 1 some image was bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixer_lightning.config import from_checkpoint as pretrained
+from mixer_lightning.config.arguments import Parser
+from mixer_lightning.screen import Screen
+
+
+def settings(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, as key=value or --key=value. A wrong word ends the program with a sentence."""
+    parser = Parser(
+        "predict",
+        usage="checkpoint=<file or run directory> images=<file or folder> [key=value ...]",
+        description="Names what is on pictures, by a trained checkpoint.",
+    )
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="a file of weights, a run directory or timm:<name>",
+    )
+    add("--images", required=True, action="append", metavar="PATH", help="a file or folder; may be repeated")
+    add("--top", type=int, default=5, metavar="N", help="classes shown for each image; default: %(default)s")
+    add("--output", type=Path, default=Path("predictions.json"), metavar="FILE", help="default: %(default)s")
+    add("--model", metavar="NAME", help="of conf/model, where the checkpoint does not tell")
+    add("--image_size", type=int, metavar="N", help="side in pixels; default: the checkpoint's")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names, one a line, where the checkpoint does not tell them",
+    )
+    add("--batch_size", type=int, default=32, metavar="N", help="images at a time; default: %(default)s")
+    add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    chosen = parser.read(argv)
+    for name in ("top", "batch_size", "image_size"):
+        if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
+            parser.error(f"{name} must be at least 1, found {getattr(chosen, name)}")
+    chosen.output = chosen.output.expanduser()
+    if chosen.output.is_dir():
+        parser.error(f"output={chosen.output} is a folder: name a file in it")
+    return chosen
+
+
+def main(argv: Sequence[str]) -> int:
+    """Predict, print, write; the exit code."""
+    chosen, screen = settings(argv), Screen()
+    try:
+        pretrained.check_there(chosen.checkpoint)
+        from mixer_lightning.engine import prediction  # torch: seconds
+
+        restored, files, device = prediction.prepare(chosen)
+    except (ValueError, OSError) as error:
+        screen.say(str(error))
+        return 2
+    return prediction.carry_out(chosen, restored, files, device, screen)

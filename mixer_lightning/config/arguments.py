@@ -1,0 +1,45 @@
+"""Command lines of key=value words, for the programs that take no recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mixer_lightning.screen import did_you_mean, refuse
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes key=value as well as --key=value; every wrong word ends the program with a sentence and exit code 2."""
+
+    def __init__(self, program: str, *, usage: str, description: str) -> None:
+        super().__init__(
+            prog=f"mixer {program}",
+            usage=f"%(prog)s {usage}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def wrong(self, argv: Sequence[str]) -> list[str]:
+        """What is wrong with the form and the keys of a command line."""
+        known = [option.lstrip("-") for option in self._option_string_actions]
+        messages = []
+        for word in argv:
+            key, equals, _ = word.lstrip("-").partition("=")
+            if not equals and not word.startswith("-"):
+                messages.append(f"'{word}' is not of the form key=value")
+            elif key not in known:
+                messages.append(f"unknown key '{key}'{did_you_mean(key, known)}")
+        return messages
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The values of a command line."""
+        if messages := self.wrong(argv):
+            refuse(messages)
+        return self.parse_args([word if word.startswith("-") else f"--{word}" for word in argv])
+
+    def error(self, message: str) -> NoReturn:
+        """Says it as the programs with a recipe do."""
+        refuse([message])
+        raise AssertionError

@@ -1,0 +1,118 @@
+"""Everything that is wrong with a composed recipe, found before torch is imported.
+
+Plain Hydra lets most typing errors inside a YAML file through in silence. Here every mapping of a recipe answers
+to a signature: the root to the dataclass `Recipe`, every other mapping to the callable that its `_target_` names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple
+
+from mixer_lightning.config.recipe import BAGS, PARTIALS, RUNTIME_ARGS, Duration, Recipe
+from mixer_lightning.config.signatures import Parameter, fits, signature
+from mixer_lightning.screen import did_you_mean
+
+
+class Problem(NamedTuple):
+    """What is wrong at a dotted key of the recipe."""
+
+    key: str
+    message: str
+
+
+def check(recipe: Mapping[str, Any]) -> list[Problem]:
+    """Everything that is wrong with a composed recipe: unknown, missing and ill-typed keys, all at once."""
+    problems = list(_check_root(recipe))
+    nodes = {f.name for f in fields(Recipe) if f.type == "dict[str, Any]"}
+    for group in nodes & recipe.keys():
+        node = recipe[group]
+        if not isinstance(node, Mapping):
+            problems.append(Problem(group, f"'{group}' must be a mapping, found {node!r}"))
+        elif group in BAGS:
+            for name, member in node.items():
+                problems += _check_node(f"{group}.{name}", member, RUNTIME_ARGS.get(group, {}))
+        else:
+            problems += _check_node(group, node, RUNTIME_ARGS.get(group, {}))
+    return problems
+
+
+def _check_root(recipe: Mapping[str, Any]) -> Iterator[Problem]:
+    known = {
+        f.name: Parameter(str(f.type), f.default is MISSING and f.default_factory is MISSING)
+        for f in fields(Recipe)
+    }
+    lost = recipe.get("experiment")
+    if isinstance(lost, Mapping) and lost:
+        yield Problem(
+            f"experiment.{next(iter(lost))}", "the experiment file lacks its first line, # @package _global_"
+        )
+    yield from _check_keys("", {k: v for k, v in recipe.items() if k != "experiment"}, known)
+    for key, parameter in known.items():
+        value = recipe.get(key)
+        if parameter.annotation == "Duration" and isinstance(value, Mapping):
+            yield from _check_duration(key, value)
+    for key in ("image_size", "batch_size", "device_batch", "log_every_steps", "repeats", "shuffle_window"):
+        value = recipe.get(key)
+        if isinstance(value, int) and value < 1:
+            yield Problem(key, f"'{key}' must be at least 1, found {value}")
+    for key in ("stochastic_depth", "ema_decay", "max_bad_fraction"):
+        value = recipe.get(key)
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            yield Problem(key, f"'{key}' must be at least 0 and below 1, found {value}")
+    clip = recipe.get("clip_grad_norm")
+    if isinstance(clip, int | float) and clip <= 0:
+        yield Problem("clip_grad_norm", f"'clip_grad_norm' must be above 0 (null: no clipping), found {clip}")
+
+
+def _check_duration(key: str, value: Mapping[str, Any]) -> Iterator[Problem]:
+    known = {f.name: Parameter(str(f.type), False) for f in fields(Duration)}
+    wrong = list(_check_keys(key, value, known))
+    yield from wrong
+    given = {unit: amount for unit, amount in value.items() if amount is not None}
+    if not wrong and len(given) != 1:
+        hint = f": write null for the other, {key}: {{epochs: null, steps: 1000}}" if given else ""
+        yield Problem(key, f"'{key}' needs exactly one of epochs and steps, found {given or 'neither'}{hint}")
+    elif not wrong and next(iter(given.values())) <= 0:
+        yield Problem(key, f"'{key}' must be above 0, found {given}")
+
+
+def _check_node(key: str, node: Any, facts: Mapping[str, str | None]) -> Iterator[Problem]:
+    if not isinstance(node, Mapping):
+        yield Problem(key, f"'{key}' must be a mapping, found {node!r}")
+        return
+    if "_target_" not in node:
+        close = difflib.get_close_matches("_target_", list(map(str, node)), n=1)
+        hint = f": is '{close[0]}' a misspelling?" if close else ""
+        yield Problem(key, f"'{key}' has no '_target_'{hint}")
+        return
+    try:
+        known = signature(str(node["_target_"]))
+    except ValueError as error:
+        yield Problem(f"{key}._target_", f"'{key}._target_': {error}")
+        return
+    if node.get("_partial_", False) is not (key in PARTIALS):
+        must = "must be true" if key in PARTIALS else "has no place"
+        yield Problem(f"{key}._partial_", f"'{key}._partial_' {must} here")
+    parameters = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
+    for fact in [k for k in parameters if k in facts]:
+        where = facts[fact]
+        instead = f"set '{where}' at the root instead" if where else "it is not yours to set"
+        yield Problem(f"{key}.{fact}", f"'{key}.{fact}' comes from the run: {instead}")
+        del parameters[fact]
+    yield from _check_keys(key, parameters, {k: p for k, p in known.items() if k not in facts})
+
+
+def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parameter]) -> Iterator[Problem]:
+    dot = f"{prefix}." if prefix else ""
+    for key, value in node.items():
+        path = f"{dot}{key}"
+        if key not in known:
+            yield Problem(path, f"unknown key '{path}'{did_you_mean(str(key), known, dot)}")
+        elif not fits(known[key].annotation, value):
+            yield Problem(path, f"'{path}' takes {known[key].annotation}, found {value!r}")
+    for key, parameter in known.items():
+        if parameter.required and key not in node:
+            yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({parameter.annotation})")

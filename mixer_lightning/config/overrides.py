@@ -1,0 +1,141 @@
+"""Hydra's command-line grammar: what a user types, as Hydra takes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.files import CONF
+from mixer_lightning.screen import did_you_mean
+
+
+def as_typed(override: str, multirun: bool) -> str:
+    """`data.root=~/my birds (2)` with the home directory written out, and quoted: Hydra's grammar has its own ideas.
+
+    A value that looks like a path is taken as it is typed, except that a sweep splits it at commas.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = override.partition("=")
+    value = re.sub(r"(^|,)~(?=/|$)", lambda match: match[1] + str(Path.home()), value)
+    override = f"{key}{equals}{value}"
+    if not value or value[0] in "'\"[{":
+        return override
+    is_path = value.startswith(("/", "./", "../")) and not multirun
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        is_path = True
+    return f"{key}={quoted(value)}" if is_path else override
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, where only backslashes before a quote, or at the end, stand for anything else."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def unquoted(value: str) -> str:
+    """The text that Hydra makes of a value."""
+    quote = value[:1]
+    if quote not in ("'", '"'):
+        return value
+    return re.sub(rf"(\\+)({quote}|\Z)", lambda found: len(found[1]) // 2 * "\\" + found[2], value[1:-1])
+
+
+def values_of(override: str) -> list[str]:
+    """The values, as texts, that a sweep's override such as `seed=0,1` takes; none where it is no sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Transformer
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:  # it is refused elsewhere
+        return []
+    if not parsed.is_sweep_override():
+        return []
+    return [str(getattr(value, "text", value)) for value in parsed.sweep_iterator(Transformer.identity)]
+
+
+def complete_durations(overrides: Sequence[str]) -> list[str]:
+    """Let `duration.steps=100` on the command line replace the epochs that a file names, and the reverse."""
+    keys = {key_of(line) for line in overrides}
+    extra = []
+    for f in fields(Recipe):
+        if f.type == "Duration":
+            steps, epochs = f"{f.name}.steps", f"{f.name}.epochs"
+            if steps in keys and epochs not in keys:
+                extra.append(f"++{epochs}=null")
+            if epochs in keys and steps not in keys:
+                extra.append(f"++{steps}=null")
+    return [*overrides, *extra]
+
+
+def key_of(override: str) -> str:
+    """The key of an override, without its package."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def forced(override: str, known: Mapping[str, Any]) -> str:
+    """A plain `key=value` as `++key=value`: Hydra takes it, and `check` says what is wrong with it."""
+    if override[0] in "+~" or key_of(override) in known or key_of(override).startswith("hydra"):
+        return override
+    return f"++{override}"
+
+
+def name_of_each_job(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """The override that adds what a sweep varies to the names of its run directories."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        return []  # composing says what is wrong
+    keys = [override.key_or_group for override in parsed if override.is_sweep_override()]
+    varied = [key for key in keys if key not in ("model", "data", "seed")]
+    if not varied or "hydra.sweep.subdir" in {key_of(line) for line in overrides}:
+        return []
+    values = {key: f"hydra:runtime.choices.{key}" if key in known else key for key in varied}
+    name = "-".join(f"{key}=${{{value}}}" for key, value in values.items())
+    return [f"hydra.sweep.subdir='{_sweep_subdir()}-{name}'"]
+
+
+def _sweep_subdir() -> str:
+    return str(yaml.safe_load((CONF / "hydra" / "default.yaml").read_text())["sweep"]["subdir"])
+
+
+def expand(overrides: Sequence[str], multirun: bool, loader: Any) -> list[list[str]]:
+    """The overrides of every job of a sweep, as Hydra's own sweeper splits them."""
+    if not multirun:
+        return [list(overrides)]
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def wrong_on_sight(override: str, known: Mapping[str, list[str]]) -> str | None:
+    """What is wrong with an override that is no `key=value`, has an unknown root key, or an unknown choice."""
+    if override.startswith("~"):
+        return None
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"'{override}' is not of the form key=value"
+    if key in known and not any(c in value for c in "*()"):
+        for choice in filter(None, (word.strip() for word in value.strip("[]").split(","))):
+            if choice not in known[key] and not (key == "experiment" and choice == "null"):
+                hint = did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
+                return f"unknown {key} '{choice}'{hint}"
+    root = key_of(override).split(".")[0].split("/")[0]
+    everything = [*known, *(f.name for f in fields(Recipe)), "hydra"]
+    return None if root in everything else f"unknown key '{root}'{did_you_mean(root, everything)}"

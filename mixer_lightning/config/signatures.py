@@ -1,0 +1,164 @@
+"""What a `_target_` takes, read from source text where possible, and how it is built."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixer_lightning.screen import did_you_mean
+
+
+def build(node: Mapping[str, Any], **facts: Any) -> Any:
+    """Call the `_target_` of a node with its parameters and the facts; `_partial_: true` gives the partial."""
+    parameters = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    target = locate(node["_target_"])
+    if node.get("_partial_", False):
+        return functools.partial(target, **parameters, **facts)
+    return target(**parameters, **facts)
+
+
+def locate(target: str) -> Any:
+    """The object that a dotted path names."""
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+class Parameter(NamedTuple):
+    """One parameter of a callable: its annotation as text ("" without one), and whether it must be given."""
+
+    annotation: str
+    required: bool
+
+
+def signature(target: str) -> dict[str, Parameter]:
+    """Parameters of the function, class or dataclass at a dotted path, read without importing it if possible.
+
+    Raises:
+        ValueError: there is no such module or no such name in it.
+    """
+    module, _, name = target.rpartition(".")
+    path = _source_file(module)
+    if path is not None:
+        body = ast.parse(path.read_text()).body
+        defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        if name in defined:
+            node = defined[name]
+            return _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
+        if name not in {found for node in body for found in _names(node)}:
+            raise ValueError(f"there is no '{target}'{did_you_mean(name, sorted(defined), f'{module}.')}")
+    try:
+        found = inspect.signature(locate(target))
+    except (ImportError, AttributeError, ValueError, TypeError):
+        raise ValueError(f"there is no '{target}'") from None
+    return {
+        key: Parameter(
+            "" if p.annotation is p.empty else _annotation_text(p.annotation), p.default is p.empty
+        )
+        for key, p in found.parameters.items()
+    }
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """Names that a statement of a module may give to what was made elsewhere."""
+    imported = {a.asname or a.name for n in ast.walk(node) if isinstance(n, ast.ImportFrom) for a in n.names}
+    return imported | {
+        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+
+
+def _source_file(module: str) -> Path | None:
+    """Source of a module, found without running any of its parents' code where they are plain packages."""
+    root, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(root)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin)
+    for part in rest:
+        folder = path.parent
+        path = folder / part / "__init__.py" if (folder / part).is_dir() else folder / f"{part}.py"
+    return path if path.suffix == ".py" and path.exists() else None
+
+
+def _from_function(node: ast.FunctionDef) -> dict[str, Parameter]:
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    without_default = len(positional) - len(arguments.defaults)
+    found = {
+        a.arg: Parameter(_text(a.annotation), i < without_default)
+        for i, a in enumerate(positional)
+        if a.arg != "self"
+    }
+    for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        found[a.arg] = Parameter(_text(a.annotation), default is None)
+    return found
+
+
+def _from_class(node: ast.ClassDef) -> dict[str, Parameter]:
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _from_function(item)
+    return {  # a dataclass
+        item.target.id: Parameter(_text(item.annotation), item.value is None)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and not _text(item.annotation).startswith("ClassVar")
+    }
+
+
+def _annotation_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _text(annotation: ast.expr | None) -> str:
+    return "" if annotation is None else ast.unparse(annotation)
+
+
+def fits(annotation: str, value: Any) -> bool:
+    """Whether a YAML value fits an annotation; annotations that a YAML file cannot write fit everything."""
+    return not annotation or _fits(ast.parse(annotation, mode="eval").body, value)
+
+
+def _fits(node: ast.expr, value: Any) -> bool:
+    if isinstance(node, ast.BinOp):  # X | Y
+        return _fits(node.left, value) or _fits(node.right, value)
+    if isinstance(node, ast.Constant):
+        return type(value) is type(node.value) and value == node.value
+    if isinstance(node, ast.Subscript):
+        outer = ast.unparse(node.value).rpartition(".")[2]
+        inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if outer == "Literal":
+            return any(_fits(choice, value) for choice in inner)
+        if outer in ("list", "List", "Sequence"):
+            return isinstance(value, list) and all(_fits(inner[0], item) for item in value)
+        if outer in ("tuple", "Tuple"):
+            if not isinstance(value, list):
+                return False
+            if isinstance(inner[-1], ast.Constant) and inner[-1].value is ...:
+                return all(_fits(inner[0], item) for item in value)
+            return len(value) == len(inner) and all(map(_fits, inner, value))
+        if outer in ("dict", "Dict", "Mapping"):
+            return isinstance(value, dict)
+        return True
+    name = ast.unparse(node).rpartition(".")[2]
+    if name == "bool":
+        return isinstance(value, bool)
+    if name == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    if name == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if name == "str":
+        return isinstance(value, str)
+    if name == "Duration":
+        return isinstance(value, dict)
+    return True

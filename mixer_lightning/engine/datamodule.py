@@ -1,0 +1,168 @@
+"""The one LightningDataModule: a data set and the order of its samples, as batches for the device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+
+from mixer_lightning.data.loader import Batch, Loader
+from mixer_lightning.data.order import MicroBatches, MicroBatchSampler, Order
+from mixer_lightning.data.sources import Stored
+from mixer_lightning.data.splits import Subset, shard_sizes
+
+if TYPE_CHECKING:
+    from mixer_lightning.data.crops import Integers
+    from mixer_lightning.data.order import Samples
+    from mixer_lightning.data.sources import Dataset, Images
+    from mixer_lightning.data.transforms import Augment
+
+
+class EvalPlan:
+    """The share of one process of a split: images rank, rank + W, rank + 2 W, ...; together each exactly once."""
+
+    def __init__(self, num_images: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.images, self.batch_size = range(rank, num_images, world_size), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Samples]:
+        for first in range(0, len(self.images), self.batch_size):
+            samples = np.zeros((len(self.images[first : first + self.batch_size]), 3), np.int64)
+            samples[:, 1] = self.images[first : first + self.batch_size]
+            yield samples
+
+
+class DataModule(LightningDataModule):
+    """Batches of a source for one process of `world_size`.
+
+    Lightning's own samplers and epochs are not used: one pass over `train_dataloader` is the rest of the run,
+    from `start_step` to `total_steps`, in the order of `data/order.py`.
+    """
+
+    def __init__(
+        self,
+        source: Dataset,
+        augment: Augment,
+        *,
+        image_size: int,
+        micro_batches: MicroBatches,
+        total_steps: int,
+        seed: int,
+        repeats: int,
+        shuffle_window: int,
+        max_bad_fraction: float,
+        rank: int,
+        threads: int,
+        ahead: int,
+        pin_memory: bool,
+        decode_on: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.source, self.augment, self.image_size = source, augment, image_size
+        self.micro_batches, self.total_steps, self.seed, self.repeats = (
+            micro_batches,
+            total_steps,
+            seed,
+            repeats,
+        )
+        self.shuffle_window, self.max_bad_fraction = shuffle_window, max_bad_fraction
+        self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
+        self.decode_on = decode_on
+        self.start_step = 0
+        self._loaders: dict[str, Loader] = {}
+
+    def train_dataloader(self) -> Loader:
+        """All batches still to come."""
+        images = self.source.splits["train"]
+        order = Order(shard_sizes(images), window=self.shuffle_window, seed=self.seed)
+        if isinstance(images, Stored):
+            order.prefetch = images.prefetch
+        plan = MicroBatchSampler(
+            order,
+            micro_batches=self.micro_batches,
+            rank=self.rank,
+            start_step=self.start_step,
+            total_steps=self.total_steps,
+            repeats=self.repeats,
+        )
+        if "train" not in self._loaders:
+            self._loaders["train"] = self._loader(images, plan, seed=self.seed)
+        self._loaders["train"].plan = plan
+        return self._loaders["train"]
+
+    def eval_splits(self) -> list[str]:
+        """Names of the splits to evaluate on: all but train."""
+        return [name for name in self.source.splits if name != "train"]
+
+    def eval_loader(self, split: str, augment: Augment | None = None) -> Loader:
+        """This process's share of a split, in a fixed order; the last batch may be smaller.
+
+        `augment` shows other evaluation views than the recipe's, until the next call.
+        """
+        name = f"eval {split}"  # training has a loader of its own
+        if name not in self._loaders:
+            plan = self.eval_plan(len(self.source.splits[split]))
+            self._loaders[name] = self._loader(self.source.splits[split], plan, seed=None)
+        self._loaders[name].augment = augment or self.augment
+        return self._loaders[name]
+
+    @contextlib.contextmanager
+    def some_loader(
+        self,
+        split: str,
+        indices: Integers,
+        augment: Augment | None = None,
+        *,
+        shared: bool = True,
+        mark_bad: bool = False,
+    ) -> Iterator[Loader]:
+        """The like for some images of a split; no others are read. Unless `shared`, this process gets them all."""
+        images = Subset(self.source.splits[split], indices)
+        loader = self._loader(
+            images, self.eval_plan(len(images), shared=shared), seed=None, mark_bad=mark_bad
+        )
+        loader.augment = augment or self.augment
+        try:
+            yield loader
+        finally:
+            loader.close()
+
+    def eval_plan(self, num_images: int, *, shared: bool = True) -> EvalPlan:
+        """Which of so many images this process evaluates: its share, or all."""
+        return EvalPlan(
+            num_images,
+            batch_size=min(self.micro_batches.device_batch, 256),
+            rank=self.rank if shared else 0,
+            world_size=self.micro_batches.world_size if shared else 1,
+        )
+
+    def close(self) -> None:
+        """End the threads of the loaders."""
+        for loader in self._loaders.values():
+            loader.close()
+        self._loaders.clear()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning's hook; its own way would take the batch apart."""
+        return batch.to(device)
+
+    def _loader(self, images: Images, plan: Any, *, seed: int | None, mark_bad: bool = False) -> Loader:
+        return Loader(
+            images,
+            plan,
+            self.augment,
+            image_size=self.image_size,
+            seed=seed,
+            threads=self.threads,
+            ahead=self.ahead,
+            pin_memory=self.pin_memory,
+            max_bad_fraction=self.max_bad_fraction,
+            mark_bad=mark_bad,
+            decode_on=self.decode_on,
+        )

@@ -1,0 +1,241 @@
+"""The machine of a run: devices, precision, memory layout, processes. Never part of the recipe."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how a run computes.
+
+    accelerator: auto takes a GPU where there is one.
+    devices: 1, or null for one device per process under torchrun or srun.
+    precision: auto is bf16-mixed on GPUs and on CPUs with bf16 instructions, else 32-true.
+    channels_last: null leaves it to the model (ConvMixer gains, Mixer does not).
+    compile: torch.compile of the forward and backward pass; takes a minute at the start.
+    decode_threads: threads per device that read and decode images; null is all cores of this process. On a CPU they
+        work between the steps, on a GPU beside them.
+    decode: "gpu" lets the GPU decode JPEGs (nvJPEG) and resize, for machines with few CPU cores; its pixels differ
+        slightly from the CPU's.
+    deterministic: only kernels that give the same bits every time; slower on GPUs.
+    process_timeout_minutes: after this long without an answer from another process, the run fails.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Literal[1] | None = 1
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    channels_last: bool | None = None
+    compile: bool = False
+    decode_threads: int | None = None
+    decode: Literal["cpu", "gpu"] = "cpu"
+    deterministic: bool = False
+    process_timeout_minutes: float = 10.0
+
+    @property
+    def device_type(self) -> Literal["cpu", "cuda"]:
+        """The device type.
+
+        Raises:
+            ValueError: a GPU is asked for and there is none.
+        """
+        if self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available()):
+            return "cpu"
+        if not torch.cuda.is_available():
+            raise ValueError("trainer.accelerator is gpu, but torch sees no GPU here: take trainer=cpu")
+        return "cuda"
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes, as the launcher says; 1 without one.
+
+        Raises:
+            ValueError: the trainer wants many processes and there is no launcher, or the reverse.
+        """
+        launched = _launched()
+        if self.devices is None and launched is None:
+            raise ValueError(
+                "trainer=ddp is started by a launcher, one process per device: "
+                "torchrun --nproc_per_node=<devices> train.py trainer=ddp ..."
+            )
+        if self.devices == 1 and launched is not None and launched[0] > 1:
+            raise ValueError(
+                f"{launched[0]} processes were launched for a trainer of one device: take trainer=ddp"
+            )
+        return launched[0] if launched is not None else 1
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, 0 ... world_size - 1."""
+        launched = _launched()
+        return launched[1] if launched is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """Number of this process on its node."""
+        launched = _launched()
+        return launched[2] if launched is not None else 0
+
+    @property
+    def local_world_size(self) -> int:
+        """Processes on this node."""
+        launched = _launched()
+        return launched[3] if launched is not None else 1
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return max(1, self.world_size // self.local_world_size)
+
+    @property
+    def chosen_precision(self) -> Precision:
+        """Precision with `auto` resolved."""
+        if self.precision == "16-mixed" and self.device_type == "cpu":
+            raise ValueError("trainer.precision=16-mixed needs a GPU: take bf16-mixed or 32-true")
+        if self.precision != "auto":
+            return self.precision
+        if self.device_type == "cuda":
+            return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        return "bf16-mixed" if cpu_has_bf16() else "32-true"
+
+    @property
+    def threads(self) -> int:
+        """Threads of this process that read and decode images."""
+        if self.decode_threads is not None:
+            return max(1, self.decode_threads)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        shared = (
+            self.local_world_size if "LOCAL_WORLD_SIZE" in os.environ else 1
+        )  # srun gives each process its own
+        return max(1, cores // shared)
+
+    @property
+    def decode_device(self) -> torch.device | None:
+        """The GPU that decodes images, if one shall.
+
+        Raises:
+            ValueError: it shall, and there is none.
+        """
+        if self.decode == "cpu":
+            return None
+        if self.device_type == "cpu":
+            raise ValueError("trainer.decode is gpu, but this run has none: take trainer.decode=cpu")
+        return torch.device("cuda", self.local_rank)
+
+    @property
+    def batches_ahead(self) -> int:
+        """Batches in the making while one is used: none on a CPU, where decoding and training share the cores."""
+        return 0 if self.device_type == "cpu" else 3
+
+    def strategy(self) -> Strategy:
+        """Lightning's strategy: one device, or DistributedDataParallel with buffers left to each process."""
+        if self.world_size == 1:
+            return SingleDeviceStrategy(
+                torch.device(self.device_type, 0) if self.device_type == "cuda" else torch.device("cpu")
+            )
+        return DDPStrategy(
+            broadcast_buffers=False,  # BatchNorm statistics are averaged when they are used: see classifier.py
+            gradient_as_bucket_view=True,
+            timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
+        )
+
+    def plugins(self) -> list[Any]:
+        """Lightning's view of the launcher where its own guess would do more than we want."""
+        if "WORLD_SIZE" in os.environ or not SLURMEnvironment.detect():
+            return []
+        return [SLURMEnvironment(auto_requeue=False) if _launched() is not None else LightningEnvironment()]
+
+    def init_process_group(self) -> None:
+        """Meet the other processes of this run, where Lightning's Trainer does not do so."""
+        if self.world_size == 1:
+            return
+        if "MASTER_ADDR" not in os.environ:  # torchrun says where; of srun Lightning knows
+            slurm = SLURMEnvironment(auto_requeue=False)
+            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+        if self.device_type == "cuda":
+            torch.cuda.set_device(self.local_rank)
+        torch.distributed.init_process_group(
+            "nccl" if self.device_type == "cuda" else "gloo",
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
+        )
+
+    def configure_torch(self) -> None:
+        """Process-wide switches: TF32 products for what stays in float32, determinism, freed memory kept on CPUs."""
+        if self.device_type == "cpu":
+            keep_freed_memory()
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.use_deterministic_algorithms(self.deterministic)
+
+    def __str__(self) -> str:
+        if self.device_type == "cuda":
+            device = torch.cuda.get_device_name(self.local_rank)
+        else:
+            device = f"cpu, {torch.get_num_threads()} threads"
+        precision = self.chosen_precision.removesuffix("-mixed").replace("32-true", "float32")
+        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"{device}, {precision}{processes}"
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Let glibc hand freed memory out again, instead of giving it back to the kernel; False where there is no glibc.
+
+    The activations of a training step on a CPU are larger than the 32 MiB from which on malloc maps fresh pages. The
+    kernel clears them one by one, which can take longer than the step's arithmetic (results/cifar_cpu.md).
+    `keep=False` is glibc's own way, where its thresholds end up once blocks of 32 MiB have been freed (mallopt(3)).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # Windows, macOS, musl
+        return False
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # malloc.h
+    mib = 2**20
+    chosen = {mmap_max: 65536, mmap_threshold: 32 * mib, trim_threshold: 64 * mib, top_pad: mib // 8}
+    if keep:
+        chosen |= {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 64 * mib}
+    return all(bool(mallopt(name, value)) for name, value in chosen.items())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16, AMX, or Arm's bf16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SRUN = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+
+
+def _launched() -> tuple[int, int, int, int] | None:
+    """(world size, rank, local rank, processes per node) from torchrun or srun, None without a launcher."""
+    if all(name in os.environ for name in TORCHRUN[:2]):
+        names = TORCHRUN
+    elif all(name in os.environ for name in SRUN[:2]) and os.environ["SLURM_NTASKS"] != "1":
+        names = SRUN  # a Slurm job of one task has no need of a launcher
+    else:
+        return None
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"the launcher does not say {missing[0]}: under Slurm give srun or sbatch "
+            "--ntasks-per-node=<devices of a node>"
+        )
+    world, rank, local, per_node = (int(os.environ[name]) for name in names)
+    return world, rank, local, per_node

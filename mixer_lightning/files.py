@@ -1,0 +1,89 @@
+"""Atomic writes, locks, and where the recipes stand. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_HERE = Path(__file__).parent
+#: The recipes: in a checkout beside the package, in an installed package inside it.
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Replace `path` by what `write` puts into a file: all of it, or nothing.
+
+    Raises:
+        OSError: the disk is full or the folder may not be written; the old file still stands.
+    """
+    temporary = path.with_name(f".{path.name}.part")  # one name: what a kill leaves behind is written over
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one move."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    atomic_write(path, write)
+
+
+def check_writable(run_dir: Path) -> None:
+    """Create `run_dir` and prove that a file can be written there.
+
+    Raises:
+        OSError: it can not; the message names the directory.
+    """
+    probe = run_dir / ".probe"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0" * 4096)
+    except OSError as error:
+        raise OSError(
+            f"cannot write into the run directory {run_dir}: {error.strerror or error}. "
+            "Free some space, or choose another place with hydra.run.dir=<folder>."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory for one run at a time, for as long as the process lives.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    path = run_dir / ".lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {run_dir}: wait for it, or take name=<another>"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

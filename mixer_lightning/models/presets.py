@@ -1,0 +1,119 @@
+"""Models by name: one YAML file of conf/model each. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mixer_lightning.files import CONF
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MODEL_FOLDER = CONF / "model"
+
+
+class Published(NamedTuple):
+    """One published result of a model: top-1 on ImageNet (or on `data` itself where it is small), in percent.
+
+    `data` is the data set of (pre-)training, `input` the side of the test images in pixels. A row without
+    `top1_percent` only states the size of image that a model is made for.
+    """
+
+    model: str
+    data: str
+    epochs: int | None
+    input: int
+    top1_percent: float | None
+    source: str
+
+
+def published() -> list[Published]:
+    """Rows of published.csv, in its order: for a model and its data, the paper's main row comes first."""
+    with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            Published(
+                model=row["model"],
+                data=row["data"],
+                epochs=int(row["epochs"]) if row["epochs"] else None,
+                input=int(row["input"]),
+                top1_percent=float(row["top1_percent"]) if row["top1_percent"] else None,
+                source=row["source"],
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows, sorted: the files of conf/model."""
+    return sorted(path.stem for path in MODEL_FOLDER.glob("*.yaml"))
+
+
+def model_node(name: str) -> dict[str, Any]:
+    """What conf/model/<name>.yaml says: `_target_` and its parameters. An unknown name raises ValueError."""
+    import yaml
+
+    if name not in list_models():
+        close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.55)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(list_models())}"
+        raise ValueError(f"there is no model '{name}': {hint}")
+    node: dict[str, Any] = yaml.safe_load((MODEL_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return node
+
+
+def default_image_size(name: str) -> int:
+    """Side in pixels of the smallest input that published.csv has for a model; 224 without one."""
+    return min((row.input for row in published() if row.model == name), default=224)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | None = None,
+    stochastic_depth: float = 0.0,
+    head_bias: float = 0.0,
+) -> nn.Module:
+    """A model of conf/model with new weights; what its arguments mean says `mixer_lightning.create_model`.
+
+    Raises:
+        ValueError: there is no such model, or a number makes no sense.
+    """
+    node = model_node(name)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, found {num_classes}")
+    if not 0 <= stochastic_depth < 1:
+        raise ValueError(f"stochastic_depth must be at least 0 and below 1, found {stochastic_depth}")
+    module, _, target = node.pop("_target_").rpartition(".")
+    model: nn.Module = getattr(importlib.import_module(module), target)(
+        **node,
+        num_classes=num_classes,
+        image_size=default_image_size(name) if image_size is None else image_size,
+        stochastic_depth=stochastic_depth,
+        head_bias=head_bias,
+    )
+    return model
+
+
+class Cost(NamedTuple):
+    """Size of a model: trainable numbers, and multiply-accumulates for one image."""
+
+    parameters: int
+    macs: int
+
+
+def cost(name: str, *, num_classes: int = 1000, image_size: int | None = None) -> Cost:
+    """Counts a model of conf/model without memory for its weights, on torch's meta device, in well under a second."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = default_image_size(name) if image_size is None else image_size
+    with torch.device("meta"), torch.no_grad():
+        model = create_model(name, num_classes=num_classes, image_size=size).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, size, size))
+    parameters = sum(p.numel() for p in model.parameters())
+    return Cost(parameters=parameters, macs=counter.get_total_flops() // 2)

@@ -1,0 +1,134 @@
+"""Weights by timm's names, without a network: the hub is played by a folder, or by one that cannot be reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+
+from mixer_lightning.api import create_model
+from mixer_lightning.checkpoints import hub
+from mixer_lightning.checkpoints.load import Checkpoint, read
+
+Hub = Callable[..., str]
+
+
+def small_weights() -> dict[str, torch.Tensor]:
+    """timm's own names, at a size that a test can afford: a Mixer of the digits' shape."""
+    torch.manual_seed(0)
+    model = timm.models.mlp_mixer.MlpMixer(
+        num_classes=21, img_size=8, patch_size=1, num_blocks=4, embed_dim=64
+    )
+    return model.state_dict()
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
+    """A hub that gives one file for every name, from the second request on as if from its cache; what was asked."""
+    asked: list[tuple[str, str, bool]] = []
+    save_file(small_weights(), tmp_path / hub.FILE)
+
+    def download(repository: str, name: str, *, local_files_only: bool) -> str:
+        first = not asked
+        asked.append((repository, name, local_files_only))
+        if first:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return asked
+
+
+def test_weights_are_fetched_where_they_are_not_yet(network: list[tuple[str, str, bool]]) -> None:
+    checkpoint = read("timm:mixer_b16_224.goog_in21k")
+    repository = "timm/mixer_b16_224.goog_in21k"
+    assert network == [(repository, "model.safetensors", True), (repository, "model.safetensors", False)]
+    expected = small_weights()
+    assert checkpoint.tensors.keys() == expected.keys()
+    assert all(torch.equal(checkpoint.tensors[key], value) for key, value in expected.items())
+    assert str(checkpoint) == (
+        "model.safetensors (timm:mixer_b16_224.goog_in21k: mixer_digits at 8, 21 classes)"
+    )
+    read(Path("timm:mixer_b16_224.goog_in21k"))
+    assert network[-1] == (repository, "model.safetensors", True)  # and no request after that
+
+
+def test_create_model_takes_a_name_of_timm(network: list[tuple[str, str, bool]]) -> None:
+    model = create_model("mixer_digits", num_classes=21, checkpoint="timm:mixer_b16_224.goog_in21k")
+    assert torch.equal(model.stem.proj.weight, small_weights()["stem.proj.weight"])
+
+
+@pytest.mark.parametrize("name", hub.names())
+def test_preprocessing_is_timms(name: str, network: list[tuple[str, str, bool]]) -> None:
+    found = read(f"timm:{name}").preprocessing
+    expected = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    assert tuple(found["mean"]) == expected["mean"]
+    assert tuple(found["std"]) == expected["std"]
+    assert (found["eval_crop"], found["eval_interpolation"]) == (
+        expected["crop_pct"],
+        expected["interpolation"],
+    )
+    assert (found["mean"] == [0, 0, 0]) == ("miil" in name)
+
+
+def test_without_a_network_it_says_which_file_to_bring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(repository: str, name: str, *, local_files_only: bool) -> str:
+        raise ConnectionError("Name or service not known\nand much more")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(FileNotFoundError) as error:
+        create_model("mixer_digits", num_classes=10, checkpoint="timm:mixer_b16_224.goog_in21k")
+    message = str(error.value)
+    assert message.startswith(
+        "timm:mixer_b16_224.goog_in21k is not on this machine and cannot be fetched (Name or"
+    )
+    assert "download model.safetensors and config.json from " in message
+    assert "/timm/mixer_b16_224.goog_in21k" in message
+    assert message.endswith("give the file: checkpoint=<folder>/model.safetensors")
+    assert "much more" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mixer_b16_224.goog_in22k", "timm has no weights .*: did you mean mixer_b16_224.goog_in21k"),
+        ("mixer_b16_224", "did you mean mixer_b16_224"),  # whose weights, it must say
+        ("mixer_s32_224.untrained", "timm has no weights"),
+        ("resnet50.a1_in1k", "of a Mixer or ConvMixer: it has convmixer_768_32.in1k, "),
+    ],
+)
+def test_names_that_timm_has_no_weights_for(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(f"timm:{name}")
+
+
+def beside(folder: Path, config: object) -> Checkpoint:
+    save_file(small_weights(), folder / hub.FILE)
+    (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return read(folder / hub.FILE)
+
+
+def test_a_config_beside_the_file_is_read(tmp_path: Path) -> None:
+    """What `timm.models.save_for_hf` writes, which is what stands on the hub."""
+    model = timm.create_model("mixer_s32_224")
+    model.pretrained_cfg = timm.get_pretrained_cfg("mixer_b16_224.miil_in21k").to_dict()
+    save_config_for_hf(model, tmp_path / "config.json")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert beside(tmp_path, config).preprocessing == {
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "eval_crop": 0.875,
+        "eval_interpolation": "bilinear",
+    }
+
+
+@pytest.mark.parametrize("config", ["no json", [], {}, {"architecture": "resnet50", "mean": [0, 0, 0]}])
+def test_other_programs_configs_are_left_alone(tmp_path: Path, config: object) -> None:
+    assert beside(tmp_path, config).preprocessing == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}

@@ -1,0 +1,220 @@
+"""The commands as a user types them: what they print, how fast they answer, how they exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT, TINY
+from mixer_lightning.config.compose import compose_one, groups
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["modle=mixer_s16"], "unknown key 'modle': did you mean 'model'?"),
+        (["model=mixer_s", "optimizer.lrr=1"], "unknown key 'optimizer.lrr': did you mean 'optimizer.lr'?"),
+        (["optimizer.lr=0.1,0.2"], "add -m (--multirun) for a sweep"),
+        (["-m", "optimizer.lr=0.1,fast"], "'optimizer.lr' takes float, found 'fast'"),
+        (["batch_size=0"], "'batch_size' must be at least 1"),
+        (["digits"], "'digits' is not of the form key=value"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+    ],
+)
+def test_a_slip_of_the_finger(program, tmp_path, words, message):
+    done = program("train.py", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []  # nothing was changed
+
+
+def test_a_slip_in_a_file_names_the_file(program, tmp_path):
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    (tmp_path / "my" / "experiment" / "birds.yaml").write_text(
+        "# @package _global_\noptimizer: {lrr: 0.1}\nsede: 3\n"
+    )
+    done = program("train.py", "--config-dir=my", "experiment=birds")
+    assert done.returncode == 2
+    assert sorted(done.stderr.splitlines()) == [
+        "unknown key 'optimizer.lrr': did you mean 'optimizer.lr'?  (in my/experiment/birds.yaml)",
+        "unknown key 'sede': did you mean 'seed'?  (in my/experiment/birds.yaml)",
+    ]
+
+
+def test_a_file_of_ones_own_is_used(program, tmp_path):
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    (tmp_path / "my" / "experiment" / "birds.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: mixer_s16\nname: birds\noptimizer: {lr: 5e-4}\n"
+    )
+    done = program("train.py", "--config-dir=my", "experiment=birds", "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["name"], shown["optimizer"]["lr"], shown["model"]["hidden_dim"]) == ("birds", 5e-4, 512)
+
+
+def test_the_answer_does_not_wait_for_torch(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "modle=mixer_s16", "optimizer.lrr=3"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time" in line}
+    assert "mixer_lightning.config.compose" in imported
+    assert not {"torch", "lightning", "numpy", "timm", "wandb"} & {name.split(".")[0] for name in imported}
+
+
+def test_one_process_of_many_speaks(program):
+    assert "modle" in program("train.py", "modle=x", RANK="0", WORLD_SIZE="2").stderr
+    for env in ({"RANK": "1"}, {"SLURM_PROCID": "3"}):
+        done = program("train.py", "modle=x", **env)
+        assert done.returncode == 2
+        assert done.stderr == ""
+
+
+def test_help_lists_every_choice_with_what_it_is(program):
+    done = program("train.py", "--help")
+    assert done.returncode == 0
+    for group, choices in groups().items():
+        part = re.search(rf"^{group}=\n((?:  .*\n)+)", done.stdout, re.MULTILINE)
+        assert part, group
+        told = dict(line.split(None, 1) for line in part[1].splitlines())
+        assert set(told) == set(choices)
+        assert all(len(words) > 10 for words in told.values())
+    for key in ("seed", "batch_size", "device_batch", "duration", "ema_decay", "checkpoint"):
+        assert re.search(rf"\b{key}\b", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["experiment=mixer_l16_imagenet21k", "trainer=ddp"], ["seed=3", "logger=wandb"]]
+)
+def test_the_shown_recipe_is_the_one_that_runs(program, tmp_path, words):
+    done = program("train.py", *words, "--cfg", "job", "--resolve")
+    assert done.returncode == 0, done.stderr
+    runs = compose_one("train", words).to_dict()
+    runs.pop("choices")
+    shown = yaml.safe_load(done.stdout)
+    for key in ("duration", "eval_every", "checkpoint_every"):  # the one that does not hold is null
+        shown[key] = {unit: amount for unit, amount in shown[key].items() if amount is not None}
+    assert shown == runs
+    assert "${" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parameter_that_stands_in_no_file(program):
+    done = program("train.py", "trainer.decode_threads=1", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["trainer"]["decode_threads"] == 1
+
+
+def test_flags_may_stand_anywhere(program):
+    done = program("train.py", "model=mixer_s16", "--cfg", "job", "seed=3")
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["seed"], shown["model"]["hidden_dim"]) == (3, 512)
+
+
+def test_the_help_texts_own_example(program):
+    done = program("train.py", "model=mixer_s16", "data=folder", "data.root=~/birds", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert Path(yaml.safe_load(done.stdout)["data"]["root"]).expanduser() == Path("~/birds").expanduser()
+
+
+# ---------------------------------------------------------------------------------------------- real runs
+
+
+@pytest.fixture(scope="module")
+def first_minute(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A whole run from the command line, in an empty folder, with nobody at the keyboard."""
+    folder = tmp_path_factory.mktemp("first")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY, "name=first"],
+        cwd=folder, env=dict(os.environ), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    return folder, done
+
+
+def test_a_run_says_what_it_does(first_minute):
+    folder, done = first_minute
+    assert done.returncode == 0, done.stderr
+    run_dir = Path("runs/first/mixer_digits-digits-seed0")
+    first, *_ = done.stdout.splitlines()
+    for words in ("digits", "1,437 train", "360 test", "10 classes", "mixer_digits", "parameters", "cpu"):
+        assert words in first
+    result = json.loads((folder / run_dir / "result.json").read_text())
+    assert f"{result['num_parameters']:,} parameters" in first
+    assert f"test/top1    {100 * result['metrics']['test/top1']:.2f} %" in done.stdout
+    assert str(run_dir / "last.ckpt") in done.stdout
+    assert str(run_dir / "curves.png") in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_leaves_the_files_of_the_readme_and_no_others(first_minute):
+    folder, _ = first_minute
+    (run_dir,) = folder.glob("runs/*/*")
+    assert {path.name for path in run_dir.iterdir()} == {
+        "recipe.yaml", "metrics.jsonl", "metrics.csv", "result.json",
+        "last.ckpt", "best.ckpt", "curves.png", "log.txt", "per_class_test.csv",
+    }  # fmt: skip
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+
+
+def test_the_log_has_the_words_of_the_screen(first_minute):
+    folder, done = first_minute
+    (log,) = folder.glob("runs/*/*/log.txt")
+    assert [line.rstrip() for line in log.read_text().splitlines()] == [
+        line.rstrip() for line in done.stdout.splitlines()
+    ]
+
+
+def test_a_finished_run_says_so_without_waiting(first_minute):
+    folder, before = first_minute
+    (result,) = folder.glob("runs/*/*/result.json")
+    stamp = result.stat().st_mtime_ns
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *TINY, "name=first", "trainer.decode_threads=1"],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    first, *table = done.stdout.splitlines()
+    assert "has finished this recipe" in first
+    assert table == before.stdout.splitlines()[-len(table) :]  # the same table
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    assert result.stat().st_mtime_ns == stamp
+
+
+def test_another_recipe_in_the_same_directory(first_minute):
+    folder, _ = first_minute
+    (log,) = folder.glob("runs/*/*/log.txt")
+    before = log.read_text()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY, "name=first", "optimizer.lr=0.5", "repeats=2"],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    said = done.stdout + done.stderr
+    assert "holds a run of another recipe" in said
+    assert "optimizer.lr: 0.001 there, 0.5 here" in said
+    assert "repeats: 1 there, 2 here" in said
+    assert said.count(" there, ") == 2
+    assert "name=" in said
+    assert log.read_text() == before
+
+
+def test_a_run_directory_below_a_file(program, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    done = program("train.py", "hydra.run.dir=taken/run")
+    assert done.returncode == 2
+    assert "taken" in done.stdout + done.stderr
+    assert "hydra.run.dir=" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

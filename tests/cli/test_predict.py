@@ -1,0 +1,138 @@
+"""Predictions for pictures: the same as the network's on the evaluation's view, and bad pictures named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from mixer_lightning.api import create_model
+from mixer_lightning.checkpoints.load import restore, save_timm
+from mixer_lightning.cli import predict
+from mixer_lightning.engine import prediction
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A ConvMixer for 16 px whose head tells its classes apart."""
+    torch.manual_seed(0)
+    model = create_model("convmixer_96_4", num_classes=7, image_size=16)
+    torch.nn.init.normal_(model.head.weight)
+    save_timm(model, tmp_path / "convmixer_96_4.safetensors")
+    return tmp_path / "convmixer_96_4.safetensors"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    (tmp_path / "pictures/deeper").mkdir(parents=True)
+    for i, name in enumerate(("b.png", "deeper/a.png", "c.PNG")):
+        pixels = random.integers(0, 256, (18 + i, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / name, "PNG")
+    (tmp_path / "pictures/notes.txt").write_text("no image")
+    return tmp_path / "pictures"
+
+
+def words(checkpoint: Path, pictures: Path, *more: str) -> list[str]:
+    given = [f"checkpoint={checkpoint}", f"images={pictures}", f"output={checkpoint.parent / 'out.json'}"]
+    return [*given, "model=convmixer_96_4", "image_size=16", "device=cpu", *more]
+
+
+def test_the_figures_are_the_networks_on_the_evaluations_view(checkpoint: Path, pictures: Path) -> None:
+    assert predict.main(words(checkpoint, pictures, "top=3", "batch_size=2")) == 0
+    rows = json.loads((checkpoint.parent / "out.json").read_text())
+    assert [Path(row["file"]).name for row in rows] == ["b.png", "c.PNG", "a.png"]
+    model = create_model("convmixer_96_4", num_classes=7, image_size=16, checkpoint=checkpoint).eval()
+    restored = restore(checkpoint, model="convmixer_96_4", image_size=16)
+    side = int(16 / restored.preprocessing.get("eval_crop", 1.0))
+    view = v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.Resize(
+                side,
+                interpolation=v2.InterpolationMode(
+                    restored.preprocessing.get("eval_interpolation", "bilinear")
+                ),
+                antialias=True,
+            ),
+            v2.CenterCrop(16),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(restored.preprocessing["mean"], restored.preprocessing["std"]),
+        ]
+    )
+    for row in rows:
+        with torch.inference_mode():
+            share = model(view(Image.open(row["file"]))[None]).softmax(dim=1)[0]
+        assert [int(each["class"]) for each in row["classes"]] == share.argsort(descending=True)[:3].tolist()
+        for each in row["classes"]:
+            assert each["probability"] == pytest.approx(float(share[int(each["class"])]), abs=1e-4)
+
+
+def test_a_bad_picture_is_named_and_the_others_go_on(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    assert predict.main(words(checkpoint, pictures)) == 1
+    rows = {Path(row["file"]).name: row for row in json.loads((checkpoint.parent / "out.json").read_text())}
+    assert len(rows) == 4
+    assert "classes" not in rows["bad.jpg"]
+    assert sum(each["probability"] for each in rows["b.png"]["classes"]) <= 1 + 1e-6
+    said = capsys.readouterr().out
+    assert "cannot read" in said
+    assert "bad.jpg" in said
+    assert "3 of 4 images" in said
+
+
+def test_names_of_classes_from_a_file(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"bird {i}" for i in range(7)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    assert predict.main(words(checkpoint, pictures, f"classes={tmp_path / 'names.txt'}", "top=7")) == 0
+    rows = json.loads((checkpoint.parent / "out.json").read_text())
+    assert {each["class"] for each in rows[0]["classes"]} == set(names)
+    (tmp_path / "names.txt").write_text("one\n")
+    assert predict.main(words(checkpoint, pictures, f"classes={tmp_path / 'names.txt'}")) == 2
+    assert "has 1 lines, the model 7 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["images=/nowhere"], "there is no /nowhere"), (["output=/nowhere/x.json"], "cannot write in /nowhere")],
+)
+def test_what_is_not_there(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert predict.main(words(checkpoint, pictures, *more)) == 2
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.9731, "97.3 %"), (0.001, "0.1 %"), (0.000043, "0.0043 %"), (0.0005, "0.050 %"), (3e-9, "3.0e-07 %")],
+)
+def test_small_shares_keep_two_digits(share: float, shown: str) -> None:
+    assert prediction.percent(share) == shown
+
+
+def test_an_onnx_file_is_told_its_place(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint.parent / "birds.onnx").touch()
+    assert predict.main(words(checkpoint.parent / "birds.onnx", pictures)) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "is for ONNX Runtime, and birds.onnx.json beside it" in line
+
+
+def test_a_folder_is_no_output(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        predict.main(words(checkpoint, pictures, f"output={tmp_path}"))
+    assert end.value.code == 2
+    assert "is a folder" in capsys.readouterr().err

@@ -1,0 +1,209 @@
+"""The table after a sweep, and a sweep from the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import TINY
+from mixer_lightning import results
+from mixer_lightning.reports.sweep import main_metric, summarise, table
+
+
+def result(
+    value: float,
+    *,
+    seed: int = 0,
+    lr: float = 0.1,
+    model: str = "mixer_s16",
+    depth: int = 8,
+    metric: str = "test/top1",
+) -> dict[str, Any]:
+    """A result.json, as far as the table looks."""
+    recipe = {
+        "image_size": 8,
+        "seed": seed,
+        "model": {"_target_": "x", "depth": depth, "dim": {"mixer_s16": 512}.get(model, 256)},
+        "data": {"_target_": "y"},
+        "optimizer": {"lr": lr},
+        "choices": {"model": model, "data": "digits", "optimizer": "adamw"},
+    }
+    return {"recipe": recipe, "metrics": {metric: value, "train/top1": 1.0}}
+
+
+def test_mean_and_deviation_over_seeds_best_first():
+    found = [
+        result(0.50, lr=0.1, seed=0),
+        result(0.70, lr=0.1, seed=1),
+        result(0.90, lr=0.2, seed=0),
+        result(0.94, lr=0.2, seed=1),
+        result(0.98, lr=0.2, seed=2),
+    ]
+    rows = table(found, "test/top1")
+    assert [{key: row[key] for key in ("optimizer.lr", "seeds")} for row in rows] == [
+        {"optimizer.lr": "0.2", "seeds": 3},
+        {"optimizer.lr": "0.1", "seeds": 2},
+    ]
+    assert [row["mean"] for row in rows] == pytest.approx([0.94, 0.60])
+    # by hand: sqrt((.04^2 + 0 + .04^2) / 2) = .04 and sqrt((.1^2 + .1^2) / 1) = .1 sqrt 2
+    assert [row["std"] for row in rows] == pytest.approx([0.04, 0.1 * 2**0.5])
+    assert all(set(row) == {"optimizer.lr", "seeds", "mean", "std"} for row in rows)
+
+
+def test_one_seed_has_no_deviation():
+    assert table([result(0.5)], "test/top1") == [{"seeds": 1, "mean": 0.5, "std": None}]
+
+
+def test_a_varied_model_is_one_column():
+    rows = table([result(0.5), result(0.6, model="convmixer_256_8")], "test/top1")
+    assert [(row["model"], row["mean"]) for row in rows] == [("convmixer_256_8", 0.6), ("mixer_s16", 0.5)]
+    assert not [key for row in rows for key in row if key.startswith("model.")]
+
+
+def test_what_varies_inside_a_part_is_a_setting_too():
+    rows = table([result(0.5, depth=2), result(0.7, depth=4)], "test/top1")
+    assert [(row["model.depth"], row["seeds"], row["mean"]) for row in rows] == [("4", 1, 0.7), ("2", 1, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ([{"val/top1": 1, "test/top1": 1, "train/top1": 1}], "val/top1"),
+        ([{"test/top1": 1, "train/top1": 1}], "test/top1"),
+        ([{"val/top1": 1, "train/top1": 1}, {"test/top1": 1, "train/top1": 1}], "train/top1"),
+    ],
+)
+def test_the_metric_that_sorts(metrics, expected):
+    assert main_metric(metrics) == expected
+
+
+def test_runs_without_a_result_are_named(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    results.write_result(tmp_path / "a", result(0.5))
+    assert summarise([tmp_path / "a", tmp_path / "b"]) == 1
+    said = capsys.readouterr().out
+    assert f"no result: {tmp_path / 'b'}" in said
+    assert (tmp_path / "sweep.csv").exists()
+    results.write_result(tmp_path / "b", result(0.7))
+    assert summarise([tmp_path / "a", tmp_path / "b"]) == 0
+    assert "no result" not in capsys.readouterr().out
+
+
+def test_no_run_has_a_result(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    assert summarise([tmp_path / "a"]) == 1
+    assert "no result" in capsys.readouterr().out
+
+
+def directories(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def test_a_sweep_of_four(program, tmp_path):
+    words = (
+        "optimizer.lr=0.001,0.01",
+        "seed=0,1",
+        "name=grid",
+        "eval_every.steps=4",
+        "duration.steps=4",
+    )
+    done = program("train.py", "-m", *TINY, *words)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "grid"
+    assert directories(folder) == {
+        f"mixer_digits-digits-seed{seed}-optimizer.lr={lr}" for seed in (0, 1) for lr in ("0.001", "0.01")
+    }
+    by_lr: dict[str, list[float]] = {"0.001": [], "0.01": []}
+    for path in folder.glob("*/result.json"):
+        found = json.loads(path.read_text())
+        by_lr[str(found["recipe"]["optimizer"]["lr"])].append(found["metrics"]["test/top1"])
+    with (folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["optimizer.lr"] for row in rows} == set(by_lr)
+    for row in rows:
+        values = by_lr[row["optimizer.lr"]]
+        assert row["seeds"] == "2"
+        assert float(row["mean"]) == pytest.approx(statistics.fmean(values))
+        assert float(row["std"]) == pytest.approx(statistics.stdev(values))
+    assert float(rows[0]["mean"]) >= float(rows[1]["mean"])
+    assert "written to runs/grid/sweep.csv" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def half() -> tuple[str, ...]:
+    return ("-m", *TINY, "duration.steps=4", "evals=none", "name=half")
+
+
+def test_the_others_finish_when_one_job_fails(program, tmp_path, half):
+    done = program("train.py", *half, "optimizer.lr=1e30,0.001", "clip_grad_norm=null")
+    assert done.returncode == 1
+    folder = tmp_path / "runs" / "half"
+    assert (folder / "mixer_digits-digits-seed0-optimizer.lr=0.001" / "result.json").exists()
+    assert not (folder / "mixer_digits-digits-seed0-optimizer.lr=1e+30" / "result.json").exists()
+    assert "no result: runs/half/mixer_digits-digits-seed0-optimizer.lr=1e+30" in done.stdout
+
+
+STUB = """
+import sys
+from mixer_lightning.cli.program import program
+
+codes = [int(word) for word in sys.argv.pop(1).split(",")]
+
+def run(recipe, run_dir):
+    print("job", recipe.seed)
+    return codes[recipe.seed]
+
+def after(run_dirs):
+    print("after", *run_dirs)
+    return int(any(codes))
+
+sys.exit(program("train", sys.argv[1:], run=run, after_sweep=after))
+"""
+
+
+def run_stub(folder: Path, *codes: int) -> subprocess.CompletedProcess[str]:
+    """A sweep of jobs that do nothing and exit with these codes; it prints what it was given to sum up."""
+    words = [
+        sys.executable,
+        "-c",
+        STUB,
+        ",".join(map(str, codes)),
+        "-m",
+        f"seed=range({len(codes)})",
+        "name=stub",
+    ]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((1, 0, 0), 1), ((2, 2), 2)])
+def test_the_exit_code_of_a_sweep(tmp_path, codes, expected):
+    done = run_stub(tmp_path, *codes)
+    assert done.returncode == expected, done.stderr
+    *jobs, last = done.stdout.splitlines()
+    assert jobs == [f"job {i}" for i in range(len(codes))]  # all of them, whatever the others do
+    assert last.split() == ["after", *(f"runs/stub/convmixer_96_4-digits-seed{i}" for i in range(len(codes)))]
+
+
+def test_a_refused_job_does_not_mean_that_nothing_was_started(tmp_path):
+    assert run_stub(tmp_path, 0, 2).returncode == 1
+
+
+def test_a_sweep_that_is_asked_to_stop_stops(tmp_path):
+    done = run_stub(tmp_path, 0, 143, 0)
+    assert done.returncode == 143
+    assert [line for line in done.stdout.splitlines() if "job" in line] == ["job 0", "job 1"]
+
+
+def test_a_wrong_value_stops_a_sweep_before_it_starts(program, tmp_path, half):
+    done = program("train.py", *half, "optimizer.lr=0.001,fast")
+    assert done.returncode == 2
+    assert "'optimizer.lr' takes float, found 'fast'" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,45 @@
+"""Programs that take key=value words name a mistyped one, before anything slow is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mixer_lightning
+
+SLOW = ("torch", "timm", "lightning", "matplotlib")
+RUN = """
+import sys
+from mixer_lightning.cli.console import main
+try:
+    sys.exit(main())
+except SystemExit as end:
+    slow = [name for name in {slow!r} if name in sys.modules]
+    print(end.code, slow)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        ("predict", ["chekpoint=x", "images=y"], "unknown key 'chekpoint': did you mean 'checkpoint'?"),
+        ("predict", ["checkpoint=x", "y.png"], "'y.png' is not of the form key=value"),
+        ("predict", ["checkpoint=x"], "the following arguments are required: --images"),
+        ("export", ["checkpoint=x", "too=npz"], "unknown key 'too': did you mean 'to'?"),
+        ("prepare", ["data=folder", "sorce=x"], "unknown key 'sorce': did you mean 'source'?"),
+        ("transfer", ["checkpoint=x", "suit=vtab"], "unknown key 'suit': did you mean 'suite'?"),
+    ],
+)
+def test_a_mistyped_key_is_named_at_once(program: str, words: list[str], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(slow=SLOW), program, *words],
+        env={"PYTHONPATH": str(Path(mixer_lightning.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert message in done.stderr.splitlines()
+    assert done.stdout.strip() == "2 []"

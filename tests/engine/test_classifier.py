@@ -1,0 +1,254 @@
+"""The training step: what it computes, and what it must not depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.nn import functional as F
+
+from conftest import TINY
+from mixer_lightning import results
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.signatures import build
+from mixer_lightning.data.crops import crop_one
+from mixer_lightning.data.loader import Batch
+from mixer_lightning.data.order import split_batch
+from mixer_lightning.data.stateless_random import sample_keys
+from mixer_lightning.data.transforms import Augment
+from mixer_lightning.engine.classifier import Classifier, NonFiniteLoss, Window
+from mixer_lightning.engine.run import train
+
+
+def run(tmp_path: Path, *words: str) -> tuple[dict, list[dict]]:
+    recipe = compose_one("train", [*TINY, *words])
+    run_dir = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+    assert train(recipe, run_dir) == 0
+    return torch.load(run_dir / results.LAST, weights_only=True), results.read_metrics(run_dir)
+
+
+def losses(rows: list[dict]) -> list[float]:
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
+
+
+def test_same_seed_same_losses_other_seed_other_losses(tmp_path):
+    first, first_rows = run(tmp_path)
+    again, again_rows = run(tmp_path, "trainer.decode_threads=3", "log_every_steps=5")
+    _, other_rows = run(tmp_path, "seed=1")
+    assert same(first, again)
+    assert losses(first_rows) == losses(again_rows)
+    assert losses(first_rows) != losses(other_rows)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
+    # A Mixer without augmentation noise between images: micro_batches of 60 or of 15 see the same 60 images.
+    whole, _ = run(tmp_path, "augment=none", "augment.crop=none", "optimizer=sgd", "device_batch=60")
+    parts, _ = run(tmp_path, "augment=none", "augment.crop=none", "optimizer=sgd", "device_batch=15")
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(parts["state_dict"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def classifier(model: nn.Module, **options: object) -> Classifier:
+    settings: dict[str, object] = {
+        "augment": Augment(crop="none", flip=0.0),
+        "loss": lambda logits, targets: F.cross_entropy(logits, targets),
+        "optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+        "schedule": lambda step: 1.0,
+        "image_size": 2,
+        "num_classes": 4,
+        "micro_batches": split_batch(batch_size=8, device_batch=8, world_size=1),
+        "rank": 0,
+        "seed": 0,
+        "clip_grad_norm": None,
+        "ema_decay": None,
+        "channels_last": False,
+        "compile": False,
+    }
+    return Classifier(model, **(settings | options))  # type: ignore[arg-type]
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+
+
+def batches(steps: int, size: int = 8) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    draws = Augment().draw(sample_keys(0, [(0, image, 0) for image in range(size)]))
+    return [
+        Batch(
+            torch.randint(0, 256, (size, 3, 2, 2), dtype=torch.uint8, generator=generator),
+            torch.randint(0, 4, (size,), generator=generator),
+            draws=draws,
+        )
+        for _ in range(steps)
+    ]
+
+
+def fit(module: Classifier, data: list[Batch], *, accumulate: int = 1) -> None:
+    Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        accumulate_grad_batches=accumulate,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(
+        module,
+        train_dataloaders=torch.utils.data.DataLoader(data, batch_size=None, collate_fn=lambda batch: batch),
+    )
+
+
+def test_steps_equal_a_loop_written_out(tmp_path):
+    """Rate of the schedule, clipping by the global norm and the moving average, against plain PyTorch."""
+    data = batches(6, size=4)
+    module = classifier(
+        linear(),
+        micro_batches=split_batch(batch_size=8, device_batch=4, world_size=1),
+        schedule=lambda step: [0.5, 1.0, 0.25][step],
+        clip_grad_norm=0.05,
+        ema_decay=0.9,
+    )
+    fit(module, data, accumulate=2)
+
+    expected, average = linear(), linear()
+    for step in range(3):
+        images = torch.cat([data[2 * step].images, data[2 * step + 1].images]).float() / 127.5 - 1
+        labels = torch.cat([data[2 * step].labels, data[2 * step + 1].labels])
+        expected.zero_grad()
+        F.cross_entropy(expected(images), labels).backward()
+        gradients = [p.grad for p in expected.parameters()]
+        norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+        assert norm > 0.05  # or nothing would be clipped
+        with torch.no_grad():
+            for p, g in zip(expected.parameters(), gradients, strict=True):
+                p -= 0.1 * [0.5, 1.0, 0.25][step] * g * 0.05 / norm
+            for a, p in zip(average.parameters(), expected.parameters(), strict=True):
+                a.copy_(p if step == 0 else 0.9 * a + 0.1 * p)
+    assert module.step == 3
+    for got, want in zip(module.model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    assert module.ema is not None
+    for got, want in zip(module.ema.module.parameters(), average.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_window_is_the_mean_over_chunks_and_starts_anew():
+    window = Window()
+    targets = torch.eye(4)
+    window.add(0, torch.tensor(1.0), torch.eye(4), targets)
+    window.add(0, torch.tensor(2.0), torch.eye(4).flip(0), targets)
+    window.add_grad_norm(torch.tensor(3.0))
+    assert window.read() == {"train/loss": 1.5, "train/top1": 0.5, "train/grad_norm": 3.0}
+    window.add(1, torch.tensor(5.0), torch.eye(4), targets)
+    assert window.read() == {"train/loss": 5.0, "train/top1": 1.0}
+
+
+def test_window_stays_on_its_device_after_it_was_read():
+    """Or NCCL would be asked to sum a tensor of the CPU when a checkpoint follows a line of the log."""
+    window = Window()
+    window.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    window.read()
+    assert window._sums is not None
+    assert window.sums() == [0.0] * 5
+
+
+def test_an_infinite_norm_is_left_out_of_the_mean():
+    window = Window()
+    window.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    window.add_grad_norm(torch.tensor(float("inf")))
+    window.add_grad_norm(torch.tensor(3.0))
+    assert window.read()["train/grad_norm"] == 3.0
+
+
+def test_window_goes_on_from_saved_sums():
+    targets = torch.eye(4)
+    window, other = Window(), Window()
+    window.add(0, torch.tensor(1.0), torch.eye(4), targets)
+    other.restore(window.sums())
+    for w in (window, other):
+        w.add(1, torch.tensor(4.0), torch.eye(4).flip(0), targets)
+    assert window.read() == other.read() == {"train/loss": 2.5, "train/top1": 0.5}
+
+
+def test_first_bad_step_is_named():
+    window = Window()
+    for step, loss in enumerate([1.0, float("nan"), float("inf"), 1.0]):
+        window.add(step, torch.tensor(loss), torch.eye(4), torch.eye(4))
+    with pytest.raises(NonFiniteLoss, match="step 2 "):
+        window.read()
+
+
+def test_evaluation_uses_the_average_and_leaves_training_mode(tmp_path):
+    module = classifier(linear(), ema_decay=0.5)
+    fit(module, batches(3))
+    (batch,) = batches(1)
+    images = batch.images
+    with module.evaluating() as logits:
+        got = logits(batch)
+        assert not module.ema.module.training
+    assert module.model.training
+    expected = module.ema.module(images.float() / 127.5 - 1)
+    torch.testing.assert_close(got, expected)
+    assert not torch.allclose(got, module.model(images.float() / 127.5 - 1))
+
+
+def test_images_that_are_still_to_be_viewed_are_viewed(tmp_path):
+    """Images in memory come whole, with their views: training and evaluation see what was drawn."""
+    keys = sample_keys(0, [(0, image, 0) for image in range(8)])
+    augment = Augment(crop="random_resized", flip=0.5)
+    images = torch.randint(0, 256, (8, 3, 9, 7), dtype=torch.uint8)
+    widths, heights = np.full(8, 7), np.full(8, 9)
+    labels, draws = torch.arange(8) % 4, augment.draw(keys)
+    whole = Batch(images, labels, augment.train_crops(keys, widths, heights, 2), draws)
+    cropped = Batch(whole.cropped(2), labels, None, draws)
+    assert cropped.images.shape == (8, 3, 2, 2)
+    modules = [classifier(linear(), augment=augment) for _ in range(2)]
+    for module, batch in zip(modules, (whole, cropped), strict=True):
+        fit(module, [batch])
+    assert not torch.equal(modules[0].model[1].weight, linear()[1].weight)
+    assert torch.equal(modules[0].model[1].weight, modules[1].model[1].weight)
+    views = augment.eval_crops(widths, heights, 2)
+    seen = augment.eval_batch(torch.stack([crop_one(images[i], views, i, 2) for i in range(8)]))
+    with modules[0].evaluating() as logits:
+        torch.testing.assert_close(
+            logits(Batch(images, labels, views)), modules[0].model(seen), atol=0.02, rtol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        ("mixer_digits", "softmax"),
+        ("convmixer_96_4", "softmax"),
+        ("convmixer_96_4", "sigmoid"),
+        ("convmixer_96_4", "bce"),
+    ],
+)
+def test_overfits_32_images(model, loss):
+    """Both families and all losses learn 32 images by heart."""
+    recipe = compose_one("train", [f"model={model}", f"loss={loss}"])
+    source = build(recipe.data)
+    augment = Augment(crop="none", flip=0.0)
+    torch.manual_seed(0)
+    network = build(recipe.model, num_classes=10, image_size=8, stochastic_depth=0.0, head_bias=0.0)
+    train, first = source.splits["train"], np.arange(32)
+    pixels = augment.eval_batch(torch.from_numpy(train.pixels[first]).permute(0, 3, 1, 2))
+    labels = torch.from_numpy(train.labels(first))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        build(recipe.loss)(network(pixels), F.one_hot(labels, 10).float()).backward()
+        optimizer.step()
+        if (network(pixels).argmax(-1) == labels).all():
+            return
+    pytest.fail("32 images were not learnt in 200 steps")

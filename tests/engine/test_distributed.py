@@ -1,0 +1,165 @@
+"""Two processes (gloo, CPU) do what one does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, TINY
+from mixer_lightning import results
+
+
+def start(
+    folder: Path, run: str, *words: str, processes: int = 2, per_rank: dict[int, list[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """The processes that torchrun would start, but each in our hands."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in range(processes):
+        env = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": "test",
+            "GROUP_RANK": "0",
+        }
+        command = [sys.executable, str(ROOT / "train.py"), *TINY, "trainer=ddp", "trainer.accelerator=cpu"]
+        command += ["trainer.precision=32-true", f"hydra.run.dir={run}", *words]
+        command += (per_rank or {}).get(rank, [])
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=env,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+    return started
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[int]:
+    try:
+        texts = [process.communicate(timeout=180)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        raise
+    print("\n".join(texts))
+    return [process.returncode for process in processes]
+
+
+def one(folder: Path, run: str, *words: str) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, f"hydra.run.dir={run}", *words]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / results.LAST, weights_only=True)["state_dict"]
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    found = results.read_metrics(run_dir)
+    return [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in found]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_that_accumulates(tmp_path):
+    words = [
+        "optimizer=sgd",
+        "optimizer.lr=0.1",
+        "device_batch=15",
+        "stochastic_depth=0.2",
+        "augment.mixup=0.5",
+        "ema_decay=0.9",
+    ]
+    one(tmp_path, "one", *words)
+    assert finish(start(tmp_path, "two", *words)) == [0, 0]
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-4, atol=1e-6)
+    for got, want in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        assert got == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_one_of_two_is_asked_to_stop_and_one_process_goes_on(tmp_path):
+    words = ["optimizer=sgd", "device_batch=30", "duration.steps=40", "checkpoint_every.steps=4"]
+    words += ["trainer.decode_threads=2"]
+    processes = start(tmp_path, "two", *words)
+    last = tmp_path / "two" / results.LAST
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # As launchers do: the whole process group. The other rank must hear of it.
+    os.killpg(processes[1].pid, signal.SIGTERM)
+    assert finish(processes) == [143, 143]
+    step = torch.load(last, weights_only=True)["step"]
+    assert 4 <= step < 40
+    one(tmp_path, "two", *words)  # the same global batches on another number of processes
+    one(tmp_path, "one", *words)
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-3, atol=1e-5)
+
+
+def evaluate(state: dict[str, torch.Tensor]) -> float:
+    from mixer_lightning import create_model
+    from mixer_lightning.data.sources.digits import digits
+    from mixer_lightning.data.transforms import Augment
+
+    model = create_model("convmixer_96_4", num_classes=10).eval()
+    model.load_state_dict(state)
+    test = digits().splits["test"]
+    everything = np.arange(len(test))
+    images = torch.from_numpy(np.stack([test.read(i) for i in everything])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = model(Augment().eval_batch(images))
+    return float((logits.argmax(-1) == torch.from_numpy(test.labels(everything))).double().mean())
+
+
+@pytest.mark.slow
+def test_batch_norm_statistics_are_the_mean_of_the_processes(tmp_path):
+    words = ["model=convmixer_96_4", "device_batch=30", "ema_decay=0.5"]
+    assert finish(start(tmp_path, "two", *words)) == [0, 0]
+    one(tmp_path, "one", *words)
+    (result,) = (results.read_result(tmp_path / "two"),)
+    assert result is not None
+    # The averaged network evaluated alone from its file, all of its statistics being those of both processes.
+    two = torch.load(tmp_path / "two" / results.LAST, weights_only=True)
+    assert evaluate(two["ema"]) == pytest.approx(result["metrics"]["test/top1"], abs=1e-6)
+    for name, value in weights(tmp_path / "one").items():
+        if name.endswith(("weight", "bias")):
+            torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-2, atol=1e-4)
+        elif name.endswith("running_mean"):
+            # one process updates its statistics by both micro_batches of a step, each of two by its own chunk
+            assert torch.nn.functional.cosine_similarity(weights(tmp_path / "two")[name], value, dim=0) > 0.9
+
+
+@pytest.mark.slow
+def test_processes_with_different_recipes_are_refused(tmp_path):
+    processes = start(tmp_path, "two", "device_batch=30", per_rank={1: ["optimizer.lr=0.02"]})
+    codes = finish(processes)
+    assert all(code != 0 for code in codes)
+    assert "another recipe than process 0" in (tmp_path / "two" / results.LOG).read_text()
+
+
+def test_lightning_still_has_the_question_that_a_run_silences():
+    """training.py replaces this private method: another Lightning may name it otherwise, and ask at every batch."""
+    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)

@@ -1,0 +1,221 @@
+"""Stop anywhere, go on, and end with the bits of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import ROOT, TINY
+from mixer_lightning import results
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.engine.callbacks import Metrics
+from mixer_lightning.engine.run import train
+from mixer_lightning.files import lock_run_dir
+
+#: With all that a checkpoint must hold: BatchNorm, an average, accumulation, dropped branches, mixing.
+RICH = (
+    *TINY,
+    "model=convmixer_96_4",
+    "device_batch=30",
+    "ema_decay=0.9",
+    "stochastic_depth=0.2",
+    "augment.mixup=0.5",
+    "augment.erase=0.25",
+    "augment.rand_augment=rand-m9-n2",
+)
+
+
+def outcome(run_dir: Path) -> tuple[dict, list[dict]]:
+    rows = results.read_metrics(run_dir)
+    for row in rows:
+        row.pop("train/images_per_second", None)
+    state = torch.load(run_dir / results.LAST, weights_only=True)
+    return state, rows
+
+
+def assert_same(got: Path, expected: Path) -> None:
+    (a, rows_a), (b, rows_b) = outcome(got), outcome(expected)
+    assert rows_a == rows_b
+    for part in ("state_dict", "ema"):
+        for name, value in b.get(part, {}).items():
+            assert torch.equal(a[part][name], value), name
+    assert a["step"] == b["step"]
+    for i, state in b["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(a["optimizer"]["state"][i][name], value), (i, name)
+    assert {k: v for k, v in a["metrics"].items() if "second" not in k} == {
+        k: v for k, v in b["metrics"].items() if "second" not in k
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train(compose_one("train", RICH), run_dir) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "code"),
+    [(1, signal.SIGTERM, 143), (5, signal.SIGUSR1, 143), (6, signal.SIGINT, 130), (11, signal.SIGTERM, 143)],
+)
+def test_asked_to_stop_at_any_step(tmp_path, undisturbed, monkeypatch, step, number, code):
+    recipe = compose_one("train", RICH)
+    on_step = Metrics.on_step
+
+    def interrupted(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    assert train(recipe, tmp_path / "run") == code
+    monkeypatch.undo()
+    assert outcome(tmp_path / "run")[0]["step"] == step
+    assert train(recipe, tmp_path / "run") == 0
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("step", [2, 8])
+def test_killed_without_a_word(tmp_path, undisturbed, monkeypatch, step):
+    """A crash after steps that no checkpoint holds: they are done again, and logged once."""
+
+    class Crash(BaseException):
+        pass
+
+    on_step = Metrics.on_step
+
+    def crashing(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == step:
+            raise Crash
+
+    monkeypatch.setattr(Metrics, "on_step", crashing)
+    with pytest.raises(Crash):
+        train(compose_one("train", RICH), tmp_path / "run")
+    monkeypatch.undo()
+    assert train(compose_one("train", RICH), tmp_path / "run") == 0
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
+    words = [sys.executable, str(ROOT / "train.py"), *RICH, "hydra.run.dir=run"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    last = tmp_path / "run" / results.LAST
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(last, weights_only=True)["step"] >= 3
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ)
+    assert "resuming run at step" in again.stdout or "has finished" in again.stdout
+    assert_same(tmp_path / "run", undisturbed)
+    assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
+
+
+def test_data_may_move_but_not_become_other_data(tmp_path, capsys):
+    """A folder at another place is the same run; another folder of as many classes is not, finished or not."""
+    for place, names in (("birds", "ab"), ("moved", "ab"), ("other", "ac"), ("more", "ab")):
+        for i in range(16 if place != "more" else 18):
+            path = tmp_path / place / ("train" if i < 10 else "val") / names[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(path)
+
+    def sitting(place: str) -> int:
+        words = (*RICH, "data=folder", f"data.root={tmp_path / place}", "image_size=8", "batch_size=4")
+        return train(compose_one("train", [*words, "device_batch=4"]), tmp_path / "run")
+
+    assert sitting("birds") == 0
+    assert sitting("moved") == 0
+    assert "has finished this recipe" in capsys.readouterr().out
+    for finished in (True, False):
+        if not finished:
+            (tmp_path / "run" / results.RESULT).unlink()
+        assert sitting("other") == 2
+        assert "on other data: other classes, 'b' there, 'c' here" in capsys.readouterr().out
+        assert sitting("more") == 2
+        assert "10 train, 6 val there, 10 train, 8 val here" in capsys.readouterr().out
+    assert sitting("moved") == 0
+    assert (tmp_path / "run" / results.RESULT).exists()
+
+
+def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
+    """Photographs of many sizes are decoded anew each time; each sitting finds out that two are damaged."""
+    for i in range(40):
+        path = tmp_path / "photos" / ("train" if i < 30 else "val") / ("cats", "dogs")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (9 + i % 5, 14 - i % 3, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        if i in (3, 20):
+            path.write_bytes(path.read_bytes()[:200])
+    words = (*RICH, "data=folder", f"data.root={tmp_path / 'photos'}", "image_size=8", "max_bad_fraction=0.1")
+    words = (*words, "batch_size=12", "device_batch=6", "augment.crop=random_resized", "augment.flip=0.5")
+    one, three = (compose_one("train", [*words, f"trainer.decode_threads={n}"]) for n in (1, 3))
+    on_step = Metrics.on_step
+
+    def interrupted(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert train(one, tmp_path / "whole") == 0
+    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    assert train(three, tmp_path / "run") == 143
+    monkeypatch.undo()
+    assert train(three, tmp_path / "run") == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undisturbed, monkeypatch):
+    """Fused optimisers walk over memory: their state must follow the layout of the weights."""
+    on_step = Metrics.on_step
+
+    def interrupted(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    words = (*TINY, "model=convmixer_96_4", "optimizer.eps=1e-3")
+    assert train(compose_one("train", words), tmp_path / "whole") == 0
+    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    assert train(compose_one("train", words), tmp_path / "run") == 143
+    monkeypatch.undo()
+    assert train(compose_one("train", [*words, "trainer.channels_last=false"]), tmp_path / "run") == 0
+    for name, value in outcome(tmp_path / "whole")[0]["state_dict"].items():
+        torch.testing.assert_close(
+            outcome(tmp_path / "run")[0]["state_dict"][name], value, rtol=1e-2, atol=1e-4
+        )
+
+
+def test_two_at_once_in_one_directory_are_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with lock_run_dir(tmp_path / "run"):
+        assert train(compose_one("train", TINY), tmp_path / "run") == 2
+    assert "another process is training" in capsys.readouterr().out
+    assert train(compose_one("train", TINY), tmp_path / "run") == 0
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, undisturbed):
+    recipe = compose_one("train", RICH)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / results.LAST).write_bytes((undisturbed / results.LAST).read_bytes()[:1000])
+    assert train(recipe, run_dir) == 2
+
+
+def test_the_machine_may_change_between_sittings_but_not_the_recipe(tmp_path, capsys):
+    assert train(compose_one("train", TINY), tmp_path / "run") == 0
+    assert train(compose_one("train", [*TINY, "trainer.decode_threads=1"]), tmp_path / "run") == 0
+    assert "has finished" in capsys.readouterr().out
+    assert train(compose_one("train", [*TINY, "optimizer.lr=0.5"]), tmp_path / "run") == 2
+    assert "optimizer.lr: 0.001 there, 0.5 here" in capsys.readouterr().out

@@ -1,0 +1,187 @@
+"""Every model of conf/model: its size and cost against the papers, gradients, compilation, and its name's errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from mixer_lightning.api import create_model
+from mixer_lightning.cli.models import best_known, main
+from mixer_lightning.models.presets import Cost, cost, default_image_size, list_models, published
+
+
+class Row(NamedTuple):
+    classes: int
+    parameters: int
+    gmacs: float  # for one image at the model's size
+    input: int
+
+
+# Parameters with the head. GMACs of the Mixers are without it, to two places.
+# fmt: off
+SIZES = {
+    "mixer_s32":               Row(1000,  19_104_624,   1.00, 224),
+    "mixer_s16":               Row(1000,  18_528_264,   3.78, 224),
+    "mixer_b32":               Row(1000,  60_293_428,   3.24, 224),
+    "mixer_b16":               Row(1000,  59_880_472,  12.60, 224),
+    "mixer_l32":               Row(1000, 206_939_264,  11.25, 224),
+    "mixer_l16":               Row(1000, 208_196_168,  44.55, 224),
+    "mixer_h14":               Row(1000, 432_350_952, 120.99, 224),
+    "convmixer_1536_20":       Row(1000,  51_625_960,  51.10, 224),
+    "convmixer_1536_20_p7_k3": Row(1000,  49_414_120,  48.83, 224),
+    "convmixer_1536_20_p14_k9": Row(1000, 52_303_336,  12.95, 224),
+    "convmixer_1536_24_p14_k9": Row(1000, 62_275_048,  15.49, 224),
+    "convmixer_768_32":        Row(1000,  21_110_248,  20.68, 224),
+    "convmixer_1024_16":       Row(1000,  19_381_224,  18.69, 224),
+    "convmixer_1024_12":       Row(1000,  14_621_672,  13.85, 224),
+    "convmixer_512_16":        Row(1000,   5_357_544,   4.91, 224),
+    "convmixer_512_12":        Row(1000,   4_165_608,   3.70, 224),
+    "convmixer_768_32_p14_k3": Row(1000,  20_465_896,   5.00, 224),
+    "convmixer_1024_20":       Row(1000,  24_383_464,   5.95, 224),
+    "convmixer_256_8":         Row(  10,     594_186,   0.15, 32),
+    "convmixer_256_8_p1_k9":   Row(  10,     706_570,   0.71, 32),
+    "convmixer_96_4":          Row(  10,      50_314,   0.00, 8),
+    "mixer_digits":            Row(  10,     151_178,   0.01, 8),
+}
+# arXiv 2105.01601, table 1, counts without the head: exactly, and in the paper's millions.
+WITHOUT_HEAD = {
+    "mixer_s32": ( 18_591_624, 19),
+    "mixer_s16": ( 18_015_264, 18),
+    "mixer_b32": ( 59_524_428, 60),
+    "mixer_b16": ( 59_111_472, 59),
+    "mixer_l32": (205_914_264, 206),
+    "mixer_l16": (207_171_168, 207),
+    "mixer_h14": (431_069_952, 431),
+}
+# fmt: on
+
+
+def on_meta(name: str, *, num_classes: int) -> torch.nn.Module:
+    with torch.device("meta"):
+        return create_model(name, num_classes=num_classes)
+
+
+def test_every_model_is_in_the_table() -> None:
+    assert list_models() == sorted(SIZES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_and_macs(name: str) -> None:
+    row = SIZES[name]
+    assert default_image_size(name) == row.input
+    found = cost(name, num_classes=row.classes)
+    assert found.parameters == row.parameters
+    # The table's GMACs leave the Mixers' head out and are rounded.
+    assert found.macs / 1e9 == pytest.approx(row.gmacs, abs=0.0075)
+
+
+@pytest.mark.parametrize("name", WITHOUT_HEAD)
+def test_parameters_without_head(name: str) -> None:
+    exact, paper_millions = WITHOUT_HEAD[name]
+    model = on_meta(name, num_classes=21843)
+    head = sum(p.numel() for p in model.head.parameters())
+    count = sum(p.numel() for p in model.parameters()) - head
+    assert count == exact
+    assert round(count / 1e6) == paper_millions
+
+
+def test_macs_of_a_mixer_follow_the_formula() -> None:
+    s, c, ds, dc, blocks = 64, 64, 32, 256, 4  # mixer_digits, patches of one pixel
+    macs = s * 3 * c + blocks * (2 * c * s * ds + 2 * s * c * dc) + c * 10
+    assert cost("mixer_digits", num_classes=10) == Cost(parameters=151_178, macs=macs)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_published_name_is_a_model(name: str) -> None:
+    assert {row.model for row in published()} == set(SIZES)
+    row = best_known(name, published())
+    assert row is not None
+    assert row.input == SIZES[name].input
+    assert row.top1_percent is None if row.data == "digits" else 60 < row.top1_percent < 97
+
+
+def test_published_numbers_shown() -> None:
+    shown = {name: best_known(name, published()).top1_percent for name in SIZES}
+    # One data set alone comes before larger pre-training, the paper's main row before its starred one.
+    assert shown["mixer_b16"] == 76.44
+    assert shown["mixer_l32"] == 80.67
+    assert shown["mixer_h14"] == 86.32
+    assert shown["convmixer_1536_20"] == 81.37
+    assert shown["convmixer_256_8_p1_k9"] == 96.03
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes"), [("mixer_digits", 10), ("convmixer_96_4", 10), ("convmixer_256_8", 10)]
+)
+def test_every_parameter_gets_a_gradient(name: str, num_classes: int) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=num_classes)
+    if name.startswith("mixer"):
+        torch.nn.init.normal_(model.head.weight)  # zeros would stop the gradient at the head
+    size = default_image_size(name)
+    torch.nn.functional.cross_entropy(model(torch.randn(4, 3, size, size)), torch.arange(4)).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+
+
+@pytest.mark.parametrize("name", ["mixer_digits", "convmixer_96_4"])
+def test_compiles_as_one_graph_in_bfloat16_and_channels_last(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=10, stochastic_depth=0.1).train()
+    images = torch.randn(4, 3, 8, 8)
+    if model.channels_last:
+        model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
+        features = model.forward_features(images)
+        assert features.is_contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = compiled(images)
+        assert logits.dtype == torch.bfloat16
+        logits.float().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "mixer_b61"}, "no model 'mixer_b61': did you mean mixer_b16"),
+        ({"name": "vit"}, "no model 'vit': known are convmixer_1024_12"),
+        ({"name": "../model/mixer_b16"}, "there is no model"),
+        ({"name": "mixer_b16", "image_size": 230}, "image_size 230 .* patch_size 16: 224 and 240 work"),
+        ({"name": "convmixer_96_4", "num_classes": 0}, "num_classes must be at least 1, found 0"),
+        ({"name": "mixer_digits", "stochastic_depth": 1.0}, "stochastic_depth must be .* below 1, found 1.0"),
+    ],
+)
+def test_what_create_model_refuses(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(**wrong)
+
+
+def test_the_command_prints_every_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["models"])
+    main([])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    table = {words[0]: words for words in lines}
+    assert set(SIZES) <= set(table)
+    assert table["mixer_h14"][1:7] == ["432,350,952", "120.99", "224", "px", "86.32", "%"]
+    assert table["convmixer_256_8"][1:7] == ["594,186", "0.15", "32", "px", "92.50", "%"]
+
+
+def test_the_command_refuses_an_unknown_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["models", "--colour"])
+    with pytest.raises(SystemExit) as stop:
+        main(["--no-such"])
+    assert stop.value.code == 2
+
+
+def test_listing_models_does_not_import_torch() -> None:
+    code = "import sys, mixer_lightning as m; m.list_models(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
