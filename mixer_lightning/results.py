@@ -105,6 +105,21 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged ({error}). Delete it, and the run finishes again.") from error
 
 
+def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
+    """What an evaluation wrote; None where there is none.
+
+    Raises:
+        ValueError: evaluation.json is damaged.
+    """
+    path = run_dir / EVALUATION
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and evaluate again.") from error
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     names = ("torch", "torchvision", "lightning", "timm", "numpy", "hydra-core", "mixer-lightning")

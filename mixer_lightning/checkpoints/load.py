@@ -193,8 +193,8 @@ def read(path: str | Path) -> Checkpoint:
         return _from_state_dict(path, _find_state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
-            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} tells how images are seen: here "
-            "give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made of"
+            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} beside it tells how images are seen: "
+            "here give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made of"
         )
     raise ValueError(f"{path} is no known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
 
@@ -644,6 +644,11 @@ class Restored:
     classes: list[str] | None
     preprocessing: dict[str, Any]
     report: Report
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the model."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
 
 
 def restore(

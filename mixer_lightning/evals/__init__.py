@@ -1,6 +1,6 @@
 """Evaluations: one file and one YAML each. `run(predict)` yields (metric name, value) pairs.
 
-Legend: N images of a split, n of them this process's share, B images of a batch, K classes, F features, S side of the
+Legend: N images of a split, n of them this process's, B images of a batch, K classes, F features, S side of the
 model's input in pixels, L labels an image has at most.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Indices = npt.NDArray[np.int64]
 
-Resize = Literal["short_side", "square"]  # of the evaluation's view, as in data/transforms.py
+Resize = Literal["short_side", "square"]  # of the evaluation's crop, as in data/transforms.py
 
 
 class Images(Protocol):
@@ -58,9 +58,9 @@ class Data(Protocol):
 
 
 class Predict(Protocol):
-    """What a run offers its evaluations. Under many processes each sees its own share of every split.
+    """What a run offers its evaluations. Of several processes each sees its own part of every split.
 
-    What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other views of
+    What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other crops of
     the images than the recipe's; `indices` for some images of the split alone, and only these are read. One that cannot
     be read ends the run, unless `mark_bad` asks for the label -1, and whatever features, in its place.
     """
@@ -97,15 +97,15 @@ class Predict(Protocol):
         indices: Indices | None = None,
         mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (features [B, F] float32, labels); what the head sees: normalised, the mean over positions."""
+        """Batches (features [B, F] float32, labels); what the head's linear layer sees."""
         ...
 
-    def views(self, split: str, indices: Indices) -> Tensor:
+    def crops(self, split: str, indices: Indices) -> Tensor:
         """What the network sees of these images, all on this process: uint8 [B, 3, S, S], on the CPU."""
         ...
 
     def all_gather(self, batches: Iterable[Tensor]) -> Tensor:
-        """From batches [B, ...] of this process's share, those of all processes in the order of the images: [N, ...].
+        """From batches [B, ...] of this process's images, those of all processes in the order of the images: [N, ...].
 
         All processes call it, and all get the same, on the CPU.
         """

@@ -64,7 +64,7 @@ class Confusion:
             "split": np.array(split),
             "classes": np.array(classes),
             "matrix": matrix,  # [K, K]: true class, predicted class
-            "images": predict.views(split, shown).permute(0, 2, 3, 1).numpy(),  # [examples, S, S, 3]
+            "images": predict.crops(split, shown).permute(0, 2, 3, 1).numpy(),  # [examples, S, S, 3]
             "true": labels[shown],
             "predicted": predicted[shown],
             "probability": probability[shown],

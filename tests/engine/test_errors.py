@@ -174,7 +174,7 @@ def test_ddp_without_a_launcher(refused, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_where_there_is_none(refused):
-    assert "take trainer=cpu" in refused("trainer=gpu")
+    assert "use trainer=cpu" in refused("trainer=gpu")
 
 
 # ------------------------------------------------------------------------------------- 2: the run directory

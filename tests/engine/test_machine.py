@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from conftest import TINY
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine import machine, training
+from mixer_lightning.engine import machine, setup, training
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.screen import Screen
 
@@ -222,10 +222,10 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> Any
         given.update(options)
         raise Caught
 
-    monkeypatch.setattr(training, "Trainer", trainer)
+    monkeypatch.setattr(setup, "Trainer", trainer)
     recipe = compose_one("train", [*TINY, "trainer=ddp", "trainer.accelerator=cpu", *words])
     with pytest.raises(Caught):
-        training.prepare(recipe, tmp_path, Screen(silent=True))
+        training.ready(recipe, tmp_path, Screen(silent=True))
     assert given["num_nodes"] == 1
     return given["plugins"]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from conftest import ROOT, TINY
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine.callbacks import Metrics
+from mixer_lightning.engine.callbacks import MetricsLog
 from mixer_lightning.engine.run import train
 from mixer_lightning.files import lock_run_dir
 
@@ -70,14 +70,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_asked_to_stop_at_any_step(tmp_path, undisturbed, monkeypatch, step, number, code):
     recipe = compose_one("train", RICH)
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def interrupted(self, trainer, module):
         on_step(self, trainer, module)
         if module.step == step:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    monkeypatch.setattr(MetricsLog, "on_step", interrupted)
     assert train(recipe, tmp_path / "run") == code
     monkeypatch.undo()
     assert outcome(tmp_path / "run")[0]["step"] == step
@@ -92,14 +92,14 @@ def test_killed_without_a_word(tmp_path, undisturbed, monkeypatch, step):
     class Crash(BaseException):
         pass
 
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def crashing(self, trainer, module):
         on_step(self, trainer, module)
         if module.step == step:
             raise Crash
 
-    monkeypatch.setattr(Metrics, "on_step", crashing)
+    monkeypatch.setattr(MetricsLog, "on_step", crashing)
     with pytest.raises(Crash):
         train(compose_one("train", RICH), tmp_path / "run")
     monkeypatch.undo()
@@ -161,7 +161,7 @@ def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
     words = (*RICH, "data=folder", f"data.root={tmp_path / 'photos'}", "image_size=8", "max_bad_fraction=0.1")
     words = (*words, "batch_size=12", "device_batch=6", "augment.crop=random_resized", "augment.flip=0.5")
     one, three = (compose_one("train", [*words, f"trainer.decode_threads={n}"]) for n in (1, 3))
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def interrupted(self, trainer, module):
         on_step(self, trainer, module)
@@ -169,7 +169,7 @@ def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
     assert train(one, tmp_path / "whole") == 0
-    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    monkeypatch.setattr(MetricsLog, "on_step", interrupted)
     assert train(three, tmp_path / "run") == 143
     monkeypatch.undo()
     assert train(three, tmp_path / "run") == 0
@@ -178,7 +178,7 @@ def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
 
 def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undisturbed, monkeypatch):
     """Fused optimisers walk over memory: their state must follow the layout of the weights."""
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def interrupted(self, trainer, module):
         on_step(self, trainer, module)
@@ -187,7 +187,7 @@ def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undistu
 
     words = (*TINY, "model=convmixer_96_4", "optimizer.eps=1e-3")
     assert train(compose_one("train", words), tmp_path / "whole") == 0
-    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    monkeypatch.setattr(MetricsLog, "on_step", interrupted)
     assert train(compose_one("train", words), tmp_path / "run") == 143
     monkeypatch.undo()
     assert train(compose_one("train", [*words, "trainer.channels_last=false"]), tmp_path / "run") == 0

@@ -21,9 +21,9 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.digits import digits
 from mixer_lightning.data.sources.folder import FolderImages, folder
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine.callbacks import Predictions
-from mixer_lightning.engine.classifier import Network, evaluating
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.inference import Network, Predictions, evaluating
+from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals.accuracy import Accuracy
 from mixer_lightning.evals.confusion import Confusion
 from mixer_lightning.evals.fewshot import Fewshot, draw
@@ -87,13 +87,8 @@ def predictions(
     folder: Path | None = None,
 ) -> Iterator[Predictions]:
     backbone = model(name, len(data.classes))
-    network = Network(
-        backbone,
-        augment,
-        image_size=8,
-        layout=torch.contiguous_format,
-        precision=contextlib.nullcontext,
-    )
+    machine = Machine(accelerator="cpu", precision="32-true", channels_last=False)
+    network = Network(backbone, machine)
     micro_batches = split_batch(
         batch_size=device_batch * world_size, device_batch=device_batch, world_size=world_size
     )
@@ -253,15 +248,15 @@ def test_only_images_that_are_asked_for_are_read(photos):
     with predictions(photos) as predict:
         list(predict.features("train", indices=np.array([31, 4, 17])))
         assert (train.seen, val.seen) == ({31, 4, 17}, set())
-        pixels = predict.views("val", np.array([4, 0]))
+        pixels = predict.crops("val", np.array([4, 0]))
         assert val.seen == {0, 4}
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, 8, 8))
-        assert predict.views("val", np.array([], dtype=np.int64)).shape == (0, 3, 8, 8)
+        assert predict.crops("val", np.array([], dtype=np.int64)).shape == (0, 3, 8, 8)
 
 
 def test_what_is_shown_is_what_the_network_sees(photos):
     with predictions(photos) as predict:
-        pixels = predict.views("val", np.array([3, 0]))
+        pixels = predict.crops("val", np.array([3, 0]))
         (logits, _), *_ = predict.logits("val")
         seen = predict.network.backbone((pixels.float() - 127.5) / 127.5)
         torch.testing.assert_close(seen, logits[[3, 0]], rtol=1e-4, atol=1e-4)
