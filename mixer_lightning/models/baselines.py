@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -36,6 +35,8 @@ def timm_backbone(
         ValueError: timm has no such model, it has more than one head, it cannot be built for `image_size`, or it has
             no stochastic depth or bias where one is asked for.
     """
+    import timm  # late: it brings wandb along where that is installed
+
     if not timm.is_model(timm_name):
         close = difflib.get_close_matches(timm_name, timm.list_models(), n=3)
         hint = f": did you mean {' or '.join(close)}?" if close else ""
@@ -58,6 +59,8 @@ def timm_backbone(
 
 
 def _create(timm_name: str, num_classes: int, image_size: int, stochastic_depth: float) -> Any:
+    import timm
+
     is_fixed = timm.get_pretrained_cfg(timm_name).fixed_input_size
     size = {"img_size": image_size} if is_fixed else {}
     try:  # stated even if it is 0, because timm's own default is not 0 everywhere
