@@ -28,7 +28,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints import hub
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
-from mixer_lightning.models.presets import create_model, default_image_size, list_models, model_node
+from mixer_lightning.models.presets import build_model, default_image_size, list_models, model_node
 from mixer_lightning.models.resolution import enlarge, widen
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -681,7 +681,7 @@ def restore(
         image_size = there.image_size
     if model is not None:
         image_size = default_image_size(model) if image_size is None else image_size
-        made = create_model(model, num_classes=num_classes, image_size=image_size)
+        made = build_model(model, num_classes=num_classes, image_size=image_size)
     elif there is None:
         raise ValueError(
             f"{checkpoint.path} does not tell what model it holds: say model=<name>, one of {', '.join(list_models())}"
