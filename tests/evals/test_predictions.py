@@ -26,7 +26,7 @@ from mixer_lightning.engine.inference import Network, Predictions, evaluating
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals.accuracy import Accuracy
 from mixer_lightning.evals.confusion import Confusion
-from mixer_lightning.evals.fewshot import Fewshot, draw
+from mixer_lightning.evals.fewshot import Fewshot, sample_shots
 
 AUGMENT = Augment(crop="random_resized", flip=0.5, eval_crop=0.875)
 EVALS = (Accuracy(crops=["short_side", "square"]), Fewshot(shots=[1, 5], seeds=[0, 1]), Confusion())
@@ -185,7 +185,7 @@ def test_any_number_of_processes_and_any_batch_size(source, photos, tmp_path):
 
 def test_fewshot_goes_on_without_bad_training_images_on_any_number_of_processes(photos, tmp_path, caplog):
     train = photos.splits["train"]
-    drawn = draw(train.labels(np.arange(40)), [5], num_classes=3, seed=0)[5]
+    drawn = sample_shots(train.labels(np.arange(40)), [5], num_classes=3, seed=0)[5]
     spared = [7, 3, 11, 30, 2]  # of which `everything` asks for the features
     bad = [train.name(int(index)) for index in drawn if index not in spared][::6]
     assert len(bad) > 1
