@@ -2,7 +2,7 @@
 
 A run has recipe.yaml, metrics.jsonl, metrics.csv and result.json.
 
-Every file is written in one move (a temporary file in the same directory, flushed to disk, then renamed), so
+Every file is written atomically (a temporary file in the same directory, flushed to disk, then renamed), so
 a reader sees the old content or the new, never half of it. metrics.jsonl alone grows line by line.
 """
 
@@ -149,7 +149,7 @@ def git_sha() -> str | None:
 
 
 def cpu_name() -> str:
-    """Processor and number of cores, in words."""
+    """Processor and number of cores."""
     name = platform.processor() or platform.machine()
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():

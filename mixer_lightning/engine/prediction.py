@@ -26,15 +26,15 @@ from mixer_lightning.files import write_text
 from mixer_lightning.screen import Screen
 
 
-def image_files(words: Sequence[str]) -> list[Path]:
+def image_files(paths: Sequence[str]) -> list[Path]:
     """The files that paths name: each file as given, and the images anywhere in a folder, sorted.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no image.
     """
     found: list[Path] = []
-    for word in words:
-        path = Path(word).expanduser()
+    for name in paths:
+        path = Path(name).expanduser()
         if path.is_dir():
             inside = sorted(
                 each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()

@@ -23,8 +23,8 @@ class Accuracy:
     """Fraction of images whose label is the first, or among the first five, of the sorted logits.
 
     splits: which to evaluate; null for all but train.
-    crops: the views to show ("short_side", "square": see eval_resize in data/transforms.py), each with its own figures:
-        `val/top1` for short_side, `val/top1_square` for square; null for the recipe's view, called `val/top1`.
+    crops: the crops to show ("short_side", "square": see eval_resize in data/transforms.py), each with its own figures:
+        `val/top1` for short_side, `val/top1_square` for square; null for the recipe's own, called `val/top1`.
     per_class: write per_class_<split>.csv in the run directory, a line for each class.
     at_end: during training, evaluate after the last step only.
 

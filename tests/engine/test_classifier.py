@@ -228,8 +228,8 @@ def test_evaluation_uses_the_average_and_leaves_training_mode(tmp_path):
     assert not torch.allclose(got, module.model(images.float() / 127.5 - 1))
 
 
-def test_images_that_are_still_to_be_viewed_are_viewed(tmp_path):
-    """Images in memory come whole, with their views: training and evaluation see what was drawn."""
+def test_images_that_are_still_to_be_cropped_are_cropped(tmp_path):
+    """Images in memory come whole, with their crops: training and evaluation see the sampled ones."""
     keys = sample_keys(0, [(0, image, 0) for image in range(8)])
     augment = Augment(crop="random_resized", flip=0.5)
     images = torch.randint(0, 256, (8, 3, 9, 7), dtype=torch.uint8)
@@ -243,10 +243,10 @@ def test_images_that_are_still_to_be_viewed_are_viewed(tmp_path):
         data = fit(module, [batch], augment=augment)
     assert not torch.equal(modules[0].model[1].weight, linear()[1].weight)
     assert torch.equal(modules[0].model[1].weight, modules[1].model[1].weight)
-    views = augment.eval_crops(widths, heights, 2)
-    seen = augment.eval_batch(torch.stack([crop_one(images[i], views, i, 2) for i in range(8)]))
+    crops = augment.eval_crops(widths, heights, 2)
+    seen = augment.eval_batch(torch.stack([crop_one(images[i], crops, i, 2) for i in range(8)]))
     with modules[0].evaluating() as network:
-        got = network.logits(data.normalised_crops(Batch(images, labels, views)))
+        got = network.logits(data.normalised_crops(Batch(images, labels, crops)))
         torch.testing.assert_close(got, modules[0].model(seen), atol=0.02, rtol=0)
 
 

@@ -202,7 +202,7 @@ def test_strategies(monkeypatch):
     assert strategy._timeout.total_seconds() == 180
 
 
-def test_in_words(monkeypatch):
+def test_the_machine_as_text(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert str(Machine(accelerator="cpu", precision="32-true")) == "cpu, 2 threads, float32"
     launch(monkeypatch, TORCHRUN)

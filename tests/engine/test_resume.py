@@ -131,26 +131,26 @@ def test_data_may_move_but_not_become_other_data(tmp_path, capsys):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(path)
 
-    def sitting(place: str) -> int:
+    def session(place: str) -> int:
         words = (*RICH, "data=folder", f"data.root={tmp_path / place}", "image_size=8", "batch_size=4")
         return train(compose_one("train", [*words, "device_batch=4"]), tmp_path / "run")
 
-    assert sitting("birds") == 0
-    assert sitting("moved") == 0
+    assert session("birds") == 0
+    assert session("moved") == 0
     assert "has finished this recipe" in capsys.readouterr().out
     for finished in (True, False):
         if not finished:
             (tmp_path / "run" / results.RESULT).unlink()
-        assert sitting("other") == 2
+        assert session("other") == 2
         assert "on other data: other classes, 'b' there, 'c' here" in capsys.readouterr().out
-        assert sitting("more") == 2
+        assert session("more") == 2
         assert "10 train, 6 val there, 10 train, 8 val here" in capsys.readouterr().out
-    assert sitting("moved") == 0
+    assert session("moved") == 0
     assert (tmp_path / "run" / results.RESULT).exists()
 
 
-def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
-    """Photographs of many sizes are decoded anew each time; each sitting finds out that two are damaged."""
+def test_threads_bad_images_and_sessions_change_nothing(tmp_path, monkeypatch):
+    """Photographs of many sizes are decoded anew each time; each session finds out that two are damaged."""
     for i in range(40):
         path = tmp_path / "photos" / ("train" if i < 30 else "val") / ("cats", "dogs")[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undisturbed, monkeypatch):
+def test_the_layout_of_the_weights_may_change_between_sessions(tmp_path, undisturbed, monkeypatch):
     """Fused optimisers walk over memory: their state must follow the layout of the weights."""
     on_step = MetricsLog.on_step
 
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, undisturbed):
     assert train(recipe, run_dir) == 2
 
 
-def test_the_machine_may_change_between_sittings_but_not_the_recipe(tmp_path, capsys):
+def test_the_machine_may_change_between_sessions_but_not_the_recipe(tmp_path, capsys):
     assert train(compose_one("train", TINY), tmp_path / "run") == 0
     assert train(compose_one("train", [*TINY, "trainer.decode_threads=1"]), tmp_path / "run") == 0
     assert "has finished" in capsys.readouterr().out

@@ -213,22 +213,22 @@ def test_features_are_what_the_head_sees(name, photos):
         torch.testing.assert_close(predict.network.backbone.head(features), logits, rtol=1e-4, atol=1e-4)
 
 
-def test_other_views_are_those_of_another_recipe(photos):
+def test_other_crops_are_those_of_another_recipe(photos):
     square = Augment(eval_resize="square", eval_crop=0.5)
     with predictions(photos) as predict, predictions(photos, augment=square) as other:
 
-        def features(of: Predictions, split: str, **view: Any) -> torch.Tensor:
-            return of.all_gather(features for features, _ in of.features(split, **view))
+        def features(of: Predictions, split: str, **crop: Any) -> torch.Tensor:
+            return of.all_gather(features for features, _ in of.features(split, **crop))
 
         for split, some in (("val", None), ("train", None), ("train", np.array([5, 1]))):
             found = features(predict, split, eval_resize="square", eval_crop=0.5, indices=some)
             assert torch.equal(found, features(other, split, indices=some))
             usual = features(predict, split, indices=some)
             assert not torch.allclose(found, usual, atol=1e-3)
-            assert torch.equal(usual, features(predict, split, indices=some))  # the view was asked for once
+            assert torch.equal(usual, features(predict, split, indices=some))  # the crop was asked for once
         logits = [
-            predict.all_gather(each for each, _ in predict.logits("val", eval_resize=view))
-            for view in (None, "square")
+            predict.all_gather(each for each, _ in predict.logits("val", eval_resize=resize))
+            for resize in (None, "square")
         ]
         assert not torch.allclose(*logits, atol=1e-3)
 

@@ -173,7 +173,7 @@ def test_a_server_that_does_not_answer(opened, tmp_path, monkeypatch, error):
     assert calls == ["online", "offline"]
 
 
-def test_a_later_sitting_goes_on_in_the_same_run(opened, tmp_path):
+def test_a_later_session_goes_on_in_the_same_run(opened, tmp_path):
     for folder in ("one", "one", "two"):
         wandb_logger(tmp_path / folder, folder)
     first, again, other = (call["id"] for call in opened)
