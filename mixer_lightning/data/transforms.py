@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from mixer_lightning.data import mixing
-from mixer_lightning.data import policies as rand_augment
 from mixer_lightning.data.crops import FILTERS, Crops, Integers
-from mixer_lightning.data.policies import ColorJitter, RandAugment
+from mixer_lightning.data.policies import ColorJitter, RandAugment, check_policy
 from mixer_lightning.data.stateless_random import Keys, uniform
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class Augment:
         if not 0 < self.eval_crop <= 1:
             raise ValueError(f"augment.eval_crop must lie in (0, 1]; it is {self.eval_crop}.")
         if self.rand_augment is not None:
-            rand_augment.check(self.rand_augment)
+            check_policy(self.rand_augment)
 
     # ---- before decoding
 

@@ -1,4 +1,4 @@
-"""RandAugment and colour jitter on batches against timm's and torchvision's transforms on Pillow's images."""
+"""RandAugment and colour jitter: policies as timm and torchvision read them, sampled with their distributions."""
 
 from __future__ import annotations
 
@@ -11,36 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from photos import BATCH, PHOTOS, SIDE, as_batch
 from scipy import stats
-from sklearn.datasets import load_sample_image
-from timm.data.auto_augment import (
-    LEVEL_TO_ARG,
-    AugmentOp,
-    rand_augment_choices,
-    rand_augment_transform,
-)
-from torchvision import transforms
+from timm.data.auto_augment import LEVEL_TO_ARG, rand_augment_choices, rand_augment_transform
 from torchvision.transforms import functional as F
 
-from mixer_lightning.data import policies as rand_augment
+from mixer_lightning.data import image_ops, policies
+from mixer_lightning.data.image_ops import TAPS, Operation
 from mixer_lightning.data.policies import (
-    TAPS,
     TIMM,
     ColorJitter,
     ColorJitterDraws,
-    Operation,
     RandAugment,
     RandAugmentDraws,
-    check,
+    check_policy,
 )
 from mixer_lightning.data.stateless_random import sample_keys
 
 MEAN = [0.485, 0.456, 0.406]
 FILL = (124, 116, 104)  # MEAN in grey levels
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-AFFINE = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-SIDE = 47
 TEXTS = [
     "rand-m9-mstd0.5-inc1",
     "rand-m15-n2-p1-mmax20",
@@ -49,32 +38,6 @@ TEXTS = [
     "rand-m9-n2-t3a",
     "rand-m7-n3-p1-mstd2-mmax8-t3aw",
 ]
-
-
-def photos() -> list[Image.Image]:
-    """Photographs, noise, ramps, an even colour, stripes and a dark image of few levels."""
-    noise = np.random.default_rng(0)
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
-    arrays = [
-        load_sample_image("china.jpg")[100 : 100 + SIDE, 200 : 200 + SIDE],
-        load_sample_image("flower.jpg")[::6, ::6][:SIDE, 20 : 20 + SIDE],
-        noise.integers(0, 256, (SIDE, SIDE, 3)),
-        np.stack([255 * x, 255 * y, 127 + 100 * np.sin(7 * x + 5 * y)], axis=-1),
-        np.full((SIDE, SIDE, 3), (200, 30, 254)),
-        np.repeat(255 * ((8 * x).astype(int) % 2)[..., None], 3, axis=2),
-        noise.integers(0, 4, (SIDE, SIDE, 3)),
-    ]
-    return [Image.fromarray(np.ascontiguousarray(array).astype(np.uint8)) for array in arrays]
-
-
-PHOTOS = photos()
-
-
-def as_batch(images: list[Image.Image]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.array(image) for image in images])).permute(0, 3, 1, 2).contiguous()
-
-
-BATCH = as_batch(PHOTOS)
 
 
 def keys(count: int):
@@ -95,69 +58,6 @@ def timm_like(text: str = "rand-n1", interpolation: str = "bilinear") -> RandAug
 
 
 # ---- pixels
-
-
-@pytest.mark.parametrize(
-    ("name", "interpolation"),
-    [*((name, "bilinear") for name in TIMM), *((name, "bicubic") for name in AFFINE)],
-)
-def test_timms_operations(name, interpolation, monkeypatch):
-    """Tables, blends and blurs to the bit; affine operations to the level, nearly everywhere to the bit."""
-    operation, argument = TIMM[name]
-    ours = timm_like(interpolation=interpolation)
-    worst, wrong = 0, []
-    for magnitude in (0.0, 1.37, 2.53, 5.11, 9.0, 10.0, 13.71, 20.0):
-        for sign in (1.0, -1.0):
-            value = float(argument(np.array(magnitude), np.array(sign)))
-            if operation == Operation.POSTERIZE and value < 1:
-                continue  # which Pillow refuses
-            monkeypatch.setattr(random, "random", lambda negate=sign < 0: 0.9 if negate else 0.1)
-            options = {"img_mean": FILL, "interpolation": FILTERS[interpolation], "magnitude_max": 20}
-            theirs = AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=options)
-            wanted = as_batch([theirs(image) for image in PHOTOS])
-            got = ours(BATCH, same(operation, value, TAPS[interpolation]))
-            difference = (got.int() - wanted.int()).abs()
-            worst = max(worst, int(difference.max()))
-            wrong.append(float((difference > 0).float().mean()))
-    assert worst <= (1 if name in AFFINE else 0)
-    assert np.mean(wrong) < 0.01  # mostly means that are whole numbers, such as 0.7 * 10 + 0.3 * 20
-
-
-@pytest.mark.parametrize("bits", [0, -4])
-def test_posterize_without_bits_is_black(bits):
-    assert not timm_like()(BATCH, same(Operation.POSTERIZE, bits)).any()
-
-
-@pytest.mark.parametrize("side", [1, 2, 3])
-@pytest.mark.parametrize("operation", Operation)
-def test_tiny_images(operation, side, monkeypatch):
-    """No operation needs room; the two that look at neighbours do on a few pixels what Pillow does."""
-    images = BATCH[..., :side, :side]
-    got = timm_like()(images, same(operation, 0.7, 4))
-    assert got.shape == images.shape
-    if operation in (Operation.SHARPNESS, Operation.BLUR):
-        name = {Operation.SHARPNESS: "Sharpness", Operation.BLUR: "GaussianBlur"}[operation]
-        monkeypatch.setitem(LEVEL_TO_ARG, name, None)
-        theirs = AugmentOp(name, prob=1.0)
-        theirs.kwargs["factor"] = 0.7
-        torch.testing.assert_close(got, as_batch([theirs(i.crop((0, 0, side, side))) for i in PHOTOS]))
-
-
-@pytest.mark.parametrize("magnitude", [0, 1, 7, 12, 29, 30])
-def test_torchvisions_operations_to_the_bit(magnitude, monkeypatch):
-    theirs = transforms.RandAugment(num_ops=1, magnitude=magnitude)
-    ours = RandAugment(f"torchvision-n1-m{magnitude}", interpolation="bicubic", mean=MEAN)
-    assert len(ours.choices) == 14
-    for i, (operation, argument) in enumerate(ours.choices):
-        for negate in (0, 1):
-            # the operation is the first number that torchvision draws, the sign the second
-            monkeypatch.setattr(
-                torch, "randint", lambda n, _, i=i, s=negate: torch.tensor([i if n > 2 else s])
-            )
-            wanted = as_batch([theirs(image) for image in PHOTOS])
-            value = argument(np.array([magnitude]), np.array([1.0 - 2 * negate]))[0]
-            got = ours(BATCH, same(operation, value))
-            assert torch.equal(got, wanted), (operation.name, negate)
 
 
 def test_operations_follow_each_other():
@@ -291,7 +191,7 @@ def test_random_interpolation_is_drawn_each_time():
     assert set(np.unique(taps)) == {TAPS["bilinear"], TAPS["bicubic"]}
     assert abs((taps == TAPS["bilinear"]).mean() - 0.5) < 0.02
     assert abs(np.corrcoef(taps.T)[0, 1]) < 0.06
-    for name in FILTERS:
+    for name in ("bilinear", "bicubic"):
         assert set(np.unique(timm_like("rand-n3", name).draw(keys(9)).taps)) == {TAPS[name]}
 
 
@@ -340,7 +240,7 @@ def test_a_sample_does_not_depend_on_its_batch(augment, monkeypatch):
         for name, value in vars(rows(draws, which)).items():
             np.testing.assert_array_equal(vars(some)[name], value)
         torch.testing.assert_close(augment(images[which], some), result[which], rtol=0, atol=0)
-    monkeypatch.setattr(rand_augment, "AT_ONCE", 3 * 3 * SIDE * SIDE)  # three images go through together
+    monkeypatch.setattr(image_ops, "BYTES_PER_CALL", 3 * 3 * SIDE * SIDE)  # three images go through together
     torch.testing.assert_close(augment(images, draws), result, rtol=0, atol=0)
 
 
@@ -395,7 +295,7 @@ def test_a_gpu_makes_the_same_images_without_being_waited_for(augment, determini
     "text", [*TEXTS, "rand", "rand-m10-n2-p1-mmax20", "rand-m5-inc0-p0.3", "torchvision-n2-m30"]
 )
 def test_readable_notations(text):
-    check(text)
+    check_policy(text)
     timm_like(text).draw(keys(3))
 
 
@@ -404,6 +304,7 @@ def test_timms_options_are_read():
     assert (read.magnitude, read.num_operations, read.probability) == (7, 3, 0.25)
     assert (read.magnitude_std, read.magnitude_max) == (0.5, 12)
     assert read.fill.tolist() == list(FILL)
+    assert RandAugment("torchvision-n2-m12", interpolation="bilinear", mean=MEAN).fill.tolist() == [0, 0, 0]
     assert (timm_like("rand-m9").magnitude_std, timm_like("rand-m9").magnitude_max) == (0, 10)
 
 
@@ -423,13 +324,13 @@ def test_timms_options_are_read():
     ],
 )
 def test_other_notations_are_refused(text, message):
-    for refuse in (check, timm_like):
+    for refuse in (check_policy, timm_like):
         with pytest.raises(ValueError, match=message):
             refuse(text)
 
 
 def test_the_module_loads_neither_timm_nor_torchvision():
-    body = ast.parse(Path(rand_augment.__file__).read_text()).body
+    body = ast.parse(Path(policies.__file__).read_text()).body
     lines = [ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert len(lines) > 5
     assert not any("timm" in line or "torchvision" in line for line in lines)
