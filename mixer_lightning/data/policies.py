@@ -27,17 +27,17 @@ Argument = Callable[[Floats, Floats], Floats]  # of an operation, from magnitude
 
 _TORCHVISION = re.compile(r"torchvision-n(?P<n>\d+)-m(?P<m>\d+)")
 _TIMM = re.compile(r"rand(-(m\d+|n\d+|p[01](\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*")
-_WEIGHTED = {"weights": 15, "3aw": 14}  # operations of timm's sets that are drawn without replacement
+_WEIGHTED = {"weights": 15, "3aw": 14}  # operations of timm's sets that are sampled without replacement
 
 
 def check_policy(text: str) -> None:
     """Raise ValueError if `text` is not RandAugment in timm's or torchvision's notation."""
     if _TIMM.fullmatch(text):
-        drawn = max(map(int, re.findall(r"-n(\d+)", text)), default=2)
+        count = max(map(int, re.findall(r"-n(\d+)", text)), default=2)
         for name in re.findall(r"-t(\w+)", text):
-            if drawn > _WEIGHTED.get(name, drawn):
+            if count > _WEIGHTED.get(name, count):
                 raise ValueError(
-                    f"augment.rand_augment: {text!r} draws {drawn} different operations, but t{name} has only "
+                    f"augment.rand_augment: {text!r} samples {count} different operations, but t{name} has only "
                     f"{_WEIGHTED[name]}. Lower n."
                 )
         return
@@ -124,8 +124,8 @@ TORCHVISION: dict[str, tuple[Operation, Argument]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandAugmentDraws:
-    """What shall be done to the images of a batch, in this order."""
+class RandAugmentParams:
+    """What is done to the images of a batch, in this order."""
 
     operations: Integers  # [B, N], of Operation
     arguments: Floats  # [B, N]
@@ -136,7 +136,7 @@ class RandAugment:
     """RandAugment (arXiv 1909.13719) in timm's notation or torchvision's, with the operations of either as on Pillow.
 
     text           "rand-m9-mstd0.5-inc1" or "torchvision-n2-m12" (see `check_policy`)
-    interpolation  of timm's affine operations; "random" draws bilinear or bicubic each time; torchvision's: nearest
+    interpolation  of timm's affine operations; "random" chooses bilinear or bicubic each time; torchvision's: nearest
     mean           in [0, 1], per channel: the colour of what moves in from outside with timm; with torchvision: black
 
     Posterize with no bits left makes an image black, as older Pillow does; newer refuses it.
@@ -170,14 +170,14 @@ class RandAugment:
             names = ("bilinear", "bicubic") if interpolation == "random" else (interpolation, interpolation)
             self.taps = (TAPS[names[0]], TAPS[names[1]])
 
-    def draw(self, keys: Keys) -> RandAugmentDraws:
+    def sample_params(self, keys: Keys) -> RandAugmentParams:
         """Operations and their arguments for the images with these keys [B]."""
         n, k = self.num_operations, len(self.choices)
         u = uniform(keys, "rand_augment", 6 * n + (0 if self.weights is None else k))
         choice, skip, size, angle, sign, filter = u[:, : 6 * n].reshape(len(u), n, 6).transpose(2, 0, 1)
         if self.weights is None:
             chosen = np.floor(k * choice).astype(np.int64)  # [B, N]
-        else:  # a race of k exponential clocks: its first n are a weighted draw without replacement
+        else:  # a race of k exponential clocks: its first n are a weighted sample without replacement
             chosen = np.argsort(-np.log1p(-u[:, 6 * n :]) / self.weights, axis=1)[:, :n]
         if np.isinf(self.magnitude_std):
             magnitude = size * self.magnitude
@@ -194,20 +194,20 @@ class RandAugment:
             these = applied & (chosen == i)
             operations[these] = operation
             arguments[these] = argument(magnitude[these], signs[these])
-        return RandAugmentDraws(
+        return RandAugmentParams(
             operations=operations, arguments=arguments, taps=np.where(filter < 0.5, *self.taps)
         )
 
-    def __call__(self, images: Tensor, draws: RandAugmentDraws) -> Tensor:
+    def __call__(self, images: Tensor, params: RandAugmentParams) -> Tensor:
         """uint8 [B, 3, S, S], in any memory format, to contiguous uint8 [B, 3, S, S]."""
-        return apply_operations(images, draws.operations, draws.arguments, draws.taps, fill=self.fill)
+        return apply_operations(images, params.operations, params.arguments, params.taps, fill=self.fill)
 
 
 # --------------------------------------------------------------------------------------- colour jitter
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColorJitterDraws:
+class ColorJitterParams:
     """In which order, and how much."""
 
     operations: Integers  # [B, 3], of Operation
@@ -225,15 +225,15 @@ class ColorJitter:
     def __init__(self, strength: float) -> None:
         self.strength = strength
 
-    def draw(self, keys: Keys) -> ColorJitterDraws:
+    def sample_params(self, keys: Keys) -> ColorJitterParams:
         """Order and factors for the images with these keys [B]."""
         u = uniform(keys, "color_jitter", 6)
         low, high = max(0.0, 1 - self.strength), 1 + self.strength
-        return ColorJitterDraws(
+        return ColorJitterParams(
             operations=self.OPERATIONS[np.argsort(u[:, :3], axis=1)], factors=low + (high - low) * u[:, 3:]
         )
 
-    def __call__(self, images: Tensor, draws: ColorJitterDraws) -> Tensor:
+    def __call__(self, images: Tensor, params: ColorJitterParams) -> Tensor:
         """uint8 [B, 3, S, S], in any memory format, to contiguous uint8 [B, 3, S, S]."""
-        taps = np.ones_like(draws.operations)
-        return apply_operations(images, draws.operations, draws.factors, taps, fill=np.zeros(3, np.uint8))
+        taps = np.ones_like(params.operations)
+        return apply_operations(images, params.operations, params.factors, taps, fill=np.zeros(3, np.uint8))

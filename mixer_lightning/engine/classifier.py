@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixer_lightning.data.order import MicroBatches, seed_generators
-from mixer_lightning.data.stateless_random import key
+from mixer_lightning.data.stateless_random import derive_seed
 
 if TYPE_CHECKING:
     from mixer_lightning.data.loader import Batch
@@ -90,10 +90,10 @@ class Classifier(LightningModule):
         """Loss of one chunk."""
         step, micro = divmod(batch_idx, self.micro_batches.accumulate)
         chunk = micro * self.micro_batches.world_size + self.rank
-        seed_generators(key(self.seed, "step", self.start_step + step, chunk))
-        assert batch.draws is not None
+        seed_generators(derive_seed(self.seed, "step", self.start_step + step, chunk))
+        assert batch.params is not None
         images = batch.cropped(self.image_size)
-        pixels, targets = self.augment.train_batch(images, batch.labels, batch.draws, self.num_classes)
+        pixels, targets = self.augment.train_batch(images, batch.labels, batch.params, self.num_classes)
         logits = self._outside["forward"](pixels.contiguous(memory_format=self.layout))
         loss = self.loss(logits, targets)
         self.window.add(self.step, loss.detach(), logits.detach(), targets)

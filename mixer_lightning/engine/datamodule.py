@@ -103,7 +103,7 @@ class DataModule(LightningDataModule):
     def eval_loader(self, split: str, augment: Augment | None = None) -> Loader:
         """This process's share of a split, in a fixed order; the last batch may be smaller.
 
-        `augment` shows other evaluation views than the recipe's, until the next call.
+        `augment` shows other evaluation crops than the recipe's, until the next call.
         """
         name = f"eval {split}"  # training has a loader of its own
         if name not in self._loaders:

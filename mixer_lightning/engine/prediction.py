@@ -14,7 +14,7 @@ import torch
 
 from mixer_lightning.checkpoints.load import Restored, restore
 from mixer_lightning.data.crops import Crops, Integers
-from mixer_lightning.data.decode import crops
+from mixer_lightning.data.decode import decode_crops
 from mixer_lightning.data.sources.folder import SUFFIXES
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.files import write_text
@@ -49,13 +49,13 @@ def predictions(
 ) -> Iterator[dict[str, Any]]:
     """For every file, in order: {"file", "classes": [{"class", "probability"}, ...]}, or {"file", "error"}.
 
-    Probabilities are the softmax of the logits. The view is the evaluation's of the run that made the checkpoint.
+    Probabilities are the softmax of the logits. The crop is the evaluation's of the run that made the checkpoint.
     """
     model = restored.model.to(device).eval()
     augment = Augment(**restored.preprocessing)
     size = restored.image_size
 
-    def views_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
+    def crops_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
         return augment.eval_crops(widths, heights, size)
 
     for first in range(0, len(files), batch_size):
@@ -69,7 +69,7 @@ def predictions(
             except OSError as error:
                 rows[place]["error"] = error.strerror or str(error)
         pixels = torch.zeros(len(encoded), 3, size, size, dtype=torch.uint8)
-        for position, reason in crops(encoded, views_of, list(pixels)):
+        for position, reason in decode_crops(encoded, crops_of, list(pixels)):
             rows[places[position]]["error"] = reason
         with torch.inference_mode():
             share = model(augment.eval_batch(pixels.to(device))).float().softmax(dim=1)

@@ -21,7 +21,7 @@ from mixer_lightning.config.signatures import build
 from mixer_lightning.data import splits
 from mixer_lightning.data.order import seed_generators, split_batch
 from mixer_lightning.data.sources import BadImage
-from mixer_lightning.data.stateless_random import key
+from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.engine.callbacks import (
     Checkpoints,
     Evaluations,
@@ -96,7 +96,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.
     steps_per_epoch = num_train / recipe.batch_size
     total_steps = recipe.duration.to_steps(steps_per_epoch)
 
-    seed_generators(key(recipe.seed, "init"))
+    seed_generators(derive_seed(recipe.seed, "init"))
     model = build(
         recipe.model,
         num_classes=num_classes,
