@@ -15,7 +15,7 @@ from mixer_lightning.data.loader import Batch, Loader
 from mixer_lightning.data.order import MicroBatches, MicroBatchSampler, Order, seed_generators
 from mixer_lightning.data.sources import Stored
 from mixer_lightning.data.splits import Subset, shard_sizes
-from mixer_lightning.data.stateless_random import key
+from mixer_lightning.data.stateless_random import derive_seed
 
 if TYPE_CHECKING:
     from mixer_lightning.data.crops import Integers
@@ -161,10 +161,10 @@ class DataModule(LightningDataModule):
         step, index = divmod(self._num_begun, self.micro_batches.accumulate)
         self._num_begun += 1
         micro_batch = index * self.micro_batches.world_size + self.rank
-        seed_generators(key(self.seed, "step", self.start_step + step, micro_batch))
-        assert batch.draws is not None
+        seed_generators(derive_seed(self.seed, "step", self.start_step + step, micro_batch))
+        assert batch.params is not None
         crops = batch.cropped(self.image_size)
-        return self.augment.train_batch(crops, batch.labels, batch.draws, len(self.source.classes))
+        return self.augment.train_batch(crops, batch.labels, batch.params, len(self.source.classes))
 
     def normalised_crops(self, batch: Batch) -> Tensor:
         """Images [B, 3, S, S] of an evaluation batch on its device, as a backbone takes them."""

@@ -14,7 +14,7 @@ from mixer_lightning.config.signatures import build
 from mixer_lightning.data import splits
 from mixer_lightning.data.order import MicroBatches, seed_generators
 from mixer_lightning.data.sources import Dataset
-from mixer_lightning.data.stateless_random import key
+from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
@@ -78,7 +78,7 @@ def assemble(
 
 def new_model(recipe: Recipe, *, num_classes: int, stochastic_depth: float, head_bias: float) -> nn.Module:
     """The recipe's backbone as its seed initialises it."""
-    seed_generators(key(recipe.seed, "init"))
+    seed_generators(derive_seed(recipe.seed, "init"))
     model: nn.Module = build(
         recipe.model,
         num_classes=num_classes,

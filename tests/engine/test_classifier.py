@@ -80,12 +80,12 @@ def linear() -> nn.Module:
 
 def batches(steps: int, size: int = 8) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
-    draws = Augment().draw(sample_keys(0, [(0, image, 0) for image in range(size)]))
+    params = Augment().sample_params(sample_keys(0, [(0, image, 0) for image in range(size)]))
     return [
         Batch(
             torch.randint(0, 256, (size, 3, 2, 2), dtype=torch.uint8, generator=generator),
             torch.randint(0, 4, (size,), generator=generator),
-            draws=draws,
+            params=params,
         )
         for _ in range(steps)
     ]
@@ -234,9 +234,9 @@ def test_images_that_are_still_to_be_cropped_are_cropped(tmp_path):
     augment = Augment(crop="random_resized", flip=0.5)
     images = torch.randint(0, 256, (8, 3, 9, 7), dtype=torch.uint8)
     widths, heights = np.full(8, 7), np.full(8, 9)
-    labels, draws = torch.arange(8) % 4, augment.draw(keys)
-    whole = Batch(images, labels, augment.train_crops(keys, widths, heights, 2), draws)
-    cropped = Batch(whole.cropped(2), labels, None, draws)
+    labels, params = torch.arange(8) % 4, augment.sample_params(keys)
+    whole = Batch(images, labels, augment.train_crops(keys, widths, heights, 2), params)
+    cropped = Batch(whole.cropped(2), labels, None, params)
     assert cropped.images.shape == (8, 3, 2, 2)
     modules = [classifier(linear()) for _ in range(2)]
     for module, batch in zip(modules, (whole, cropped), strict=True):

@@ -246,7 +246,7 @@ def test_a_few_corrupt_training_images_are_named_and_replaced(tmp_path, capsys, 
         for text in (said, log):
             (line,) = [line for line in text.splitlines() if str(path) in line]
             assert line.startswith(f"cannot read {path}: ")
-            assert line.rstrip().endswith("another image takes its place")
+            assert line.rstrip().endswith("another image is used instead")
     assert results.read_result(tmp_path / "run")["metrics"].keys() >= {"val/top1"}
 
 
