@@ -608,14 +608,13 @@ def test_a_batch_goes_to_a_device_without_what_the_cpu_looks_at(load):
 
 
 def test_processes_that_are_silent_name_their_own_bad_images(capsys, monkeypatch):
-    from mixer_lightning.engine.training import show_log
-    from mixer_lightning.screen import Screen
+    from mixer_lightning.screen import Screen, show_logging
 
     log = logging.getLogger("mixer_lightning")
     before = (log.handlers, log.level, log.propagate)
     monkeypatch.setenv("RANK", "3")
     try:
-        show_log(Screen(silent=True))
+        show_logging(Screen(silent=True))
         logging.getLogger("mixer_lightning.data.loader").warning("cannot read x")
         logging.getLogger("mixer_lightning.data.sources.shards").warning("indexing")
     finally:
