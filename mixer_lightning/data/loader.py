@@ -35,16 +35,13 @@ log = logging.getLogger(__name__)
 
 IMAGES_PER_TASK = 8  # that a thread decodes, crops and resizes at a time
 IMAGES_PER_MEMORY_TASK = 32  # that a thread decodes at a time where a split is kept in memory
-MAX_BYTES_IN_MEMORY = (
-    2**30
-)  # a split whose images are of one size and whose pixels need no more is decoded once
-MAX_PIXELS_CROPPED_ON_DEVICE = (
-    96 * 96
-)  # larger images in memory are cropped one by one, which a CPU does faster
+#: A split whose images are of one size is decoded once, if its pixels need no more than this.
+MAX_BYTES_IN_MEMORY = 2**30
+#: Larger images in memory are cropped one by one, which a CPU does faster.
+MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
 MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
-MIN_IMAGES_OF_BAD_FRACTION = (
-    1000  # the fraction of bad images is of this many at least, or of the whole split
-)
+#: The fraction of bad images is taken of this many at least, or of the whole split.
+MIN_IMAGES_OF_BAD_FRACTION = 1000
 
 
 class Batch(NamedTuple):
