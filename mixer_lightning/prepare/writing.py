@@ -25,7 +25,7 @@ from mixer_lightning.data.sources.names import numbered
 from mixer_lightning.data.sources.samples import ROW
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import atomic_write
-from mixer_lightning.prepare.tars import BLOCK, PIECE
+from mixer_lightning.prepare.archives import BLOCK, PIECE
 
 RECORD = 20 * BLOCK  # a tar's length is a multiple of this
 
@@ -59,7 +59,7 @@ class Shard:
     def __init__(self, path: Path, labels_per_image: int) -> None:
         self.path = path
         self.rows_path = path.with_suffix(".rows")
-        self.bytes = 0  # written; a committed shard's are in the journal
+        self.num_bytes = 0  # written; a committed shard's are in the journal
         self.samples = 0
         self._row_type = row_type(labels_per_image)
         self._digest = hashlib.sha256()
@@ -83,11 +83,11 @@ class Shard:
                 for name, content in self._members(key, entry):
                     start = header(name, len(content))
                     if content is entry.encoded:
-                        rows[i]["block"] = (self.bytes + len(start)) // BLOCK
+                        rows[i]["block"] = (self.num_bytes + len(start)) // BLOCK
                     for piece in (start, content, bytes(-len(content) % BLOCK)):
                         file.write(piece)
                         self._digest.update(piece)
-                        self.bytes += len(piece)
+                        self.num_bytes += len(piece)
                 rows[i]["size"], rows[i]["label"] = len(entry.encoded), entry.labels[0]
                 rows[i]["labels"][: len(entry.labels)] = entry.labels
         with self.rows_path.open("ab") as file:
@@ -123,7 +123,7 @@ class Shard:
                 os.truncate(path, length)
             else:
                 path.unlink(missing_ok=True)
-        self.bytes, self.samples = num_bytes, samples
+        self.num_bytes, self.samples = num_bytes, samples
         if num_bytes and not finished:
             self._digest = _digest_of(self.path)
 
@@ -132,14 +132,14 @@ class Shard:
         if path.exists():
             digest, num_bytes = _digest_of(path), path.stat().st_size
         else:
-            end = bytes(2 * BLOCK + -(self.bytes + 2 * BLOCK) % RECORD)
+            end = bytes(2 * BLOCK + -(self.num_bytes + 2 * BLOCK) % RECORD)
             with self.path.open("ab") as file:
                 file.write(end)
                 file.flush()
                 os.fsync(file.fileno())
             self.path.rename(path)
             self._digest.update(end)
-            digest, num_bytes = self._digest, self.bytes + len(end)
+            digest, num_bytes = self._digest, self.num_bytes + len(end)
         return Written(path.name, num_bytes, self.samples, digest.hexdigest())
 
     def rows(self) -> npt.NDArray[Any]:

@@ -103,7 +103,7 @@ def test_restored_it_goes_on_as_if_nothing_had_been_written_since(tmp_path):
         (tmp_path / name).mkdir()
     whole = grown(tmp_path / "whole", ENTRIES)
     shard = grown(tmp_path / "killed", ENTRIES[:2])
-    committed = (shard.bytes, shard.samples)
+    committed = (shard.num_bytes, shard.samples)
     for entry in ENTRIES[2:]:
         shard.add(entry)
     shard.write()  # and the journal never heard of it

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer_lightning.prepare.tars import BLOCK, Member, Tape, members
+from mixer_lightning.prepare.archives import BLOCK, ArchiveStream, Member, members
 
 NAMES = ("a.jpg", "folder/b.jpg", "empty.jpg", f"{'deep/' * 18}{'n' * 60}.jpg")
 LONGER = ("ä/ö.jpg", f"{'n' * 300}.jpg")
@@ -33,11 +33,11 @@ def archive(names, *, form=tarfile.GNU_FORMAT, mode="w") -> bytes:
 
 
 def listed(path: Path) -> list[tuple[str, bytes]]:
-    tape = Tape(path)
+    stream = ArchiveStream(path)
     try:
-        return [(file.name, file.read()) for file in members(tape, str(path))]
+        return [(file.name, file.read()) for file in members(stream, str(path))]
     finally:
-        tape.close()
+        stream.close()
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -61,16 +61,16 @@ def test_files_that_are_left_are_skipped_also_inside_another_tar(tmp_path, compr
             info.size = len(inner)
             tar.addfile(info, io.BytesIO(inner))
     (tmp_path / "x.tar").write_bytes(gzip.compress(outer.getvalue()) if compress else outer.getvalue())
-    tape = Tape(tmp_path / "x.tar")
+    stream = ArchiveStream(tmp_path / "x.tar")
     found = []
-    for tar in members(tape, "x.tar"):
+    for tar in members(stream, "x.tar"):
         for file in members(tar, tar.where, nested=True):
             if file.name != "2.jpg":
                 found.append((tar.name, file.name, len(file.read(100)) + len(file.read())))
             if (tar.name, file.name) == ("n1.tar", "2.jpg"):
                 break  # the rest of this tar is passed over
     assert found == [("n1.tar", "1.jpg", 500), ("n2.tar", "1.jpg", 500), ("n2.tar", "3.jpg", 1100)]
-    assert tape.position() <= (tmp_path / "x.tar").stat().st_size
+    assert stream.position() <= (tmp_path / "x.tar").stat().st_size
 
 
 def test_wherever_a_tar_is_cut_it_says_so(tmp_path):
@@ -96,7 +96,7 @@ def test_wherever_a_tar_is_cut_it_says_so(tmp_path):
 def test_a_cut_is_noticed_when_files_are_skipped(tmp_path):
     (tmp_path / "x.tar").write_bytes(archive(["1.jpg"])[:1200])
     with pytest.raises(ValueError, match=r"x\.tar is cut after 1,200 bytes"):
-        list(members(Tape(tmp_path / "x.tar"), "x.tar"))
+        list(members(ArchiveStream(tmp_path / "x.tar"), "x.tar"))
 
 
 def test_cut_gzip_and_other_files_are_refused(tmp_path):

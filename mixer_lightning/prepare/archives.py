@@ -28,7 +28,7 @@ class Stream(Protocol):
         """Go on after `count` bytes; ValueError when there are not as many."""
 
 
-class Tape:
+class ArchiveStream:
     """An archive file on disk, plain or gzip: its first bytes tell, whatever its name."""
 
     def __init__(self, path: Path) -> None:
