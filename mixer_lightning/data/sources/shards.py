@@ -1,6 +1,6 @@
 """WebDataset shards (tar files), local or remote, with random access through an index.
 
-webdataset itself streams, and cannot resume or order samples independently of the number of readers; besides, it
+webdataset itself streams, and cannot resume or order samples independently of the number of readers; it also
 accepts a shard that was truncated between two files as complete. Here an index says where every image is. Reading one
 is a single `pread`, in any order, from any number of threads; remote shards are fetched whole, into a cache.
 
