@@ -95,7 +95,6 @@ KNOWN = {
     "long file: data.policies",
     "long file: engine.training",
     "long file: prepare.work",
-    "long file: studies.loader",
     "long function: engine.training.prepare",
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-
 from mixer_lightning.reports.figures import new_figure, save_figure
 
 
