@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning.data.sources.names import stem, suffix_of
-from mixer_lightning.prepare.archives import ArchiveStream, Member, is_gzip, members
+from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members, is_gzip
 from mixer_lightning.prepare.options import VARIANTS, Options
 from mixer_lightning.prepare.readers import Cursor, Extent, Sample, Source, selected_splits
 
@@ -56,8 +56,8 @@ class Part(NamedTuple):
     """Images that lie together; `label_of` gives a member's key and label, None for what is no image."""
 
     split: str
-    files: Iterable[Member]
-    label_of: Callable[[Member], tuple[str, int] | None]
+    files: Iterable[ArchiveMember]
+    label_of: Callable[[ArchiveMember], tuple[str, int] | None]
 
 
 Parts = Callable[[ArchiveStream], Iterator[Part]]
@@ -96,16 +96,16 @@ def class_parts(
 ) -> Iterator[Part]:
     """A part for each class tar in an archive, or for each image in class folders; or the one class that it holds."""
     if _is_wnid(archive.path.stem):  # n00004475.tar by itself
-        inside = partial(members, archive, str(archive.path))
+        inside = partial(archive_members, archive, str(archive.path))
         yield from _class_part("train", archive.path.stem, inside, labels, unknown_classes)
         return
-    for file in members(archive, str(archive.path)):
+    for file in archive_members(archive, str(archive.path)):
         folders = file.name.split("/")
         split = next((SPLIT_FOLDERS[each] for each in folders if each in SPLIT_FOLDERS), "train")
         if split is None or split not in only:
             continue
         if file.name.endswith(".tar"):
-            inside = partial(members, file, file.where, nested=True)
+            inside = partial(archive_members, file, file.where, nested=True)
             yield from _class_part(split, folders[-1].removesuffix(".tar"), inside, labels, unknown_classes)
         elif suffix_of(file.name) and len(folders) > 1:
             yield from _class_part(split, folders[-2], partial(iter, [file]), labels, unknown_classes)
@@ -114,7 +114,7 @@ def class_parts(
 def _class_part(
     split: str,
     wnid: str,
-    inside: Callable[[], Iterator[Member]],
+    inside: Callable[[], Iterator[ArchiveMember]],
     labels: dict[str, int],
     unknown_classes: set[str],
 ) -> Iterator[Part]:
@@ -122,7 +122,7 @@ def _class_part(
         unknown_classes.add(wnid)
         return
 
-    def label_of(file: Member) -> tuple[str, int] | None:
+    def label_of(file: ArchiveMember) -> tuple[str, int] | None:
         return (
             (f"{wnid}/{stem(file.name.rpartition('/')[2])}", labels[wnid]) if suffix_of(file.name) else None
         )
@@ -152,7 +152,7 @@ def open_1k(source: Path, options: Options) -> Source:
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     unknown_classes: set[str] = set()
 
-    def val_label_of(file: Member) -> tuple[str, int] | None:
+    def val_label_of(file: ArchiveMember) -> tuple[str, int] | None:
         if not suffix_of(file.name):
             return None
         name = stem(file.name.rpartition("/")[2])
@@ -164,7 +164,7 @@ def open_1k(source: Path, options: Options) -> Source:
         return f"{truth[number - 1]}/{name}", labels[truth[number - 1]]
 
     def val_parts(archive: ArchiveStream) -> Iterator[Part]:
-        yield Part("val", members(archive, str(archive.path)), val_label_of)
+        yield Part("val", archive_members(archive, str(archive.path)), val_label_of)
 
     if "train" in wanted:
         unknown_classes = _unknown_classes(
@@ -323,7 +323,7 @@ def found_classes(archives: Sequence[Path]) -> list[str]:
         return sorted(path.stem for path in archives)
     archive = ArchiveStream(archives[0])
     try:
-        names = [file.name for file in members(archive, str(archives[0]))]
+        names = [file.name for file in archive_members(archive, str(archives[0]))]
     finally:
         archive.close()
     found = sorted({name.rpartition("/")[2].removesuffix(".tar") for name in names if name.endswith(".tar")})

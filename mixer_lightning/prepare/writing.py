@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,11 +22,9 @@ import numpy.typing as npt
 
 from mixer_lightning.data.sources.names import numbered
 from mixer_lightning.data.sources.samples import ROW
+from mixer_lightning.data.sources.tar import BLOCK, end_of_tar, file_header, padding
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import atomic_write
-from mixer_lightning.prepare.archives import BLOCK, PIECE
-
-RECORD = 20 * BLOCK  # a tar's length is a multiple of this
 
 
 class Entry(NamedTuple):
@@ -81,10 +78,10 @@ class Shard:
         with self.path.open("ab") as file:
             for i, (key, entry) in enumerate(zip(keys, self._waiting, strict=True)):
                 for name, content in self._members(key, entry):
-                    start = header(name, len(content))
+                    start = file_header(name, len(content))
                     if content is entry.encoded:
                         rows[i]["block"] = (self.num_bytes + len(start)) // BLOCK
-                    for piece in (start, content, bytes(-len(content) % BLOCK)):
+                    for piece in (start, content, bytes(padding(len(content)))):
                         file.write(piece)
                         self._digest.update(piece)
                         self.num_bytes += len(piece)
@@ -132,7 +129,7 @@ class Shard:
         if path.exists():
             digest, num_bytes = _digest_of(path), path.stat().st_size
         else:
-            end = bytes(2 * BLOCK + -(self.num_bytes + 2 * BLOCK) % RECORD)
+            end = end_of_tar(self.num_bytes)
             with self.path.open("ab") as file:
                 file.write(end)
                 file.flush()
@@ -169,14 +166,6 @@ class Shard:
         return keys
 
 
-def header(name: str, size: int) -> bytes:
-    """The tar header of a file as webdataset writes it; a name over 100 bytes or not in ASCII extends it."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o444
-    info.uname = info.gname = "bigdata"
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
 def write_index(path: Path, shards: Iterable[Shard], *, labels_path: Path | None) -> None:
     """<split>-index.npy [N], and <split>-labels.npy [N, L] where there is a path for it, from the rows of shards."""
     shards = list(shards)
@@ -209,8 +198,5 @@ def _start_npy(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> 
 
 
 def _digest_of(path: Path) -> Any:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest
+        return hashlib.file_digest(file, "sha256")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mixer_lightning.prepare.archives import BLOCK, ArchiveStream, Member, members
+from mixer_lightning.data.sources.tar import BLOCK
+from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members
 
 NAMES = ("a.jpg", "folder/b.jpg", "empty.jpg", f"{'deep/' * 18}{'n' * 60}.jpg")
 LONGER = ("ä/ö.jpg", f"{'n' * 300}.jpg")
@@ -35,7 +36,7 @@ def archive(names, *, form=tarfile.GNU_FORMAT, mode="w") -> bytes:
 def listed(path: Path) -> list[tuple[str, bytes]]:
     stream = ArchiveStream(path)
     try:
-        return [(file.name, file.read()) for file in members(stream, str(path))]
+        return [(file.name, file.read()) for file in archive_members(stream, str(path))]
     finally:
         stream.close()
 
@@ -63,8 +64,8 @@ def test_files_that_are_left_are_skipped_also_inside_another_tar(tmp_path, compr
     (tmp_path / "x.tar").write_bytes(gzip.compress(outer.getvalue()) if compress else outer.getvalue())
     stream = ArchiveStream(tmp_path / "x.tar")
     found = []
-    for tar in members(stream, "x.tar"):
-        for file in members(tar, tar.where, nested=True):
+    for tar in archive_members(stream, "x.tar"):
+        for file in archive_members(tar, tar.where, nested=True):
             if file.name != "2.jpg":
                 found.append((tar.name, file.name, len(file.read(100)) + len(file.read())))
             if (tar.name, file.name) == ("n1.tar", "2.jpg"):
@@ -96,7 +97,7 @@ def test_wherever_a_tar_is_cut_it_says_so(tmp_path):
 def test_a_cut_is_noticed_when_files_are_skipped(tmp_path):
     (tmp_path / "x.tar").write_bytes(archive(["1.jpg"])[:1200])
     with pytest.raises(ValueError, match=r"x\.tar is cut after 1,200 bytes"):
-        list(members(ArchiveStream(tmp_path / "x.tar"), "x.tar"))
+        list(archive_members(ArchiveStream(tmp_path / "x.tar"), "x.tar"))
 
 
 def test_cut_gzip_and_other_files_are_refused(tmp_path):
@@ -105,7 +106,7 @@ def test_cut_gzip_and_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"x\.tar\.gz is damaged or cut"):
         listed(path)
     path.write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(ValueError, match=r"no tar"):
+    with pytest.raises(ValueError, match=r"is not a tar"):
         listed(path)
 
 
@@ -115,8 +116,20 @@ def test_a_tar_inside_another_may_lack_its_zeros_but_not_its_data():
             self.seek(count, 1)
 
     data = archive(["1.jpg"])
-    whole = Member("n1.tar", 3 * BLOCK, Bytes(data[: 3 * BLOCK]), "x.tar")  # folder, file, its 500 bytes
-    assert [file.name for file in members(whole, "n1.tar", nested=True)] == ["1.jpg"]
-    short = Member("n1.tar", 3 * BLOCK - 100, Bytes(data[: 3 * BLOCK]), "x.tar")
+    whole = ArchiveMember(
+        "n1.tar", 3 * BLOCK, Bytes(data[: 3 * BLOCK]), "x.tar"
+    )  # folder, file, its 500 bytes
+    assert [file.name for file in archive_members(whole, "n1.tar", nested=True)] == ["1.jpg"]
+    short = ArchiveMember("n1.tar", 3 * BLOCK - 100, Bytes(data[: 3 * BLOCK]), "x.tar")
     with pytest.raises(ValueError, match=r"cut"):
-        list(members(short, "n1.tar", nested=True))
+        list(archive_members(short, "n1.tar", nested=True))
+
+
+def test_a_damaged_extended_header_is_refused(tmp_path):
+    whole = bytearray(archive(["1.jpg"], form=tarfile.PAX_FORMAT))
+    start = whole.index(b" mtime=1.5\n") - 2
+    for record in (b"0  mtime=1.5\n", b"99 mtime=1.5\n", b"12 size=-512\n"):
+        whole[start : start + len(record)] = record
+        (tmp_path / "x.tar").write_bytes(whole)
+        with pytest.raises(ValueError, match=r"x\.tar is not a tar, or damaged \(an extended header"):
+            listed(tmp_path / "x.tar")
