@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import load as checkpoints
-from mixer_lightning.checkpoints.load import Checkpoint
+from mixer_lightning.checkpoints.load import load
+from mixer_lightning.checkpoints.read import Checkpoint, read
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.config.signatures import build
 from mixer_lightning.data import splits
@@ -101,8 +101,8 @@ def prepare(recipe: Recipe, screen: Screen) -> Ready:
         head_bias=recipe.head_bias,
     )
     assert recipe.checkpoint is not None
-    checkpoint = checkpoints.read(recipe.checkpoint)
-    report = checkpoints.load(model, checkpoint, classes=source.classes)
+    checkpoint = read(recipe.checkpoint)
+    report = load(model, checkpoint, classes=source.classes)
     judges = [name for name, each in evals.items() if each.uses_head]
     if report.fresh and judges:
         why = (report.head or "").removeprefix("stays fresh: ")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mixer_lightning.checkpoints.load import Restored, restore
+from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.data.crops import Crops, Integers
 from mixer_lightning.data.decode import crops
 from mixer_lightning.data.sources.folder import SUFFIXES

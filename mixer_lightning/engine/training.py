@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import load as checkpoints
+from mixer_lightning.checkpoints.load import Head, load
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.config.signatures import build
 from mixer_lightning.data import splits
@@ -54,7 +54,7 @@ class Run:
     device: str
 
 
-def train(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.Head = "auto") -> int:
+def train(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto") -> int:
     """Train `recipe` in `run_dir`, or go on where an earlier sitting stopped; the exit code (see README)."""
     quieten()
     show_log(screen)
@@ -78,7 +78,7 @@ def train(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.He
             torch.distributed.destroy_process_group()
 
 
-def prepare(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.Head = "auto") -> Run:
+def prepare(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto") -> Run:
     """Build and check every part of a run; `head` says what becomes of that of a checkpoint to start from.
 
     Raises:
@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, run_dir: Path, screen: Screen, *, head: checkpoints.
         head_bias=recipe.head_bias,
     )
     if recipe.checkpoint is not None:
-        report = checkpoints.load(model, recipe.checkpoint, head=head, classes=source.classes)
+        report = load(model, recipe.checkpoint, head=head, classes=source.classes)
         screen.say(str(report))
     schedule = build(recipe.schedule)
     for step in (0, total_steps - 1):
