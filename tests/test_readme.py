@@ -57,7 +57,7 @@ def test_make_targets_exist(command):
 def test_the_python_example_runs(tmp_path):
     (example,) = (text for language, text in BLOCKS if language == "python")
     from mixer_lightning.api import create_model
-    from mixer_lightning.checkpoints.load import save_flax
+    from mixer_lightning.checkpoints.save import save_flax
 
     save_flax(create_model("mixer_b16", num_classes=1000), tmp_path / "Mixer-B_16.npz")
     import torch

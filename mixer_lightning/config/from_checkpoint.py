@@ -200,10 +200,10 @@ def _said_by_tensors(checkpoint: str, models: Collection[str]) -> dict[str, Any]
     """Overrides for a file whose name says nothing: the one model of its sizes, image size and normalisation."""
     if not Path(checkpoint).expanduser().is_file():
         return {}
-    from mixer_lightning.checkpoints import load as checkpoints  # torch: seconds
+    from mixer_lightning.checkpoints.read import read  # torch: seconds
 
     try:
-        content = checkpoints.read(checkpoint)
+        content = read(checkpoint)
     except (ValueError, OSError):  # said when it is loaded
         return {}
     names = [name for name in content.model.names if name in models] if content.model is not None else []

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints.load import Checkpoint
+from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.transforms import Augment

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from mixer_lightning.checkpoints.load import Restored, restore
+from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.data.crops import Integers
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import Dataset

@@ -15,7 +15,7 @@ from timm.models._hub import save_config_for_hf
 
 from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints import hub
-from mixer_lightning.checkpoints.load import Checkpoint, read
+from mixer_lightning.checkpoints.read import Checkpoint, read
 
 Hub = Callable[..., str]
 

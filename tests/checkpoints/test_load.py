@@ -16,7 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import describe, load, read, save_flax, save_timm
+from mixer_lightning.checkpoints.describe import describe
+from mixer_lightning.checkpoints.load import load
+from mixer_lightning.checkpoints.read import read
+from mixer_lightning.checkpoints.save import save_flax, save_timm
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
 
@@ -302,7 +305,7 @@ def test_a_new_or_the_old_head_can_be_asked_for(tmp_path: Path) -> None:
     assert_same_logits(digits_model(num_classes=3), fitting)
     before = other.stem.proj.weight.clone()
     with pytest.raises(
-        ValueError, match=r"head=keep, but .*last\.ckpt .* 3 classes there, 4 here\. Take head=new"
+        ValueError, match=r"head=keep, but .*last\.ckpt .* 3 classes there, 4 here\. Use head=new"
     ):
         load(other, path, head="keep")
     with pytest.raises(ValueError, match="other classes"):
@@ -368,7 +371,7 @@ def test_weights_of_neither_family_are_said_to_be_so(tmp_path: Path) -> None:
         load(digits_model(), tmp_path / "linear.pth")
     np.savez(tmp_path / "vit.npz", **{"Transformer/encoderblock_0/LayerNorm_0/scale": np.ones(3)})
     with pytest.raises(
-        ValueError, match=r"no Mixer of the official code: it holds Transformer/encoderblock_0"
+        ValueError, match=r"not a Mixer of the official code: it holds Transformer/encoderblock_0"
     ):
         read(tmp_path / "vit.npz")
 

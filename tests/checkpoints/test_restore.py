@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import read, restore, save_flax, save_own, save_timm
+from mixer_lightning.checkpoints.read import read
+from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
 
@@ -194,7 +196,7 @@ def test_metadata_of_others_and_damaged_ones(tmp_path: Path) -> None:
     save_file(state, tmp_path / "list.safetensors", metadata={"mixer_lightning": "[1]"})
     assert read(tmp_path / "list.safetensors").classes is None
     save_file(state, tmp_path / "cut.safetensors", metadata={"mixer_lightning": '{"classes": ['})
-    with pytest.raises(ValueError, match=r"cut.safetensors has metadata 'mixer_lightning' that is no JSON"):
+    with pytest.raises(ValueError, match=r"cut.safetensors has metadata 'mixer_lightning' that is not JSON"):
         read(tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match=r"ends in .safetensors, not .*m.pth"):
         save_own(tmp_path / "m.pth", restore(tmp_path / "other.safetensors"))

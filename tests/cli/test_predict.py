@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import restore, save_timm
+from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.cli import predict
 from mixer_lightning.engine import prediction
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mixer_lightning import results
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import save_timm
+from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.cli import transfer
 from mixer_lightning.reports import transfer as tables
 

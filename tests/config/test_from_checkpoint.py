@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import save_timm
+from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.config.compose import compose, groups
 from mixer_lightning.config.from_checkpoint import (
     DEVICE_BATCH,
