@@ -38,7 +38,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one move."""
+    """Replace `path` by `text` atomically."""
 
     def write(file: BinaryIO) -> None:
         file.write(text.encode())
@@ -79,7 +79,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process is training in {run_dir}: wait for it, or take name=<another>"
+                f"another process is training in {run_dir}: wait for it, or use name=<another>"
             ) from None
         except OSError:
             pass  # a file system without locks

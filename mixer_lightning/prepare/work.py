@@ -24,7 +24,7 @@ from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.data.sources.names import tar_key
-from mixer_lightning.data.stateless_random import key as draw
+from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.files import atomic_write, write_text
 from mixer_lightning.prepare.feeds import Extent, Feed, Sample
 from mixer_lightning.prepare.mending import LEFT_OUT, Note, Outcome, Rules, mend
@@ -266,7 +266,7 @@ class Preparation:
         if (
             split == "train"
             and self.plan.val_share
-            and draw(seed, "val", key) < self.plan.val_share * 2.0**63
+            and derive_seed(seed, "val", key) < self.plan.val_share * 2.0**63
         ):
             split = "val"
         if not sample.labels:
@@ -277,7 +277,7 @@ class Preparation:
             self.bad.add(json.dumps(record))
         if outcome.kept:
             shards = self.shards[split]
-            shard = shards[draw(seed, "shard", key) % len(shards)]
+            shard = shards[derive_seed(seed, "shard", key) % len(shards)]
             shard.add(Entry(key, outcome.encoded, outcome.suffix, sample.labels))
             self.waiting_bytes += len(outcome.encoded)
             if self.options.write_hashes is not None:

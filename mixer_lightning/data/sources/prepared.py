@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, read
-from mixer_lightning.data.sources.locks import alone, told
+from mixer_lightning.data.sources.locks import log_progress, once_per_machine
 from mixer_lightning.data.sources.remote import File, content, fetch, find, is_remote, sha256_of
 
 log = logging.getLogger(__name__)
@@ -166,8 +166,8 @@ def check(
         for file, state in zip(files, states, strict=True)
     ]
     fingerprint = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-    with alone([folder], f"verify-{socket.gethostname()}", fingerprint, name=name) as turn:
-        if not turn.is_done:
+    with once_per_machine([folder], f"verify-{socket.gethostname()}", fingerprint, name=name) as lock:
+        if not lock.is_done:
             log.info("%s: comparing the sha256 of %s shards", name, f"{len(files):,}")
             _refuse(name, base, list(_altered(name, files, store)), len(files), again)
 
@@ -191,7 +191,7 @@ def _altered(name: str, files: list[File], store: Cache) -> Iterator[str]:
         return sha256_of(Path(file.address)) != file.sha256
 
     with ThreadPoolExecutor(THREADS) as pool:
-        outcomes = told(pool.map(altered, here), f"{name}: verified", len(here))
+        outcomes = log_progress(pool.map(altered, here), f"{name}: verified", len(here))
         for file, is_altered in zip(here, outcomes, strict=True):
             if is_altered:
                 yield f"{file.name} has another sha256"
@@ -225,7 +225,7 @@ def index_of(name: str, base: str, split: str, about: Description, folder: Path)
         if is_remote(base):
             place = folder / about.digest[:16]
             arrays = ["index"] if described.labels_per_image == 1 else ["index", "labels"]
-            with alone([place], split, about.digest, name=name):
+            with once_per_machine([place], split, about.digest, name=name):
                 for array in arrays:
                     _copy(f"{base}/{split}-{array}.npy", place / f"{split}-{array}.npy")
         return read(place, split, shards, described.labels_per_image)
