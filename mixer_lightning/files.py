@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and where the recipes stand. Standard library only."""
+"""Atomic writes, locks, and where the recipes and the cache are. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from typing import BinaryIO
 _HERE = Path(__file__).parent
 #: The recipes: in a checkout beside the package, in an installed package inside it.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+
+
+def cache_home() -> Path:
+    """The user's cache folder of this package: $XDG_CACHE_HOME/mixer_lightning, or ~/.cache/mixer_lightning."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixer_lightning"
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from mixer_lightning.screen import did_you_mean, refuse
+import mixer_lightning
+from mixer_lightning.cli.subcommands import choose
 
 #: The commands, and what each does in a line.
 COMMANDS = {
     "train": "train a model from scratch",
     "finetune": "transfer a checkpoint to a data set",
-    "evaluate": "judge a checkpoint as it is",
-    "predict": "name what is on pictures",
+    "evaluate": "measure a checkpoint as it is",
+    "predict": "classify image files with a checkpoint",
     "export": "write a checkpoint for other programs: timm, safetensors, ONNX, Flax",
-    "transfer": "every downstream number of the Mixer paper from one checkpoint",
+    "transfer": "the Mixer paper's transfer table from one checkpoint",
     "prepare": "write any data set as shards",
     "models": "the table of backbones",
     "study": "measurements: loader, cifar, step_speed",
@@ -23,20 +24,15 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that a command line names; the exit code."""
-    command, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
-    if command in ("-h", "--help"):
-        print(usage())
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["--version"]:
+        print(f"mixer-lightning {mixer_lightning.__version__}")
         return 0
-    if command not in COMMANDS:
-        refuse([f"unknown command '{command}'{did_you_mean(command, COMMANDS)}", usage()])
+    chosen = choose("mixer", "command", COMMANDS, argv)
+    if chosen is None:
+        return 0
+    command, rest = chosen
     return program(command)(rest)
-
-
-def usage() -> str:
-    """What `mixer --help` prints."""
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{about}" for name, about in COMMANDS.items()]
-    return "\n".join(["mixer <command> [key=value ...]      mixer <command> --help", "", *lines])
 
 
 def program(command: str) -> Callable[[Sequence[str]], int]:

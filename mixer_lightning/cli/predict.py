@@ -1,9 +1,10 @@
-"""Names what is on pictures, by a trained checkpoint.
+"""Classifies image files with a trained checkpoint.
 
     mixer predict checkpoint=runs/finetune/mixer_b16-folder-seed0 images=~/new_birds
 
-Images are files, or folders with all that is in them. Prints the likeliest classes of each and writes them to a JSON
-file. An image that cannot be read is named and left out. Exit codes: 0 done, 2 a wrong setting, 1 some image was bad.
+Images are files, or folders with all that is in them. Prints the most probable classes of each and writes them to a
+JSON file. An image that cannot be read is named and left out. Exit codes: 0 done, 2 a wrong setting, 1 some image was
+unreadable.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from mixer_lightning.screen import Screen
 
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, as key=value or --key=value. A wrong word ends the program with a sentence."""
+    """The command line, as key=value or --key=value. A wrong argument ends the program with a message."""
     parser = Parser(
         "predict",
         usage="checkpoint=<file or run directory> images=<file or folder> [key=value ...]",
-        description="Names what is on pictures, by a trained checkpoint.",
+        description="Classifies image files with a trained checkpoint.",
     )
     add = parser.add_argument
     add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mixer_lightning.screen import did_you_mean, refuse
+from mixer_lightning.cli.subcommands import choose
 
 #: The studies, and what each measures in a line.
 STUDIES = {
@@ -16,21 +16,11 @@ STUDIES = {
 
 def main(argv: Sequence[str]) -> int:
     """Run the study that a command line names; the exit code."""
-    name, *rest = argv or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage())
-        return 0
-    if name not in STUDIES:
-        refuse([f"unknown study '{name}'{did_you_mean(name, STUDIES)}", usage()])
-    study(name)(rest)
+    chosen = choose("mixer study", "study", STUDIES, argv)
+    if chosen is not None:
+        name, rest = chosen
+        study(name)(rest)
     return 0
-
-
-def usage() -> str:
-    """What `mixer study --help` prints."""
-    width = max(map(len, STUDIES)) + 2
-    lines = [f"  {name:<{width}}{about}" for name, about in STUDIES.items()]
-    return "\n".join(["mixer study <name> [key=value ...]      mixer study <name> --help", "", *lines])
 
 
 def study(name: str) -> Callable[[Sequence[str]], None]:

@@ -1,4 +1,4 @@
-"""Encoded bytes become an RGB image here and nowhere else.
+"""Decoding of image files to RGB, for every program: nothing else decodes.
 
 `decode_crops` is the interface for another decoder: it is given the encoded files of a part of a batch, asks for
 their crops once their sizes are known (from the header where it states them), and writes finished pixels. What it

@@ -31,7 +31,7 @@ TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4}
 
 
 class Operation(IntEnum):
-    """What is done to an image; most take one argument."""
+    """An operation on an image; most have one argument."""
 
     IDENTITY = 0
     # a table per channel
@@ -47,7 +47,7 @@ class Operation(IntEnum):
     COLOR = 9  # factor
     SHARPNESS = 10  # factor
     BLUR = 11  # standard deviation in pixels
-    # affine: the source of a pixel lies at
+    # affine: the source of a pixel is at
     SHEAR_X = 12  # x + argument * y
     SHEAR_Y = 13  # y + argument * x
     TRANSLATE_X = 14  # x + argument * S
@@ -71,7 +71,11 @@ _KIND[[*_AFFINE]] = Operation.ROTATE
 def apply_operations(
     images: Tensor, operations: Integers, arguments: Floats, taps: Integers, *, fill: npt.NDArray[np.uint8]
 ) -> Tensor:
-    """Each of the images [B, 3, S, S] through its operations [B, N]. Images are sorted by operation on the way."""
+    """Apply its operations [B, N], in this order, to each of the images uint8 [B, 3, S, S].
+
+    taps [B, N] of affine operations, one of TAPS; `fill` [3]: the colour of what moves in from outside. Between
+    operations the images are sorted by kind, so that each kind is one call.
+    """
     images = images.contiguous()
     places = np.arange(len(images))  # of the original images among the sorted ones
     for done, argument, tap in zip(operations.T, arguments.T, taps.T, strict=True):
@@ -143,7 +147,7 @@ def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 def _look_up(images: Tensor, operations: Integers, arguments: Floats) -> Tensor:
-    """Every byte through the table of its image and channel; operations in ascending order."""
+    """Every value through the table of its image and channel; operations in ascending order."""
     tables = _to_device(_fixed_tables(operations, arguments), images.device)[:, None].repeat(1, 3, 1)
     for operation, from_image in (
         (Operation.CONTRAST, _contrast_tables),
@@ -261,7 +265,7 @@ def _blur(images: Tensor, deviations: Floats) -> Tensor:
 
 
 def _matrices(operations: Integers, arguments: Floats, side: int) -> Floats:
-    """Where pixels come from: rows a, b, c, d, e, f of x' = a x + b y + c, y' = d x + e y + f, [G, 6]."""
+    """Source positions of pixels: rows a, b, c, d, e, f of x' = a x + b y + c, y' = d x + e y + f, [G, 6]."""
     matrices = np.tile([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], (len(operations), 1))
     for operation, column, values in (
         (Operation.SHEAR_X, 1, arguments),
@@ -282,7 +286,7 @@ def _matrices(operations: Integers, arguments: Floats, side: int) -> Floats:
 
 
 def _nearest(images: Tensor, matrices: Floats, fill: Tensor) -> Tensor:
-    """The pixel that lies where a pixel comes from; in Pillow's fixed point, 16 bits before and after."""
+    """Nearest neighbour: the pixel at the source position; in Pillow's fixed point, 16 bits before and after."""
     side = images.shape[-1]
     fixed = matrices.copy()
     fixed[:, [2, 5]] += matrices[:, [0, 3]] * 0.5 + matrices[:, [1, 4]] * 0.5  # from centres of pixels
@@ -295,7 +299,7 @@ def _nearest(images: Tensor, matrices: Floats, fill: Tensor) -> Tensor:
 
 
 def _interpolated(images: Tensor, matrices: Floats, fill: Tensor, *, across: int, down: int) -> Tensor:
-    """A weighted mean of `across` x `down` pixels around where a pixel comes from; edges are repeated.
+    """A weighted mean of `across` x `down` pixels around the source position; edges are repeated.
 
     1 stands for an axis along which nothing moves.
     """

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IMAGES_PER_TASK = 8  # that a thread decodes, crops and resizes at a time
-IMAGES_PER_MEMORY_TASK = 32  # that a thread decodes at a time where a split is kept in memory
+IMAGES_PER_MEMORY_TASK = 32  # that a thread decodes at a time while a split is loaded into memory
 #: A split whose images are of one size is decoded once, if its pixels need no more than this.
 MAX_BYTES_IN_MEMORY = 2**30
 #: Larger images in memory are cropped one by one, which a CPU does faster.
 MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
 MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
-#: The fraction of bad images is taken of this many at least, or of the whole split.
+#: The fraction of bad images is one of at least this many, or of the whole split.
 MIN_IMAGES_OF_BAD_FRACTION = 1000
 
 

@@ -1,10 +1,10 @@
-"""Who sees which sample when: a pure function of the seed and the position, never of the machine.
+"""Which process sees which sample when: a pure function of the seed and the position, never of the machine.
 
 The training set is one endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Global batch b
 is samples [b G, (b + 1) G) of the stream, so every sample is seen exactly once per epoch and nothing is dropped.
-In an epoch the shards are shuffled, and then the samples within a window of shards, so that reading stays near one
-place; where nothing is stored in shards, the whole set is one window. A position is two integers, epoch and offset:
-to find its sample takes one window's permutation, however far into a run it lies.
+In an epoch the shards are shuffled, and then the samples within a window of shards, so that reads stay local; without
+shards the whole set is one window. A position is two integers, epoch and offset: finding its sample needs one window's
+permutation, however far into a run it is.
 
 A global batch is cut into micro-batches of `device_batch` samples, D. With W processes and A = G / (W D) accumulated
 micro-batches, process r gets the micro-batches a W + r, a = 0 ... A - 1. A micro-batch is what one forward pass sees:
@@ -70,7 +70,7 @@ def seed_generators(seed: int) -> None:
 class Order:
     """The order of N samples in every epoch: `images(epoch, offsets)`, a permutation that depends on (seed, epoch).
 
-    `shard_sizes` are the numbers of samples that lie together in storage, one for each shard. Windows of `window`
+    `shard_sizes` are the numbers of samples stored in each shard. Windows of `window`
     shards, in the epoch's order of shards, are each permuted as a whole.
     """
 
@@ -79,9 +79,8 @@ class Order:
         self.firsts = np.cumsum(self.shard_sizes) - self.shard_sizes  # where each shard begins
         self.num_samples = int(self.shard_sizes.sum())
         self.window, self.seed = window, seed
-        self.prefetch: Callable[[Sequence[int]], None] | None = (
-            None  # called with the shards that are read next
-        )
+        #: called with the shards that are read next
+        self.prefetch: Callable[[Sequence[int]], None] | None = None
         self._epoch = -1
         self._shards = self._ends = np.empty(0, np.int64)
         self._window, self._samples = (-1, -1), np.empty(0, np.int64)

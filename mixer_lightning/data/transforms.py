@@ -114,7 +114,7 @@ class Augment:
         if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"augment.crop_ratio needs 0 < low <= high; it is {list(self.crop_ratio)}.")
         if not 0 < self.eval_crop <= 1:
-            raise ValueError(f"augment.eval_crop must lie in (0, 1]; it is {self.eval_crop}.")
+            raise ValueError(f"augment.eval_crop must be in (0, 1]; it is {self.eval_crop}.")
         if self.rand_augment is not None:
             check_policy(self.rand_augment)
 

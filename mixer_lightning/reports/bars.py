@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from mixer_lightning.files import atomic_write
+from mixer_lightning.reports.figures import new_figure, save_figure
 
 
 def draw(path: Path, values: Mapping[str, float], *, title: str, emphasis: str = "") -> None:
     """A PNG of horizontal bars in the order given; those whose name begins with `emphasis` have their own colour."""
-    figure = Figure(figsize=(9, 0.8 + 0.36 * len(values)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 0.8 + 0.36 * len(values))
     axes = figure.subplots()
     names = list(values)
     colours = ["C0" if emphasis and name.startswith(emphasis) else "0.65" for name in names]
@@ -25,8 +20,4 @@ def draw(path: Path, values: Mapping[str, float], *, title: str, emphasis: str =
     axes.margins(x=0.1)
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-
-    def write(file: BinaryIO) -> None:
-        figure.savefig(file, format="png", dpi=110)
-
-    atomic_write(path, write)
+    save_figure(figure, path)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from mixer_lightning import results
-from mixer_lightning.files import atomic_write
+from mixer_lightning.reports.figures import new_figure, save_figure
 
 CONFUSION_PNG = "confusion.png"
 MISCLASSIFIED_PNG = "misclassified.png"
@@ -29,15 +28,8 @@ def draw(run_dir: Path) -> None:
         return
     with np.load(path, allow_pickle=False) as content:
         found = {name: content[name] for name in content.files}
-    _save(_matrix(found), run_dir / CONFUSION_PNG)
-    _save(_grid(found), run_dir / MISCLASSIFIED_PNG)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    def write(file: BinaryIO) -> None:
-        figure.savefig(file, format="png", dpi=110)
-
-    atomic_write(path, write)
+    save_figure(_matrix(found), run_dir / CONFUSION_PNG)
+    save_figure(_grid(found), run_dir / MISCLASSIFIED_PNG)
 
 
 def _matrix(found: dict[str, Any]) -> Figure:
@@ -45,8 +37,7 @@ def _matrix(found: dict[str, Any]) -> Figure:
     matrix, classes = found["matrix"], found["classes"].tolist()
     num_classes, total = len(classes), int(matrix.sum())
     side = min(max(4.5, 2.5 + 0.35 * num_classes), 24.0)
-    figure = Figure(figsize=(side + 0.9, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
@@ -90,8 +81,7 @@ def _grid(found: dict[str, Any]) -> Figure:
     images, classes = found["images"], found["classes"].tolist()
     wrong = int(found["matrix"].sum() - np.trace(found["matrix"]))
     rows = max(1, -(-len(images) // COLUMNS))
-    figure = Figure(figsize=(2.0 * COLUMNS, 2.35 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.0 * COLUMNS, 2.35 * rows + 0.4)
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()

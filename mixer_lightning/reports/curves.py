@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from mixer_lightning import results
-from mixer_lightning.files import atomic_write
+from mixer_lightning.reports.figures import new_figure, save_figure
 
 
 def draw(run_dir: Path) -> None:
     """Write curves.png of a run directory."""
     rows = results.read_metrics(run_dir)
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3.8)
     axes = figure.subplots(1, 3)
     _plot(axes[0], rows, ["train/loss"], title="loss")
     top1 = sorted({name for row in rows for name in row if name.endswith("/top1")}, reverse=True)
@@ -25,11 +21,7 @@ def draw(run_dir: Path) -> None:
     _plot(axes[2], rows, ["train/lr"], title="learning rate")
     epochs = rows[-1]["epoch"] if rows else 0
     figure.suptitle(f"{run_dir.parent.name}/{run_dir.name}    {epochs:.4g} epochs", fontsize=11)
-
-    def write(file: BinaryIO) -> None:
-        figure.savefig(file, format="png", dpi=110)
-
-    atomic_write(run_dir / results.CURVES, write)
+    save_figure(figure, run_dir / results.CURVES)
 
 
 def _plot(

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixer_lightning.files import atomic_write
+from mixer_lightning.reports.figures import new_figure, save_figure
 
 
 def draw(report: Path, picture: Path) -> None:
     """Write the histogram of a report, a panel for each split."""
     what = json.loads(report.read_text(encoding="utf-8"))
     splits = what["splits"]
-    figure = Figure(figsize=(5.2 * len(splits) + 0.6, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2 * len(splits) + 0.6, 3.8)
     for axes, (split, each) in zip(
         figure.subplots(1, len(splits), squeeze=False)[0], splits.items(), strict=True
     ):
         _histogram(axes, split, each)
     figure.suptitle(f"{what['name']}    {what['num_classes']:,} classes", fontsize=11)
-
-    def write(file: BinaryIO) -> None:
-        figure.savefig(file, format="png", dpi=110)
-
-    atomic_write(picture, write)
+    save_figure(figure, picture)
 
 
 def _histogram(axes: Axes, split: str, each: dict[str, Any]) -> None:

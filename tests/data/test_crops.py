@@ -212,7 +212,7 @@ def test_the_upper_left_corner_of_an_image_of_another_size(height, width):
     assert torch.equal(crop_one(images[0], crop, 0, 12), expected)
 
 
-def test_the_corner_of_a_box_of_another_size_than_the_view():
+def test_the_corner_of_a_box_of_another_size_than_the_crop():
     images = planar(noise(np.random.default_rng(0), 1, 12, 12))
     crop = one_crop(box=(2, 3, 8, 8), to=(8, 8))
     expected = torch.zeros(3, 12, 12, dtype=torch.uint8)
@@ -225,7 +225,7 @@ def test_the_corner_of_a_box_of_another_size_than_the_view():
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_one_pixel_fills_a_view(filter):
+def test_one_pixel_fills_a_crop(filter):
     image = torch.tensor([7, 130, 255], dtype=torch.uint8)[:, None, None]
     crop = one_crop(box=(0, 0, 1, 1), to=(9, 9), filter=filter)
     expected = image.expand(3, 9, 9)
@@ -234,7 +234,7 @@ def test_one_pixel_fills_a_view(filter):
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_a_view_of_one_pixel(filter):
+def test_a_crop_of_one_pixel(filter):
     pixels = noise(np.random.default_rng(0), 1, 31, 17)
     crop = one_crop(box=(0, 0, 17, 31), to=(1, 1), filter=filter)
     expected = by_pillow(pixels[0], crop, 0, 1, passes=2)

@@ -256,7 +256,7 @@ def test_noise_is_no_image(noise):
             pixels(head + noise)
 
 
-# ---- crops of a piece of a batch
+# ---- crops of a part of a batch
 
 
 def test_crops_writes_the_crops_of_what_can_be_decoded_and_names_the_rest():

@@ -295,7 +295,7 @@ def test_nothing_is_kept_when_nothing_can_be_decoded():
 
 # ---- bad images
 
-BAD = {0, 3, 7, 8, 15, 16, 17, 29}  # the first, the last, on both sides of pieces; 12 more follow
+BAD = {0, 3, 7, 8, 15, 16, 17, 29}  # the first, the last, on both sides of task boundaries; 12 more follow
 
 
 @pytest.mark.parametrize("count", [1, 8, 20])

@@ -332,7 +332,8 @@ def test_a_full_disk_is_named(server, tmp_path, monkeypatch):
     cache = Cache(tmp_path / "copies", max_bytes=10**9, sleep=pytest.fail)
     monkeypatch.setattr(remote, "_run", full)
     with pytest.raises(
-        OSError, match=rf"{tmp_path}/copies is full: free some space, name a folder .* data\.cache"
+        OSError,
+        match=rf"{tmp_path}/copies is full: free some space, set data\.cache to a folder on another disk",
     ):
         cache.open(File("pipe:cat x", None))
     assert not cached(tmp_path / "copies")

@@ -59,7 +59,7 @@ def test_keys_of_samples_are_fixed_for_good():
     ]
 
 
-def test_draws_are_fixed_for_good():
+def test_numbers_are_fixed_for_good():
     keys = sample_keys(0, [[0, 0, 0], [299, 1281166, 2]])
     assert uniform(keys, "view", 2).tolist() == [
         [0.8732243515512278, 0.5713995087074002],
@@ -102,7 +102,7 @@ def test_keys_chain_its_output_function_over_epoch_image_and_repeat(seed):
     assert sample_keys(seed, samples).tolist() == expected
 
 
-def test_draws_are_its_outputs_seeded_by_key_and_purpose():
+def test_numbers_are_its_outputs_seeded_by_key_and_purpose():
     keys = sample_keys(5, grid(2, 3, 2))
     for purpose, count in (("view", 23), ("flip", 1), ("", 3)):
         streams = [splitmix64(finish(int(k) ^ derive_seed(purpose)), count) for k in keys]
@@ -114,7 +114,7 @@ def test_draws_are_its_outputs_seeded_by_key_and_purpose():
 # ---- independent of how they are asked for
 
 
-def test_a_sample_draws_the_same_alone_and_in_any_batch():
+def test_a_sample_gets_the_same_numbers_alone_and_in_any_batch():
     samples = grid(2, 50, 2)
     keys = sample_keys(3, samples)
     shuffled = np.random.default_rng(0).permutation(len(samples))
@@ -169,7 +169,7 @@ NEIGHBOURS = {
     "seeds": lambda: (uniform(keys_of(0, 0, 0), "view", 1), uniform(keys_of(1, 0, 0), "view", 1)),
     "images": lambda: (uniform(keys_of(0, 0, 0)[:-1], "view", 1), uniform(keys_of(0, 0, 0)[1:], "view", 1)),
     "purposes": lambda: (uniform(keys_of(0, 0, 0), "view", 1), uniform(keys_of(0, 0, 0), "flip", 1)),
-    "draws": lambda: np.split(uniform(keys_of(0, 0, 0), "view", 2), 2, axis=1),
+    "numbers": lambda: np.split(uniform(keys_of(0, 0, 0), "view", 2), 2, axis=1),
 }
 
 

@@ -239,7 +239,7 @@ def test_resize_random_takes_parts_of_the_resized_image():
     assert {x for _, x in corners} == set(range(29))
 
 
-def test_none_trains_on_the_evaluations_view():
+def test_none_trains_on_the_crop_of_evaluation():
     augment = Augment(eval_crop=0.875, eval_interpolation="bicubic", interpolation="bilinear")
     assert torch.equal(trained(augment, photo(), 32)[0], evaluated(augment, photo(), 32))
 
@@ -428,7 +428,7 @@ def test_a_device_gets_the_same_batch_without_waiting(method):
         ("crop_ratio", (0, 1), "0 < low <= high"),
         ("mean", [0.5], "three numbers"),
         ("std", [0.5, 0.5, 0], "must be positive"),
-        ("eval_crop", 0, r"lie in \(0, 1\]"),
+        ("eval_crop", 0, r"be in \(0, 1\]"),
         ("rand_augment", "rand-m9-x3", "cannot read 'rand-m9-x3'"),
         ("rand_augment", "randaug-2-15", "cannot read"),
         ("rand_augment", "torchvision-m12-n2", "cannot read"),

@@ -140,7 +140,7 @@ def test_threads_batches_ahead_ranks_and_restarts_see_the_same_pixels(module, so
         assert equal([ranks[i % world_size][i // world_size] for i in range(24)], whole)
 
 
-def test_the_size_of_chunks_does_not_change_a_sample(module, source):
+def test_the_size_of_micro_batches_does_not_change_a_sample(module, source):
     whole = [torch.cat(parts) for parts in zip(*micro_batches(module(source)), strict=True)]
     for device_batch in (1, 8, 24):
         parts = micro_batches(module(source, device_batch=device_batch, threads=2))
@@ -207,7 +207,7 @@ def test_each_evaluation_image_once_for_any_number_of_processes(module, source, 
         assert torch.equal(pixels, whole)
 
 
-def test_evaluation_batches_are_no_larger_than_a_chunk(module):
+def test_evaluation_batches_are_no_larger_than_a_micro_batch(module):
     sizes = [len(batch.labels) for batch in module(digits(), device_batch=24).eval_loader("test")]
     assert sizes == [24] * 15
 

@@ -9,32 +9,33 @@ import pytest
 import torch
 
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
-from mixer_lightning.studies import step_speed
-from mixer_lightning.studies.step_speed import Case, Variant
+from mixer_lightning.studies import step_speed, training_step
+from mixer_lightning.studies.cases import CASES, Case, Variant, variants
+from mixer_lightning.studies.rounds import take_turns
 
 SMALL = Case("convmixer_256_8", 1, 8, 2, 10)
 
 
-@pytest.mark.parametrize("case", step_speed.CASES.values(), ids=step_speed.CASES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_both_sides_have_the_same_parameters(case: Case) -> None:
     with torch.device("meta"):
-        ours, timms = step_speed.our_model(case, kernel=False), step_speed.timm_model(case)
+        ours, timms = training_step.our_model(case, kernel=False), training_step.timm_model(case)
     shapes = [sorted(tuple(p.shape) for p in model.parameters()) for model in (ours, timms)]
     assert shapes[0] == shapes[1]
 
 
 def test_the_kernel_is_in_the_model_exactly_where_it_is_asked_for() -> None:
     for kernel in (False, True):
-        model = step_speed.our_model(SMALL, kernel=kernel)
+        model = training_step.our_model(SMALL, kernel=kernel)
         depthwise = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
         assert [isinstance(m, DepthwiseConv2d) for m in depthwise] == [kernel]
 
 
 def test_variants_follow_model_and_device() -> None:
-    mixer = step_speed.variants(convolutional=False, device="cpu", compile=False)
+    mixer = variants(convolutional=False, device="cpu", compile=False)
     assert mixer == [Variant(timm=True), Variant(), Variant(bf16=True)]
-    cpu = step_speed.variants(convolutional=True, device="cpu", compile=True)
-    cuda = step_speed.variants(convolutional=True, device="cuda", compile=True)
+    cpu = variants(convolutional=True, device="cpu", compile=True)
+    cuda = variants(convolutional=True, device="cuda", compile=True)
     assert Variant(channels_last=True, bf16=True, kernel=True, compile=True) in cpu
     assert not any(v.kernel for v in cuda)
     assert all(v.bf16 for v in cpu + cuda if v.compile)
@@ -43,8 +44,8 @@ def test_variants_follow_model_and_device() -> None:
 
 def test_a_step_trains() -> None:
     for variant in (Variant(timm=True), Variant(channels_last=True, bf16=True, kernel=True)):
-        step = step_speed.training_step(SMALL, variant, device="cpu")
-        assert step_speed.seconds(step, device="cpu", steps=2) > 0
+        step = training_step.training_step(SMALL, variant, device="cpu")
+        assert training_step.seconds(step, device="cpu", steps=2) > 0
 
 
 def test_turns_alternate() -> None:
@@ -54,7 +55,7 @@ def test_turns_alternate() -> None:
         seen.append(name)
         return float(len(seen))
 
-    values = step_speed.take_turns([lambda: run("a"), lambda: run("b")], rounds=3)
+    values = take_turns([lambda: run("a"), lambda: run("b")], rounds=3)
     assert "".join(seen) == "abbaab"
     assert values == [[1, 4, 5], [2, 3, 6]]
 
@@ -72,7 +73,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 def test_the_program_writes_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(step_speed.CASES, "convmixer_256_8", SMALL)
+    monkeypatch.setitem(CASES, "convmixer_256_8", SMALL)
     step_speed.main(["models=convmixer_256_8", "device=cpu", "rounds=2", f"out={tmp_path}"])
     with (tmp_path / "step_speed_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -88,7 +89,7 @@ def test_the_program_writes_what_it_measured(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["models=convmixer_256_9"], "no model 'convmixer_256_9'"),
         (["rounds=1"], "rounds must be at least 2"),
@@ -96,8 +97,8 @@ def test_the_program_writes_what_it_measured(
         (["roundz=3"], "unknown key 'roundz': did you mean 'rounds'?"),
     ],
 )
-def test_a_wrong_setting_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_is_named(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        step_speed.settings(words)
+        step_speed.settings(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """WebDataset shards (tar files), local or remote, with random access through an index.
 
-webdataset itself streams, and cannot resume or order samples independently of the number of readers; besides, it
+webdataset itself streams, and cannot resume or order samples independently of the number of readers; it also
 accepts a shard that was truncated between two files as complete. Here an index says where every image is. Reading one
 is a single `pread`, in any order, from any number of threads; remote shards are fetched whole, into a cache.
 
@@ -32,6 +32,7 @@ from mixer_lightning.data.sources.names import too_sparse
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
+from mixer_lightning.files import cache_home
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
@@ -74,7 +75,7 @@ def shards(
             f"{name}: a command gives shards, no folder: set data.train='{root}' instead of data.root."
         )
     base = remote.absolute(root)
-    home = Path(cache).expanduser().absolute() if cache else _cache_home()
+    home = Path(cache).expanduser().absolute() if cache else cache_home()
     own = home / "indexes" / _short(base)  # for what cannot be stored under root
     store = Cache(home / "shards", max_bytes=cache_bytes)
     about = prepared.describe(name, base, verify=verify)
@@ -243,10 +244,6 @@ def _classes(
             f"{name}: num_classes is {num_classes}, but there are {len(classes)} classes under {base}."
         )
     return classes + [str(label) for label in range(len(classes), num_classes)]
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixer_lightning"
 
 
 def _short(text: str) -> str:

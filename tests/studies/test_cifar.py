@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixer_lightning.studies import cifar
+from mixer_lightning.studies import cifar, cifar_training
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "train"
 
 
-@pytest.mark.parametrize("side", [cifar.ours, cifar.torchvisions])
+@pytest.mark.parametrize("side", [cifar_training.ours, cifar_training.torchvisions])
 def test_both_sides_make_normalised_batches_that_a_step_takes(side, root: Path) -> None:
     batches = side(root, batch_size=4, workers=1, device=CPU, ahead=0)
     images, targets = next(batches)
@@ -32,17 +32,17 @@ def test_both_sides_make_normalised_batches_that_a_step_takes(side, root: Path) 
     assert images.dtype == torch.float32
     assert -3 < images.min() < images.max() < 3
     assert targets.sum(dim=1).tolist() == [1.0] * 4
-    step = cifar.training_step(CPU, num_classes=3)
-    assert cifar.measured(batches, step, count=1, device=CPU) > 0
+    step = cifar_training.training_step(CPU, num_classes=3)
+    assert cifar_training.measured(batches, step, count=1, device=CPU) > 0
     batches.close()
 
 
 def test_what_it_writes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar, "keep_freed_memory", lambda _: True)
+    monkeypatch.setattr(cifar_training, "keep_freed_memory", lambda _: True)
     speeds = iter(
         [100.0, 300.0, 400.0, 100.0, 10.0, 15.0, 15.0, 10.0, 5.0, 6.0, 7.0, 5.0]
     )  # theirs, ours, in turns
-    monkeypatch.setattr(cifar, "measured", lambda *_, **__: next(speeds))
+    monkeypatch.setattr(cifar_training, "measured", lambda *_, **__: next(speeds))
     cifar.main([f"root={root}", "rounds=2", f"out={tmp_path / 'out'}"])
     text = (tmp_path / "out/cifar_cpu.md").read_text()
     assert "| input alone | 100 | 350 | 3.50 (3.25 to 3.75) |" in text
@@ -50,7 +50,7 @@ def test_what_it_writes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "| with training, freed memory given back | 5 | 6 | 1.30 (1.25 to 1.35) |" in text
 
 
-def test_wrong_words(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cifar.settings([f"root={root}", "rounds=1"])
     assert end.value.code == 2

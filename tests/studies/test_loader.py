@@ -1,4 +1,4 @@
-"""The study of input pipelines: every contestant on the same files, and how the figures are put together."""
+"""The study of input pipelines: every pipeline on the same files, and how the figures are put together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mixer_lightning.data.sources.shards import shards
-from mixer_lightning.studies import loader
+from mixer_lightning.studies import loader, pipelines
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def test_files_and_shards_hold_the_same_images(photos: Path, tmp_path: Path) -> 
     assert sorted(images.labels(np.arange(12)).tolist()) == [0] * 6 + [1] * 6
 
 
-@pytest.mark.parametrize("name", loader.CONTESTANTS)
-def test_every_contestant_makes_batches_of_bytes_of_one_shape(
+@pytest.mark.parametrize("name", pipelines.PIPELINES)
+def test_every_pipeline_makes_uint8_batches_of_one_shape(
     name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "BATCH_SIZE", 4)
+    monkeypatch.setattr(pipelines, "BATCH_SIZE", 4)
     loader.lay_out(photos, tmp_path / "laid", copies=6)
-    contestant, options = loader.CONTESTANTS[name]
-    source = contestant(tmp_path / "laid", workers=1, batches=2, **options)
+    pipeline, options = pipelines.PIPELINES[name]
+    source = pipeline(tmp_path / "laid", workers=1, batches=2, **options)
     for _ in range(2):
         images = next(source)
         assert tuple(images.shape) == (4, 3, 224, 224)
@@ -78,7 +78,7 @@ def test_what_it_writes(photos: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     loader.main([f"root={photos}", "rounds=2", "copies=1", f"out={tmp_path / 'out'}"])
     with (tmp_path / "out/loader_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["loader"] for row in rows] == list(loader.CONTESTANTS)
+    assert [row["loader"] for row in rows] == list(pipelines.PIPELINES)
     text = (tmp_path / "out/loader_cpu.md").read_text()
     assert "4 JPEG files" in text
     assert "rounds=2" in text
@@ -91,17 +91,17 @@ def test_what_it_writes(photos: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["root=/nowhere/at/all"], "there is no folder"),
         (["rounds=1"], "at least 2"),
-        (["only=the fastest"], "there is no contestant"),
+        (["only=the fastest"], "there is no pipeline"),
     ],
 )
-def test_wrong_words(
-    words: list[str], message: str, photos: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_arguments(
+    argv: list[str], message: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        loader.settings([f"root={photos}", *words])
+        loader.settings([f"root={photos}", *argv])
     assert end.value.code == 2
     assert message in capsys.readouterr().err

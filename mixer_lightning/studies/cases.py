@@ -1,0 +1,51 @@
+"""What the study `step_speed` compares: models, and ways to compute a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """A model of conf/model, with fewer blocks where `num_blocks` says so, and what a step is made of."""
+
+    model: str
+    num_blocks: int | None
+    image_size: int
+    batch_size: int
+    num_classes: int
+
+
+# Small enough for seconds per round on two cores. Any other name of conf/model works too, whole.
+CASES = {
+    "mixer_s16": Case("mixer_s16", None, 224, 8, 1000),
+    "convmixer_256_8": Case("convmixer_256_8", None, 32, 64, 10),
+    "convmixer_768_4": Case("convmixer_768_32", 4, 224, 4, 1000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How a step is computed. `kernel` takes the gradients of kernels/depthwise.py."""
+
+    timm: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+    kernel: bool = False
+    compile: bool = False
+
+    def __str__(self) -> str:
+        words = ["timm" if self.timm else "ours", "bf16" if self.bf16 else "float32"]
+        words += ["channels_last"] * self.channels_last + ["depthwise kernel"] * self.kernel
+        return ", ".join(words + ["compile"] * self.compile)
+
+
+def variants(*, convolutional: bool, device: str, compile: bool) -> list[Variant]:
+    """What to compare, timm first. Layout and depthwise gradients are the convolutional model's; the latter on CPU."""
+    layouts = [False, True] if convolutional else [False]
+    found = [Variant(channels_last=layout, bf16=bf16) for bf16 in (False, True) for layout in layouts]
+    if convolutional and device == "cpu":
+        found += [Variant(channels_last=True, bf16=bf16, kernel=True) for bf16 in (False, True)]
+    if compile:
+        found += [Variant(**{**vars(v), "compile": True}) for v in found if v.bf16]
+    return [Variant(timm=True), *found]
