@@ -15,6 +15,8 @@ from mixer_lightning.config.recipe import BAGS, PARTIALS, RUNTIME_ARGS, Duration
 from mixer_lightning.config.signatures import Parameter, fits, signature
 from mixer_lightning.screen import did_you_mean
 
+UNSET = "???"  # of a key that a YAML file leaves to the command line
+
 
 class Problem(NamedTuple):
     """What is wrong at a dotted key of the recipe."""
@@ -111,8 +113,8 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
         path = f"{dot}{key}"
         if key not in known:
             yield Problem(path, f"unknown key '{path}'{did_you_mean(str(key), known, dot)}")
-        elif not fits(known[key].annotation, value):
+        elif value != UNSET and not fits(known[key].annotation, value):
             yield Problem(path, f"'{path}' takes {known[key].annotation}, found {value!r}")
     for key, parameter in known.items():
-        if parameter.required and key not in node:
+        if parameter.required and node.get(key, UNSET) == UNSET:
             yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({parameter.annotation})")

@@ -16,24 +16,29 @@ import pickle
 import re
 import struct
 import sys
+import typing
 import urllib.error
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 import pytest
-import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 from scipy.io import savemat
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from mixer_lightning.config.compose import compose, compose_one
+from mixer_lightning.config.signatures import build
 from mixer_lightning.data.decode import pixels
-from mixer_lightning.data.sources.vtab import classes, eyeballs, natural, specialized, structured
+from mixer_lightning.data.sources.vtab import classes, fundus
 from mixer_lightning.data.sources.vtab.subset import slices, stored_order
-from mixer_lightning.data.sources.vtab.tasks import TASKS
+from mixer_lightning.data.sources.vtab.tasks import TASKS, vtab
+from mixer_lightning.data.splits import choose
+from mixer_lightning.data.transforms import Augment
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -61,10 +66,9 @@ PUBLISHED = {
     "smallnorb_azimuth": (18, "train 24300 test 24300", "test[0:200]", "test[12150:24300]"),
     "smallnorb_elevation": (9, "train 24300 test 24300", "test[0:200]", "test[12150:24300]"),
 }  # fmt: skip
-FUNCTIONS = {
-    name: next(getattr(m, name) for m in (natural, specialized, structured) if hasattr(m, name))
-    for name in PUBLISHED
-}
+#: Where BiT (arXiv 1912.11370, appendix F) leaves out random crops and flips.
+NO_CROP = {"clevr_count", "clevr_dist", "dmlab", "kitti_dist", "dsprites_loc"}
+NO_FLIP = {"dsprites_loc", "dsprites_ori", "smallnorb_azimuth"}
 
 
 @pytest.fixture(autouse=True)
@@ -113,18 +117,54 @@ def test_the_order_is_that_of_tfds():
     assert stored_order("test", [str(row) for row in range(50_000)])[:2].tolist() != printed[:2]
 
 
+def test_tasks_may_be_named_on_the_command_line():
+    annotations = typing.get_type_hints(vtab)
+    assert list(typing.get_args(annotations["task"])) == list(TASKS)
+    refused = compose("finetune", ["data=vtab"]).messages
+    assert len(refused) == 1
+    assert "'data.task' is missing" in refused[0]
+    misspelt = compose("finetune", ["data=vtab", "data.task=pet"]).messages
+    assert len(misspelt) == 1
+    for name in PUBLISHED:
+        assert f"'{name}'" in refused[0]
+        assert f"'{name}'" in misspelt[0]
+    with pytest.raises(ValueError, match=r"no task 'pet': did you mean 'pets'\?"):
+        vtab(task="pet", root="x", split="train800")
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_task_has_its_recipe(name):
-    recipe = yaml.safe_load((CONF / "data" / f"vtab_{name}.yaml").read_text())
-    target = f"{FUNCTIONS[name].__module__}.{name}"
-    assert recipe["data"]["_target_"] == target
-    header = (CONF / "data" / f"vtab_{name}.yaml").read_text().splitlines()[1]
-    assert f"{TASKS[name].num_test:,} test" in header
-    assert f"{TASKS[name].classes} classes" in header
-    no_crop = {"clevr_count", "clevr_dist", "dmlab", "kitti_dist", "dsprites_loc"}  # BiT, appendix F
-    no_flip = {"dsprites_loc", "dsprites_ori", "smallnorb_azimuth"}
-    assert (recipe["augment"]["crop"] == "none") == (name in no_crop)
-    assert (recipe["augment"]["flip"] == 0.0) == (name in no_flip)
+def test_the_recipe_describes_every_task(name):
+    lines = (CONF / "data" / "vtab.yaml").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith(f"#   {name} ")]
+    assert row.split()[2:4] == [f"{TASKS[name].classes}", f"{TASKS[name].num_test:,}"]
+    assert row.endswith(f"; {TASKS[name].source}")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_training_refuses_what_changes_a_label(name, tmp_path):
+    put_extracted(tmp_path / name, train=4, val=2, test=3, num_classes=PUBLISHED[name][0])
+    data = choose(load(name, tmp_path))
+    recipe = compose_one("finetune", ["data=vtab", f"data.task={name}", "augment.flip=0.3"])
+    changes = [kind for kind, where in (("crop", NO_CROP), ("flip", NO_FLIP)) if name in where]
+    assert data.label_changes_with == tuple(changes)
+    if not changes:
+        data.refuse_label_changing(build(recipe.augment))
+        return
+    with pytest.raises(
+        ValueError, match=f"^vtab_{name}: a label changes with a {' or a '.join(changes)}: use "
+    ) as e:
+        data.refuse_label_changing(build(recipe.augment))
+    mend = str(e.value).rpartition(": use ")[2].split()
+    wanted = {"crop": {"crop=none", "eval_crop=1.0"}, "flip": {"flip=0.0"}}
+    assert set(mend) == {f"augment.{each}" for kind in changes for each in wanted[kind]}
+    mended = compose_one("finetune", ["data=vtab", f"data.task={name}", *mend])
+    data.refuse_label_changing(build(mended.augment))
+    variant = "vtab" + "_uncropped" * (name in NO_CROP) + "_unflipped" * (name in NO_FLIP)
+    protocol = compose_one("finetune", ["data=vtab", f"data.task={name}", f"transfer={variant}"])
+    assert {**protocol.to_dict(), "choices": 0} == {**mended.to_dict(), "choices": 0}
+    assert name in (CONF / "transfer" / f"{variant}.yaml").read_text().splitlines()[1]
+    with pytest.raises(ValueError, match="label changes"):  # a centre crop of every image is one too
+        replace(data, label_changes_with=("crop",)).refuse_label_changing(Augment(eval_crop=0.875))
 
 
 def test_class_names():
@@ -558,7 +598,7 @@ def options(name: str) -> dict:
 
 
 def load(name: str, root: Path, split: str = "train800", **more):
-    return FUNCTIONS[name](root=str(root), split=split, **({"check_counts": False} | options(name) | more))
+    return vtab(task=name, root=str(root), split=split, **({"check_counts": False} | options(name) | more))
 
 
 def chosen(name: str, made: Miniature) -> dict[str, tuple[str, list[str]]]:
@@ -661,18 +701,18 @@ def test_dtd_at_its_full_size(tmp_path):
         for key in keys:
             (base / "images" / key).parent.mkdir(parents=True, exist_ok=True)
             (base / "images" / key).touch()
-    apart = natural.dtd(root=str(tmp_path), split="train800")
+    apart = vtab(task="dtd", root=str(tmp_path), split="train800")
     assert {part: len(images) for part, images in apart.splits.items()} == {
         "train": 800,
         "val": 200,
         "test": 1880,
     }
-    joined = natural.dtd(root=str(tmp_path), split="trainval1000")
+    joined = vtab(task="dtd", root=str(tmp_path), split="trainval1000")
     assert {part: len(images) for part, images in joined.splits.items()} == {"train": 1000, "test": 1880}
     with (base / "labels/test1.txt").open("a") as file:
         file.write("\nzigzagged/one_more.jpg")
     with pytest.raises(ValueError, match="test split has 1,881 images, but 1,880 were published"):
-        natural.dtd(root=str(tmp_path), split="train800")
+        vtab(task="dtd", root=str(tmp_path), split="train800")
 
 
 def test_the_root_may_be_the_task_itself(tmp_path):
@@ -973,11 +1013,11 @@ def test_every_task_reads_extracted_data(tmp_path, name):
 
 def test_extracted_data_of_the_published_size(tmp_path):
     put_extracted(tmp_path / "kitti", train=800, val=200, test=711, num_classes=4)
-    data = structured.kitti_dist(root=str(tmp_path), split="trainval1000")
+    data = vtab(task="kitti_dist", root=str(tmp_path), split="trainval1000")
     assert {part: len(images) for part, images in data.splits.items()} == {"train": 1000, "test": 711}
     (tmp_path / "kitti/test.txt").open("a").write("images/test/000000.jpg 1\n")
     with pytest.raises(ValueError, match="the test split has 712 images, but 711 were published"):
-        structured.kitti_dist(root=str(tmp_path), split="trainval1000")
+        vtab(task="kitti_dist", root=str(tmp_path), split="trainval1000")
 
 
 def test_extracted_data_in_disorder(tmp_path):
@@ -1003,6 +1043,11 @@ def test_extracted_data_in_disorder(tmp_path):
         load("svhn", tmp_path)
 
 
+def test_photographs_of_other_tasks_are_not_processed(tmp_path):
+    with pytest.raises(ValueError, match=r"vtab_dtd: data\.process=false is for diabetic_retinopathy only"):
+        load("dtd", tmp_path, process=False)
+
+
 def test_an_unknown_split(tmp_path):
     with pytest.raises(
         ValueError, match=r"vtab_dtd: data\.split is 'train'; choose train800 or trainval1000\."
@@ -1021,7 +1066,7 @@ def retina(radius: int, size: tuple[int, int], inside: np.ndarray) -> np.ndarray
 
 
 def test_an_even_eyeball_becomes_grey():
-    done = eyeballs.process(retina(200, (420, 440), np.full((420, 440, 3), 90)))
+    done = fundus.process(retina(200, (420, 440), np.full((420, 440, 3), 90)))
     assert done.shape == (540, 540, 3)
     assert done.dtype == np.uint8
     y, x = np.mgrid[:540, :540] - 270
@@ -1035,7 +1080,7 @@ def test_four_times_the_difference_to_the_gaussian_mean():
     """At a radius of 300 nothing is scaled, and a pixel can be worked out by hand."""
     noise = np.random.default_rng(0).integers(60, 130, (700, 640, 3))
     photograph = retina(300, (700, 640), noise)
-    done = eyeballs.process(photograph)
+    done = fundus.process(photograph)
     weights = np.exp(-(np.arange(-30, 31) ** 2) / (2 * 10.0**2))
     weights = np.outer(weights, weights) / weights.sum() ** 2
     for y, x in ((0, 0), (100, -50), (-200, 120)):
@@ -1048,9 +1093,9 @@ def test_four_times_the_difference_to_the_gaussian_mean():
 
 def test_photographs_are_processed_when_read(tmp_path):
     made = make_diabetic_retinopathy(tmp_path)
-    data = specialized.diabetic_retinopathy(root=str(tmp_path), split="train800", check_counts=False)
+    data = vtab(task="diabetic_retinopathy", root=str(tmp_path), split="train800", check_counts=False)
     image = data.splits["test"].read(0)
     assert isinstance(image, np.ndarray)
     assert image.shape == (540, 540, 3)
-    assert (eyeballs.process(np.zeros((40, 50, 3), np.uint8)) == 128).all()  # a black photograph
+    assert (fundus.process(np.zeros((40, 50, 3), np.uint8)) == 128).all()  # a black photograph
     assert len(data.splits["train"]) == len(made.labels["train"])

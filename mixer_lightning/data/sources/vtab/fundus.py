@@ -1,6 +1,6 @@
 """Photographs of retinas, brought to one size and contrast as Ben Graham did, who won the Kaggle competition of 2015.
 
-TFDS stores them so in its configuration "btgraham-300", which VTAB takes: the eyeball scaled to a radius of 300
+TFDS stores them so in its configuration "btgraham-300", which VTAB takes: the eye scaled to a radius of 300
 pixels, its local mean colour subtracted, and what lies beyond 90 % of the radius cut off. It uses OpenCV, and then a
 JPEG of quality 72; this is the same arithmetic in NumPy and SciPy, without the JPEG.
 """
@@ -17,12 +17,12 @@ from mixer_lightning.data.decode import decode
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Images, Indices, Pixels
 
-RADIUS = 300  # of the eyeball, in pixels
+RADIUS = 300  # of the eye, in pixels
 KEPT = 0.9  # of the radius
 GREY = 128
 
 
-class Eyeballs:
+class FundusImages:
     """Encoded photographs, processed when they are read."""
 
     def __init__(self, photographs: Images) -> None:
@@ -51,8 +51,8 @@ class Eyeballs:
 
 def process(photograph: Pixels) -> Pixels:
     """A photograph [H, W, 3] scaled, levelled and cut out."""
-    eyeball = _scaled(photograph, RADIUS / _radius(photograph))
-    return _cut_out(_levelled(eyeball), round(RADIUS * KEPT))
+    eye = _scaled(photograph, RADIUS / _radius(photograph))
+    return _cut_out(_levelled(eye), round(RADIUS * KEPT))
 
 
 def _radius(photograph: Pixels) -> float:
@@ -82,23 +82,23 @@ def _neighbours(
     return first, np.minimum(first + 1, length - 1), (position - first).astype(np.float32)
 
 
-def _levelled(eyeball: Pixels) -> Pixels:
+def _levelled(eye: Pixels) -> Pixels:
     """Four times the difference to a Gaussian mean, around grey."""
     from scipy.ndimage import gaussian_filter
 
     sigma = RADIUS / 30
-    mean = gaussian_filter(eyeball.astype(np.float32), (sigma, sigma, 0), truncate=3.0, mode="mirror")
-    levelled = 4.0 * eyeball - 4.0 * np.rint(mean) + GREY
+    mean = gaussian_filter(eye.astype(np.float32), (sigma, sigma, 0), truncate=3.0, mode="mirror")
+    levelled = 4.0 * eye - 4.0 * np.rint(mean) + GREY
     pixels: Pixels = levelled.clip(0, 255).astype(np.uint8)
     return pixels
 
 
-def _cut_out(eyeball: Pixels, radius: int) -> Pixels:
+def _cut_out(eye: Pixels, radius: int) -> Pixels:
     """The square around a disc in the middle, grey outside the disc."""
-    height, width = eyeball.shape[:2]
+    height, width = eye.shape[:2]
     y, x = np.arange(height) - height // 2, np.arange(width) - width // 2
     outside = x[None, :] ** 2 + y[:, None] ** 2 > radius**2
-    image = eyeball.copy()
+    image = eye.copy()
     image[outside] = GREY
     top, left = max(height // 2 - radius, 0), max(width // 2 - radius, 0)
     return image[top : height // 2 + radius, left : width // 2 + radius]
