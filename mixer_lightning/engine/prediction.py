@@ -15,7 +15,7 @@ import torch
 from mixer_lightning.checkpoints.load import Restored, restore
 from mixer_lightning.data.crops import Crops, Integers
 from mixer_lightning.data.decode import crops
-from mixer_lightning.data.sources.folder import SUFFIXES
+from mixer_lightning.data.sources.names import FOLDER_ENDINGS
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.files import write_text
 from mixer_lightning.screen import Screen
@@ -32,10 +32,12 @@ def image_files(words: Sequence[str]) -> list[Path]:
         path = Path(word).expanduser()
         if path.is_dir():
             inside = sorted(
-                each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()
+                each for each in path.rglob("*") if each.suffix.lower() in FOLDER_ENDINGS and each.is_file()
             )
             if not inside:
-                raise FileNotFoundError(f"images: no image under {path}, by the endings {' '.join(SUFFIXES)}")
+                raise FileNotFoundError(
+                    f"images: no image under {path}, by the endings {' '.join(FOLDER_ENDINGS)}"
+                )
             found += inside
         elif path.exists():
             found.append(path)
