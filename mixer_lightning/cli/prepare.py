@@ -79,7 +79,7 @@ def _parser() -> Parser:
     add("--data", metavar="NAME", help="imagenet1k, imagenet21k, list, or a name of conf/data")
     add("--source", type=_path, metavar="PATH", help="archives, folder or list file")
     add("--output", type=_path, metavar="FOLDER", help="where the shards go")
-    add("--variant", choices=VARIANTS, help="release of imagenet21k; default: told from the archive's name")
+    add("--variant", choices=VARIANTS, help="release of imagenet21k; default: by the archive's name")
     add("--split", choices=SPLITS, default=Options.split, help="of a list in one file; default: %(default)s")
     add("--splits", type=_split_names, metavar="NAMES", help="only these, such as train,val; default: all")
     add("--classes", metavar="FILE",

@@ -217,14 +217,14 @@ def _archives_21k(source: Path, variant: str | None) -> tuple[list[Path], str]:
             "class tars such as n00004475.tar. Class folders are read with data=folder, from "
             "<source>/train/<class>/<image> and val/."
         )
-    told = ARCHIVES_21K.get(archives[0].name, ())
-    if variant is None and not told:
+    possible = ARCHIVES_21K.get(archives[0].name, ())
+    if variant is None and not possible:
         raise ValueError(
-            f"variant is missing: {archives[0].name} does not tell the release. Use variant={'|'.join(VARIANTS)}"
+            f"variant is missing: {archives[0].name} does not say which release it is. Use variant={'|'.join(VARIANTS)}"
         )
-    if variant is not None and told and variant not in told:
-        raise ValueError(f"variant: {archives[0].name} is {' or '.join(told)}, not {variant}")
-    return archives, variant or told[0]
+    if variant is not None and possible and variant not in possible:
+        raise ValueError(f"variant: {archives[0].name} is {' or '.join(possible)}, not {variant}")
+    return archives, variant or possible[0]
 
 
 def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tuple[list[str], set[str]]:

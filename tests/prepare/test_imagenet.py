@@ -89,8 +89,8 @@ def archives(tmp_path: Path) -> Path:
     return source
 
 
-def opened_source(*words):
-    return open_source(parse([*map(str, words), "output=/nowhere"]))
+def opened_source(*arguments):
+    return open_source(parse([*map(str, arguments), "output=/nowhere"]))
 
 
 def read(opened, start=(0, 0)):
@@ -127,8 +127,8 @@ def test_archives_and_class_folders_make_the_same_shards(archives, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     for data, source in (("imagenet1k", archives), ("folder", folders)):
-        words = [f"data={data}", f"source={source}", f"output={tmp_path / data}", "shards=2", "threads=2"]
-        assert write_shards(parse(words), Screen()) == 0
+        arguments = [f"data={data}", f"source={source}", f"output={tmp_path / data}", "shards=2", "threads=2"]
+        assert write_shards(parse(arguments), Screen()) == 0
     shards = sorted(path.name for path in (tmp_path / "folder").glob("*.tar"))
     assert {name[:5] for name in shards} == {"train", "val-0"}
     for name in shards:
@@ -263,8 +263,8 @@ def test_a_compressed_archive_takes_a_list_of_classes(tmp_path, choice):
         (tmp_path / "wnids.txt").write_text("\n".join(wnids) + "\n")
     else:
         wnids = imagenet_archives.wnid_list(choice)
-    word = str(tmp_path / "wnids.txt") if choice == "file" else choice
-    opened = opened_source("data=imagenet21k", f"source={path}", f"classes={word}")
+    argument = str(tmp_path / "wnids.txt") if choice == "file" else choice
+    opened = opened_source("data=imagenet21k", f"source={path}", f"classes={argument}")
     assert read(opened) == expected_21k([WNIDS[3], WNIDS[0]], wnids)
     assert opened.unknown_classes == {MISSING}
 
@@ -334,14 +334,14 @@ def test_a_val_split_that_came_out_empty_is_said(tmp_path, monkeypatch, capsys, 
     from mixer_lightning.reports import prepare as picture_of
     from mixer_lightning.screen import Screen
 
-    monkeypatch.setattr(picture_of, "draw", lambda *_: None)
+    monkeypatch.setattr(picture_of, "plot_class_counts", lambda *_: None)
     for name, data in class_tars(WNIDS[:3]).items():
         (tmp_path / name).write_bytes(data)
     out = tmp_path / "out"
-    words = ["data=imagenet21k", f"source={tmp_path}", "variant=winter21", f"output={out}", "threads=1"]
-    words += [f"val_share={val_share}"] if val_share else []
+    arguments = ["data=imagenet21k", f"source={tmp_path}", "variant=winter21", f"output={out}", "threads=1"]
+    arguments += [f"val_share={val_share}"] if val_share else []
     for said_again in (False, True):
-        assert program.write_shards(parse(words), Screen()) == 0
+        assert program.write_shards(parse(arguments), Screen()) == 0
         said = " ".join("".join(capsys.readouterr()).split())
         if not said_again:
             assert "shards: up to 1 train, 1 val" in said
