@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints.describe import Description
-from mixer_lightning.checkpoints.families import PREPROCESSING
-from mixer_lightning.checkpoints.formats import FORMATS, Logits, described, of_module
+from mixer_lightning.checkpoints.describe import describe
+from mixer_lightning.checkpoints.families import PREPROCESSING, family_names
+from mixer_lightning.checkpoints.formats import FORMATS, Logits, of_module
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.checkpoints.save import metadata
 from mixer_lightning.data.transforms import Augment
@@ -62,8 +62,11 @@ def restore_for_export(
         ValueError, OSError: the checkpoint is wrong, or cannot be written in the format `to`.
     """
     restored = restore(checkpoint, model=model, image_size=image_size, num_classes=num_classes)
-    if to == "npz" and not described(restored).family.has_flax_layout:
-        raise ValueError(f"to=npz is the official layout of Mixers; this is a {described(restored)}")
+    found = describe(restored.model.state_dict())
+    if to == "npz" and not (found and found.family.has_flax_layout):
+        raise ValueError(f"to=npz is the official layout of Mixers; this is a {restored}")
+    if to == "timm" and found is None:
+        raise ValueError(f"to=timm is for a {family_names(' or ')}; this is a {restored}")
     augment = Augment(**restored.preprocessing)
     return replace(restored, preprocessing={key: getattr(augment, key) for key in PREPROCESSING})
 
@@ -74,7 +77,6 @@ class Written(NamedTuple):
     `difference` is None where nothing could compute with the file, and `judge` says why; else `judge` computed it.
     """
 
-    model: Description
     difference: Difference | None
     judge: str
     num_bytes: int  # of all files
@@ -104,4 +106,4 @@ def write_checked(restored: Restored, to: str, output: Path) -> Written:
             file.replace(output.parent / file.name)
     if to == "safetensors":
         results.sidecar_path(output).unlink(missing_ok=True)  # of the file that was here
-    return Written(described(restored), found, judge, num_bytes, FORMATS[to].usage(output, restored))
+    return Written(found, judge, num_bytes, FORMATS[to].usage(output, restored))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mixer_lightning.checkpoints.describe import Description
+from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.load import Report, load
 from mixer_lightning.checkpoints.read import Checkpoint, read
 from mixer_lightning.models.presets import build_model, default_image_size, list_models, model_node
@@ -27,6 +27,10 @@ class Restored:
     classes: list[str] | None
     preprocessing: dict[str, Any]
     report: Report
+
+    def __str__(self) -> str:
+        found = describe(self.model.state_dict())
+        return str(found or f"{self.name} at {self.image_size}, {self.model.num_classes} classes")
 
 
 def restore(

@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
 
 def say_how_to_use(chosen: argparse.Namespace, restored: Restored, written: Written, screen: Screen) -> None:
     """What was written, how it was checked, and what it takes."""
-    screen.say(f"{written.model} written to {chosen.output}, {written.num_bytes / 1e6:,.1f} MB")
+    screen.say(f"{restored} written to {chosen.output}, {written.num_bytes / 1e6:,.1f} MB")
     checked = written.difference is not None
     screen.say(f"{written.difference}, by {written.judge}" if checked else f"not checked: {written.judge}")
     if restored.report.fresh:

@@ -26,8 +26,9 @@ from mixer_lightning.checkpoints.families import FAMILIES
 from mixer_lightning.checkpoints.load import load
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.restore import Restored, restore
-from mixer_lightning.checkpoints.save import save_flax, save_timm
+from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.cli import export, predict
+from mixer_lightning.models import presets
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
 
@@ -265,6 +266,24 @@ def test_predict_says_of_an_export_what_it_says_of_the_run(
         said = capsys.readouterr().out
         assert "assumed: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], eval_crop 1.0, eval_resize" in said
         assert "names no classes" in said
+
+
+def test_a_model_without_an_entry_in_families(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "conf_model"
+    folder.mkdir()
+    target = "_target_: mixer_lightning.models.baselines.timm_backbone"
+    (folder / "resnet.yaml").write_text(f"{target}\ntimm_name: resnet18\n")
+    monkeypatch.setattr(presets, "MODEL_FOLDER", folder)
+    model = create_model("resnet", num_classes=3, image_size=32)
+    save_own(tmp_path / "a.safetensors", Restored(model, "resnet", 32, CLASSES, {}, None))  # type: ignore[arg-type]
+    words = (f"checkpoint={tmp_path / 'a.safetensors'}", f"output={tmp_path / 'b.safetensors'}")
+    assert run(*words, "to=safetensors") == 0
+    assert "resnet at 32, 3 classes written to" in capsys.readouterr().out
+    assert restore(tmp_path / "b.safetensors").classes == CLASSES
+    assert run(*words, "to=timm", "overwrite=true") == 2
+    assert "to=timm is for a Mixer or ConvMixer; this is a resnet at 32" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------- other settings
