@@ -56,7 +56,7 @@ def restore_for_export(
     image_size: int | None = None,
     num_classes: int | None = None,
 ) -> Restored:
-    """`restore`, with every number that decides how images are seen, the defaults too.
+    """`restore`, with the full preprocessing of its images, defaults included.
 
     Raises:
         ValueError, OSError: the checkpoint is wrong, or cannot be written in the format `to`.
@@ -74,11 +74,11 @@ def restore_for_export(
 class Written(NamedTuple):
     """What was written and how it was checked.
 
-    `difference` is None where nothing could compute with the file, and `judge` says why; else `judge` computed it.
+    `runtime` is the program that ran the file; where `difference` is None, it says why none could.
     """
 
     difference: Difference | None
-    judge: str
+    runtime: str
     num_bytes: int  # of all files
     usage: str  # the line that loads it
 
@@ -96,14 +96,14 @@ def write_checked(restored: Restored, to: str, output: Path) -> Written:
         if to != "safetensors":
             text = json.dumps(metadata(restored), indent=2, ensure_ascii=False)
             results.sidecar_path(path).write_text(text + "\n", encoding="utf-8")
-        logits, judge = FORMATS[to].reload(path, restored)
+        logits, runtime = FORMATS[to].reload(path, restored)
         found = difference(restored, logits) if logits is not None else None
         if found is not None and not found.is_rounding:
-            raise RuntimeError(f"{judge} computes something else from what was written: {found}")
+            raise RuntimeError(f"{runtime} computes something else from what was written: {found}")
         num_bytes = 0
         for file in sorted(Path(folder).iterdir(), reverse=True):  # <name>.data and .json before <name>
             num_bytes += file.stat().st_size
             file.replace(output.parent / file.name)
     if to == "safetensors":
         results.sidecar_path(output).unlink(missing_ok=True)  # of the file that was here
-    return Written(found, judge, num_bytes, FORMATS[to].usage(output, restored))
+    return Written(found, runtime, num_bytes, FORMATS[to].usage(output, restored))

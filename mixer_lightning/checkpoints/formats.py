@@ -115,7 +115,7 @@ def of_module(model: nn.Module) -> Logits:
 
 
 def save_onnx(path: Path, restored: Restored) -> None:
-    """Writes a model as ONNX; above 2 GB the weights lie beside it in <name>.data."""
+    """Writes a model as ONNX; above 2 GB the weights go into <name>.data next to it."""
     size = restored.image_size
     batch = torch.export.Dim("batch")
     with torch.no_grad():  # also keeps the gradients of kernels/depthwise.py out of the graph

@@ -1,4 +1,4 @@
-"""The model that a checkpoint holds, from the checkpoint alone as far as it tells."""
+"""The model that a checkpoint holds, built from the file alone where it says enough."""
 
 from __future__ import annotations
 

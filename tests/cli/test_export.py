@@ -199,12 +199,12 @@ def test_onnx_computes_it_for_any_batch(
         (["onnxruntime", "onnx"], "pip install"),
     ):
         without(monkeypatch, *missing)
-        logits, judge = formats.reload_onnx(path, restore(tmp_path / "run"))
-        assert words in judge
+        logits, runtime = formats.reload_onnx(path, restore(tmp_path / "run"))
+        assert words in runtime
         assert (logits is None) == ("onnx" in missing)
 
 
-def test_onnx_runtime_is_the_judge_where_it_is_installed(
+def test_onnx_runtime_runs_it_where_it_is_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path / "run", convmixer())
@@ -366,7 +366,9 @@ def test_a_full_disk_is_one_line(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_data_beside_a_large_onnx_file_moves_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_of_a_large_onnx_file_move_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = write_run(tmp_path / "run", mixer())
 
     def write_two(path: Path, restored: Restored) -> None:

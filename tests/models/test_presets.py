@@ -160,7 +160,7 @@ def test_compiles_as_one_graph_in_bfloat16_and_channels_last(name: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "mixer_b61"}, "no model 'mixer_b61': did you mean mixer_b16"),
+        ({"name": "mixer_b61"}, "no model 'mixer_b61': did you mean 'mixer_b16'"),
         ({"name": "vit"}, "no model 'vit': known are convmixer_1024_12"),
         ({"name": "../model/mixer_b16"}, "there is no model"),
         ({"name": "mixer_b16", "image_size": 230}, "image_size 230 .* patch_size 16: 224 and 240 work"),
