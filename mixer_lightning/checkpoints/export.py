@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints.describe import Description
-from mixer_lightning.checkpoints.families import PREPROCESSING
-from mixer_lightning.checkpoints.formats import FORMATS, Logits, described, of_module
+from mixer_lightning.checkpoints.describe import describe
+from mixer_lightning.checkpoints.families import PREPROCESSING, family_names
+from mixer_lightning.checkpoints.formats import FORMATS, Logits, of_module
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.checkpoints.save import metadata
 from mixer_lightning.data.transforms import Augment
@@ -56,14 +56,17 @@ def restore_for_export(
     image_size: int | None = None,
     num_classes: int | None = None,
 ) -> Restored:
-    """`restore`, with every number that decides how images are seen, the defaults too.
+    """`restore`, with the full preprocessing of its images, defaults included.
 
     Raises:
         ValueError, OSError: the checkpoint is wrong, or cannot be written in the format `to`.
     """
     restored = restore(checkpoint, model=model, image_size=image_size, num_classes=num_classes)
-    if to == "npz" and not described(restored).family.has_flax_layout:
-        raise ValueError(f"to=npz is the official layout of Mixers; this is a {described(restored)}")
+    found = describe(restored.model.state_dict())
+    if to == "npz" and not (found and found.family.has_flax_layout):
+        raise ValueError(f"to=npz is the official layout of Mixers; this is a {restored}")
+    if to == "timm" and found is None:
+        raise ValueError(f"to=timm is for a {family_names(' or ')}; this is a {restored}")
     augment = Augment(**restored.preprocessing)
     return replace(restored, preprocessing={key: getattr(augment, key) for key in PREPROCESSING})
 
@@ -71,12 +74,11 @@ def restore_for_export(
 class Written(NamedTuple):
     """What was written and how it was checked.
 
-    `difference` is None where nothing could compute with the file, and `judge` says why; else `judge` computed it.
+    `runtime` is the program that ran the file; where `difference` is None, it says why none could.
     """
 
-    model: Description
     difference: Difference | None
-    judge: str
+    runtime: str
     num_bytes: int  # of all files
     usage: str  # the line that loads it
 
@@ -94,14 +96,14 @@ def write_checked(restored: Restored, to: str, output: Path) -> Written:
         if to != "safetensors":
             text = json.dumps(metadata(restored), indent=2, ensure_ascii=False)
             results.sidecar_path(path).write_text(text + "\n", encoding="utf-8")
-        logits, judge = FORMATS[to].reload(path, restored)
+        logits, runtime = FORMATS[to].reload(path, restored)
         found = difference(restored, logits) if logits is not None else None
         if found is not None and not found.is_rounding:
-            raise RuntimeError(f"{judge} computes something else from what was written: {found}")
+            raise RuntimeError(f"{runtime} computes something else from what was written: {found}")
         num_bytes = 0
         for file in sorted(Path(folder).iterdir(), reverse=True):  # <name>.data and .json before <name>
             num_bytes += file.stat().st_size
             file.replace(output.parent / file.name)
     if to == "safetensors":
         results.sidecar_path(output).unlink(missing_ok=True)  # of the file that was here
-    return Written(described(restored), found, judge, num_bytes, FORMATS[to].usage(output, restored))
+    return Written(found, runtime, num_bytes, FORMATS[to].usage(output, restored))

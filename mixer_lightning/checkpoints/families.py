@@ -41,7 +41,7 @@ class TimmCall(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The state dict of another program: its kind in words, how it is recognised, and timm's name of each tensor."""
+    """The state dict of another program: what to call it, how it is recognised, and timm's name of each tensor."""
 
     kind: str
     recognise: Callable[[Collection[str]], bool]
@@ -74,7 +74,7 @@ class Family:
     timm_names: Mapping[str, str]
     #: The image size of timm's named models; None: any.
     timm_image_size: int | None = None
-    #: What timm must be told to compute what our class computes.
+    #: Arguments with which timm's model computes what our class computes.
     timm_options: Callable[[], dict[str, Any]] = dict
     #: timm's class for any sizes, image_size and activation.
     timm_class: Callable[[Mapping[str, int], int, str | None], TimmCall]
@@ -111,7 +111,7 @@ def _build_mixer(parameters: Mapping[str, Any], num_classes: int, image_size: in
 
 
 def _tanh_gelu() -> dict[str, Any]:
-    """The form of GELU that Google's weights were trained with; timm computes the exact one for every Mixer."""
+    """The form of GELU that Google's weights were trained with; timm uses the exact one, with logits 1e-4 away."""
     from torch import nn
 
     return {"act_layer": partial(nn.GELU, approximate="tanh")}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixer_lightning.checkpoints.describe import Description, describe
+from mixer_lightning.checkpoints.describe import describe
 from mixer_lightning.checkpoints.families import TimmCall
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
@@ -34,19 +34,13 @@ class Format(NamedTuple):
     usage: Callable[[Path, Restored], str]
 
 
-def described(restored: Restored) -> Description:
-    """Family and sizes of the model."""
-    found = describe(restored.model.state_dict())
-    assert found is not None
-    return found
-
-
 # ---------------------------------------------------------------------------------------- timm, and our own
 
 
 def timm_call(restored: Restored) -> TimmCall:
-    """timm's function or class for a model, dotted, and its arguments."""
-    found = described(restored)
+    """timm's function or class for a model of FAMILIES, dotted, and its arguments."""
+    found = describe(restored.model.state_dict())
+    assert found is not None
     family, activation = found.family, getattr(restored.model, "activation", None)
     head: dict[str, Any] = {"num_classes": found.num_classes}
     name = family.timm_names.get(found.name or "")
@@ -121,7 +115,7 @@ def of_module(model: nn.Module) -> Logits:
 
 
 def save_onnx(path: Path, restored: Restored) -> None:
-    """Writes a model as ONNX; above 2 GB the weights lie beside it in <name>.data."""
+    """Writes a model as ONNX; above 2 GB the weights go into <name>.data next to it."""
     size = restored.image_size
     batch = torch.export.Dim("batch")
     with torch.no_grad():  # also keeps the gradients of kernels/depthwise.py out of the graph

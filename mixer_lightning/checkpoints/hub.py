@@ -33,9 +33,7 @@ def fetch(name: str) -> Path:
     repository = _config(name)["hf_hub_id"]
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    logger.setLevel(
-        logging.ERROR
-    )  # or each of its retries would be logged, before the error below tells of them all
+    logger.setLevel(logging.ERROR)  # it would log each retry, and the error below tells of them all
     try:
         for here_only in (True, False):
             try:
@@ -57,7 +55,7 @@ def preprocessing(name: str) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The same from the config.json that the hub keeps beside a file of weights; empty without one."""
+    """The same from the config.json in the folder of a file of weights, as on the hub; empty without one."""
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
         if family_of_timm(config["architecture"]) is None:

@@ -22,7 +22,7 @@ Head = Literal["auto", "keep", "new"]
 class Report:
     """What `load` did: the checkpoint, the tensors copied, those that are new, and what became of the rest.
 
-    `head` says in words why the head is new, or what nobody could check about one that was kept. `parts` is into how
+    `head` is the reason why the head is new, or what could not be checked about one that was kept. `parts` is into how
     many parts a side token mixing was divided for larger images, `trained_at` their size.
     """
 

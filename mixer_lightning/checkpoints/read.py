@@ -26,18 +26,18 @@ from mixer_lightning.checkpoints.families import FAMILIES, PREPROCESSING, TIMM_S
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
-METADATA_KEY = "mixer_lightning"  # of what save.save_own writes into a .safetensors file besides tensors
+METADATA_KEY = "mixer_lightning"  # in a .safetensors file: what save.save_own writes besides tensors
 NO_FAMILY = f"neither a {family_names(' nor a ')}"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights: its kind in words, its tensors under timm's names, and what is known of the model.
+    """A file of weights: its kind for messages, its tensors under timm's names, and what is known of the model.
 
     `model` is None where the tensors are of no family that is known; `model_name` and `image_size` are what the file
     itself states, the former a file of conf/model. `classes` and `recipe` come with the checkpoints of our own runs.
     `preprocessing` says what images the weights take, as parameters of Augment in data/transforms.py (see
-    families.PREPROCESSING): stated by the file or by the JSON file beside it, else what is usual for the family.
+    families.PREPROCESSING): stated by the file or its JSON sidecar, else what is usual for the family.
     `assumed` are those of PREPROCESSING that nothing states.
     """
 
@@ -88,7 +88,7 @@ def read(path: str | Path) -> Checkpoint:
         return _from_state_dict(path, _find_state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
-            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} beside it tells how images are seen: "
+            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} beside it tells the preprocessing: "
             "here give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made from"
         )
     raise ValueError(f"{path} is not a known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
@@ -224,7 +224,7 @@ def _from_state_dict(path: Path, state: Mapping[str, Any], content: Mapping[str,
 
 
 def _renamed(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The kind of a state dict in words, and its tensors under timm's names."""
+    """The kind of a state dict, and its tensors under timm's names."""
     for layout in (each for family in FAMILIES for each in family.other_layouts):
         if layout.recognise(tensors):
             names = layout.rename(tensors)

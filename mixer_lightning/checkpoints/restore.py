@@ -1,4 +1,4 @@
-"""The model that a checkpoint holds, from the checkpoint alone as far as it tells."""
+"""The model that a checkpoint holds, built from the file alone where it says enough."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mixer_lightning.checkpoints.describe import Description
+from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.load import Report, load
 from mixer_lightning.checkpoints.read import Checkpoint, read
 from mixer_lightning.models.presets import build_model, default_image_size, list_models, model_node
@@ -32,6 +32,10 @@ class Restored:
     def num_classes(self) -> int:
         """Outputs of the model."""
         return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        found = describe(self.model.state_dict())
+        return str(found or f"{self.name} at {self.image_size}, {self.num_classes} classes")
 
 
 def restore(

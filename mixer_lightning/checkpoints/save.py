@@ -61,7 +61,7 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, 
 
 
 def metadata(restored: Restored) -> dict[str, Any]:
-    """What a file, or the JSON file beside it, should say of a model besides its tensors, as plain containers."""
+    """What a file, or its JSON sidecar, states of a model besides its tensors, as plain containers."""
     found = {
         "model": restored.name,
         "image_size": restored.image_size,

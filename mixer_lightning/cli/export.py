@@ -8,7 +8,7 @@
   onnx          for ONNX Runtime: normalised images [batch, 3, S, S] -> logits [batch, K]
   npz           the official Flax layout of a Mixer, for vision_transformer and big_vision
 
-What safetensors holds besides the tensors, the others have in a JSON file beside them: birds.onnx.json for birds.onnx.
+What safetensors holds besides the tensors, the others have in a JSON sidecar: birds.onnx.json for birds.onnx.
 The file takes its place only after the check. Exit codes: 0 written, 2 a wrong setting or checkpoint, 1 it failed.
 """
 
@@ -105,9 +105,11 @@ def main(argv: Sequence[str]) -> int:
 
 def say_how_to_use(chosen: argparse.Namespace, restored: Restored, written: Written, screen: Screen) -> None:
     """What was written, how it was checked, and what it takes."""
-    screen.say(f"{written.model} written to {chosen.output}, {written.num_bytes / 1e6:,.1f} MB")
+    screen.say(f"{restored} written to {chosen.output}, {written.num_bytes / 1e6:,.1f} MB")
     checked = written.difference is not None
-    screen.say(f"{written.difference}, by {written.judge}" if checked else f"not checked: {written.judge}")
+    screen.say(
+        f"{written.difference}, by {written.runtime}" if checked else f"not checked: {written.runtime}"
+    )
     if restored.report.fresh:
         screen.say("the head is new: its weights are zero, so that the logits compared are all its bias")
     screen.say(f"use: {written.usage}")

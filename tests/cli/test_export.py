@@ -26,8 +26,9 @@ from mixer_lightning.checkpoints.families import FAMILIES
 from mixer_lightning.checkpoints.load import load
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.restore import Restored, restore
-from mixer_lightning.checkpoints.save import save_flax, save_timm
+from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.cli import export, predict
+from mixer_lightning.models import presets
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
 
@@ -198,12 +199,12 @@ def test_onnx_computes_it_for_any_batch(
         (["onnxruntime", "onnx"], "pip install"),
     ):
         without(monkeypatch, *missing)
-        logits, judge = formats.reload_onnx(path, restore(tmp_path / "run"))
-        assert words in judge
+        logits, runtime = formats.reload_onnx(path, restore(tmp_path / "run"))
+        assert words in runtime
         assert (logits is None) == ("onnx" in missing)
 
 
-def test_onnx_runtime_is_the_judge_where_it_is_installed(
+def test_onnx_runtime_runs_it_where_it_is_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path / "run", convmixer())
@@ -265,6 +266,24 @@ def test_predict_says_of_an_export_what_it_says_of_the_run(
         said = capsys.readouterr().out
         assert "assumed: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], eval_crop 1.0, eval_resize" in said
         assert "names no classes" in said
+
+
+def test_a_model_without_an_entry_in_families(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "conf_model"
+    folder.mkdir()
+    target = "_target_: mixer_lightning.models.baselines.timm_backbone"
+    (folder / "resnet.yaml").write_text(f"{target}\ntimm_name: resnet18\n")
+    monkeypatch.setattr(presets, "MODEL_FOLDER", folder)
+    model = create_model("resnet", num_classes=3, image_size=32)
+    save_own(tmp_path / "a.safetensors", Restored(model, "resnet", 32, CLASSES, {}, None))  # type: ignore[arg-type]
+    words = (f"checkpoint={tmp_path / 'a.safetensors'}", f"output={tmp_path / 'b.safetensors'}")
+    assert run(*words, "to=safetensors") == 0
+    assert "resnet at 32, 3 classes written to" in capsys.readouterr().out
+    assert restore(tmp_path / "b.safetensors").classes == CLASSES
+    assert run(*words, "to=timm", "overwrite=true") == 2
+    assert "to=timm is for a Mixer or ConvMixer; this is a resnet at 32" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------- other settings
@@ -347,7 +366,9 @@ def test_a_full_disk_is_one_line(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_data_beside_a_large_onnx_file_moves_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_of_a_large_onnx_file_move_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = write_run(tmp_path / "run", mixer())
 
     def write_two(path: Path, restored: Restored) -> None:
