@@ -11,8 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixer_lightning.models import presets
-from mixer_lightning.models.presets import list_models
+from mixer_lightning.models.presets import build_model, list_models
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +30,8 @@ def create_model(
 ) -> nn.Module:
     """A model of conf/model: normalised images [B, 3, image_size, image_size] -> logits [B, num_classes].
 
-    Besides `forward` it has `forward_features`, `forward_head` and `num_features`.
+    Besides `forward` it has `forward_features`, `forward_head(features, pre_logits=False)`, `num_features` and the rest
+    of models/protocol.py.
 
     Args:
         name: one of `list_models()`.
@@ -46,7 +46,7 @@ def create_model(
         ValueError: there is no such model, a number makes no sense, or the checkpoint holds another model.
         FileNotFoundError: there is no such checkpoint.
     """
-    model = presets.create_model(
+    model = build_model(
         name,
         num_classes=num_classes,
         image_size=image_size,

@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and where the recipes stand. Standard library only."""
+"""Atomic writes, locks, and where the recipes and the cache are. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from typing import BinaryIO
 _HERE = Path(__file__).parent
 #: The recipes: in a checkout beside the package, in an installed package inside it.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+
+
+def cache_home() -> Path:
+    """The user's cache folder of this package: $XDG_CACHE_HOME/mixer_lightning, or ~/.cache/mixer_lightning."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixer_lightning"
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -38,7 +43,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one move."""
+    """Replace `path` by `text` atomically."""
 
     def write(file: BinaryIO) -> None:
         file.write(text.encode())
@@ -79,7 +84,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process is training in {run_dir}: wait for it, or take name=<another>"
+                f"another process is training in {run_dir}: wait for it, or use name=<another>"
             ) from None
         except OSError:
             pass  # a file system without locks

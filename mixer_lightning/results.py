@@ -2,7 +2,7 @@
 
 A run has recipe.yaml, metrics.jsonl, metrics.csv and result.json.
 
-Every file is written in one move (a temporary file in the same directory, flushed to disk, then renamed), so
+Every file is written atomically (a temporary file in the same directory, flushed to disk, then renamed), so
 a reader sees the old content or the new, never half of it. metrics.jsonl alone grows line by line.
 """
 
@@ -105,6 +105,21 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged ({error}). Delete it, and the run finishes again.") from error
 
 
+def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
+    """What an evaluation wrote; None where there is none.
+
+    Raises:
+        ValueError: evaluation.json is damaged.
+    """
+    path = run_dir / EVALUATION
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and evaluate again.") from error
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     names = ("torch", "torchvision", "lightning", "timm", "numpy", "hydra-core", "mixer-lightning")
@@ -134,7 +149,7 @@ def git_sha() -> str | None:
 
 
 def cpu_name() -> str:
-    """Processor and number of cores, in words."""
+    """Processor and number of cores."""
     name = platform.processor() or platform.machine()
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
+import logging
 import sys
+import traceback
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from mixer_lightning import results
+from mixer_lightning import launcher, results
 
 
 class Screen:
@@ -52,8 +54,7 @@ class Screen:
     def alarm(self, text: str) -> None:
         """One line, from whatever process: those that are silent otherwise say it on stderr, with their number."""
         if self.silent:
-            rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "?"))
-            print(f"process {rank}: {text}", file=sys.stderr, flush=True)
+            print(f"process {launcher.rank()}: {text}", file=sys.stderr, flush=True)
         else:
             self.say(text)
 
@@ -172,7 +173,49 @@ def did_you_mean(word: str, choices: Mapping[str, Any] | Sequence[str], prefix: 
 
 def refuse(messages: Sequence[str]) -> None:
     """Say what is wrong, once however many processes there are, and exit 2."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if launcher.is_first():
         for message in messages:
             print(message, file=sys.stderr)
     raise SystemExit(2)
+
+
+# ------------------------------------------------------------------------------------------- errors and logging
+
+
+def last_line(error: BaseException) -> str:
+    """The message of an error without the traceback that some libraries put before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return line.removeprefix(name).rstrip(".")
+
+
+def say_what_broke(screen: Screen, error: Exception, log: Path) -> None:
+    """One line on the screen, the traceback of the error being handled in the log."""
+    if screen.log is not None:
+        screen.log.print(traceback.format_exc(), soft_wrap=True)
+    screen.say(f"{type(error).__name__}: {last_line(error)}. The traceback is in {log}")
+
+
+class _OnScreen(logging.Handler):
+    """Shows what the data sources log while they work."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self.screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        of_one_process = record.name.endswith(".loader")  # each process meets its own bad images
+        (self.screen.alarm if of_one_process else self.screen.say)(record.getMessage())
+
+
+def show_logging(screen: Screen) -> None:
+    """Put what this package logs on the screen, and keep Lightning's tips and notices off it; its errors stay."""
+    ours = logging.getLogger("mixer_lightning")
+    ours.handlers = [_OnScreen(screen)]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

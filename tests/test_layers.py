@@ -37,16 +37,17 @@ TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()
 #: The floor on which a room stands. A file may import from its own room and from lower floors.
 FLOORS = {
     "files": 0,
+    "launcher": 0,
     "results": 1,
     "screen": 2,
     "kernels": 3,  # below the models that they speed up
     "models": 4,
     "optim": 4,
     "losses": 4,
-    "evals": 4,
     "data": 4,
     "reports": 4,
     "loggers": 4,
+    "evals": 5,  # of data sets
     "checkpoints": 5,
     "api": 6,
     "config": 6,
@@ -87,15 +88,9 @@ NAMESPACES = {"google": "protobuf"}
 
 #: Violations of the rules below that still stand, one a line. One that has gone must leave this list.
 KNOWN = {
-    "declared and not imported: torchmetrics",
-    "circle: prepare.feeds prepare.imagenet prepare.lists",
     "dynamic import: checkpoints.export",
     "dynamic import: models.presets",
     "long file: checkpoints.load",
-    "long file: data.policies",
-    "long file: engine.training",
-    "long file: prepare.work",
-    "long function: engine.training.prepare",
 }
 
 

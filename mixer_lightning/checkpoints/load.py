@@ -28,7 +28,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints import hub
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
-from mixer_lightning.models.presets import create_model, default_image_size, list_models, model_node
+from mixer_lightning.models.presets import build_model, default_image_size, list_models, model_node
 from mixer_lightning.models.resolution import enlarge, widen
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -193,8 +193,8 @@ def read(path: str | Path) -> Checkpoint:
         return _from_state_dict(path, _find_state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
-            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} tells how images are seen: here "
-            "give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made of"
+            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} beside it tells how images are seen: "
+            "here give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made of"
         )
     raise ValueError(f"{path} is no known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
 
@@ -645,6 +645,11 @@ class Restored:
     preprocessing: dict[str, Any]
     report: Report
 
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the model."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
 
 def restore(
     checkpoint: str | Path | Checkpoint,
@@ -676,7 +681,7 @@ def restore(
         image_size = there.image_size
     if model is not None:
         image_size = default_image_size(model) if image_size is None else image_size
-        made = create_model(model, num_classes=num_classes, image_size=image_size)
+        made = build_model(model, num_classes=num_classes, image_size=image_size)
     elif there is None:
         raise ValueError(
             f"{checkpoint.path} does not tell what model it holds: say model=<name>, one of {', '.join(list_models())}"

@@ -10,83 +10,19 @@ evaluation.json into a directory of its own. Exit codes: 0 done, 2 a wrong setti
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.cli.program import program
-from mixer_lightning.config import from_checkpoint as pretrained
 from mixer_lightning.config.from_checkpoint import implied_for_evaluation
-from mixer_lightning.config.recipe import FREE_KEYS, Recipe
-from mixer_lightning.engine.run import is_silent, leave_no_empty
-from mixer_lightning.files import check_writable, lock_run_dir
+from mixer_lightning.engine.run import evaluate
 from mixer_lightning.screen import Screen, format_metric
-
-
-def evaluate(recipe: Recipe, run_dir: Path) -> int:
-    """Judge the checkpoint of `recipe` by its evaluations; the exit code."""
-    screen = Screen(silent=is_silent())
-    try:
-        if recipe.checkpoint is None:
-            raise ValueError(
-                "'checkpoint' is missing: a .npz, .pth, .safetensors or .ckpt file, a run directory, or timm:<name>"
-            )
-        if not recipe.evals:
-            raise ValueError("'evals' is empty: take evals=accuracy, or several as evals=[val,fewshot]")
-        pretrained.check_there(recipe.checkpoint)
-        check_writable(run_dir)
-        refuse_another(recipe, run_dir)
-        with lock_run_dir(run_dir) if not screen.silent else contextlib.nullcontext():
-            from mixer_lightning.engine import evaluation  # torch and Lightning: seconds
-
-            code = evaluation.evaluate(recipe, run_dir, screen)
-    except (ValueError, OSError) as error:
-        screen.say(str(error))
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    if code:
-        leave_no_empty(run_dir)
-    return code
-
-
-def refuse_another(recipe: Recipe, run_dir: Path) -> None:
-    """Let an evaluation be made again, but not one take the place of another.
-
-    Raises:
-        ValueError: the directory holds figures of another checkpoint, data set or setting.
-    """
-    found = read(run_dir)
-    changes = results.differing_keys(found["recipe"], recipe.to_dict(), ignore=FREE_KEYS) if found else []
-    if changes:
-        lines = [f"  {name}: {was!r} there, {now!r} here" for name, was, now in changes]
-        raise ValueError(
-            "\n".join([f"{run_dir} holds another evaluation:", *lines])
-            + "\nGive this one a name of its own (name=<word>), or delete that directory."
-        )
-
-
-def read(run_dir: Path) -> dict[str, Any] | None:
-    """What an evaluation wrote; None where there is none.
-
-    Raises:
-        ValueError: evaluation.json is damaged.
-    """
-    path = run_dir / results.EVALUATION
-    try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete it, and evaluate again.") from error
 
 
 def summarise(run_dirs: Sequence[Path]) -> int:
     """Print one table of several evaluations; 1 if some has no figures, else 0."""
-    found = [(run_dir, read(run_dir)) for run_dir in run_dirs]
+    found = [(run_dir, results.read_evaluation(run_dir)) for run_dir in run_dirs]
     names = sorted({name for _, record in found for name in (record or {"metrics": {}})["metrics"]})
     rows = [
         (

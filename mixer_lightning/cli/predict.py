@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
         pretrained.check_there(chosen.checkpoint)
         from mixer_lightning.engine import prediction  # torch: seconds
 
-        restored, files, device = prediction.prepare(chosen)
+        parts = prediction.ready(chosen)
     except (ValueError, OSError) as error:
         screen.say(str(error))
         return 2
-    return prediction.carry_out(chosen, restored, files, device, screen)
+    return prediction.predict(chosen, parts, screen)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.cli import evaluate
 from mixer_lightning.config import from_checkpoint as pretrained
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.compose import compose, groups
@@ -177,11 +176,11 @@ def judge_features(names: Sequence[str], *, folder: Path, overrides: Sequence[st
     """
     for name in names:
         recipe, run_dir = fewshot_recipe(name, folder=folder, overrides=overrides)
-        evaluate.refuse_another(recipe, run_dir)
-        if evaluate.read(run_dir) is None:
+        run.refuse_another_evaluation(recipe, run_dir)
+        if results.read_evaluation(run_dir) is None:
             screen.say(f"{name}: few-shot")
             run_dir.mkdir(parents=True, exist_ok=True)
-            if code := evaluate.evaluate(recipe, run_dir):
+            if code := run.evaluate(recipe, run_dir):
                 return code
     return 0
 
@@ -227,7 +226,7 @@ def collected(suite: Suite) -> dict[str, dict[str, list[float]]]:
                 if name in ("test/top1", "real/top1"):
                     found.setdefault(task.data, {}).setdefault(name, []).append(value)
     for name in FEWSHOT:
-        record = evaluate.read(suite.folder / name / "fewshot")
+        record = results.read_evaluation(suite.folder / name / "fewshot")
         for metric, value in (record or {"metrics": {}})["metrics"].items():
             found.setdefault(name, {})[metric] = [value]
     return found
@@ -269,7 +268,7 @@ def measured_rate(steps: Sequence[Step], screen: Screen) -> float:
     rates = [float(result["images_per_second"]) for result in finished if result]
     if rates:
         return statistics.median(rates)
-    from mixer_lightning.engine.training import training_rate
+    from mixer_lightning.engine.throughput import training_rate
 
     screen.say("measuring a few training steps")
     return training_rate(steps[0].recipe)

@@ -1,1 +1,1 @@
-"""Samples on their way to the model: sources, order, decoding, augmentation, mixing."""
+"""Samples on their way to the model: sources, order, decoding, cropping, augmentation, mixing."""

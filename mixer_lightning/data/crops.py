@@ -1,4 +1,4 @@
-"""Which part of an image the model sees, at which size: drawn for a batch, applied to one image or to a batch.
+"""Which part of an image the model sees, at which size: chosen for a batch, applied to one image or to a batch.
 
 Legend: B images, H x W pixels of an image, S side of the model's input in pixels.
 """
@@ -25,10 +25,10 @@ FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic", "area")
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """One view for each of B images; every field is [B].
+    """One crop for each of B images; every field is [B].
 
     The box (left, top, width, height) of the image is resized to (to_width, to_height), antialiased, by `filter`, an
-    index into FILTERS; the view is the S x S window of that whose upper left corner is (x, y), black outside.
+    index into FILTERS; the crop is the S x S window of that whose upper left corner is (x, y), black outside.
     """
 
     left: Integers
@@ -48,26 +48,26 @@ class Crops:
         return Crops(**{name: values[which] for name, values in vars(self).items()})
 
     @property
-    def shows_all(self) -> npt.NDArray[np.bool_]:
-        """Whether a view is the box itself, neither resized nor shifted: [B]."""
+    def is_whole_box(self) -> npt.NDArray[np.bool_]:
+        """Whether a crop is the box itself, neither resized nor shifted: [B]."""
         same = (self.width == self.to_width) & (self.height == self.to_height)
-        whole: npt.NDArray[np.bool_] = same & (self.x == 0) & (self.y == 0)
-        return whole
+        is_whole_box: npt.NDArray[np.bool_] = same & (self.x == 0) & (self.y == 0)
+        return is_whole_box
 
 
 # ----------------------------------------------------------------------------------------- one image
 
 
-def crop_one(pixels: Tensor, views: Crops, i: int, size: int) -> Tensor:
-    """View i of an image uint8 [3, H, W]: uint8 [3, S, S]. Resizing is torch's antialiased one, on a CPU on bytes."""
-    left, top, width, height = (int(v[i]) for v in (views.left, views.top, views.width, views.height))
-    to_width, to_height = int(views.to_width[i]), int(views.to_height[i])
+def crop_one(pixels: Tensor, crops: Crops, i: int, size: int) -> Tensor:
+    """Crop i of an image uint8 [3, H, W]: uint8 [3, S, S]. Resized by torch, antialiased; on a CPU in uint8."""
+    left, top, width, height = (int(v[i]) for v in (crops.left, crops.top, crops.width, crops.height))
+    to_width, to_height = int(crops.to_width[i]), int(crops.to_height[i])
     part = pixels[:, top : top + height, left : left + width]
     if (to_height, to_width) != (height, width):
-        part = _resized(part, to_height, to_width, FILTERS[int(views.filter[i])])
-    if (to_height, to_width) == (size, size) and views.x[i] == views.y[i] == 0:
+        part = _resized(part, to_height, to_width, FILTERS[int(crops.filter[i])])
+    if (to_height, to_width) == (size, size) and crops.x[i] == crops.y[i] == 0:
         return part
-    return _window(part, int(views.x[i]), int(views.y[i]), size)
+    return _window(part, int(crops.x[i]), int(crops.y[i]), size)
 
 
 def _resized(pixels: Tensor, height: int, width: int, filter: Filter) -> Tensor:
@@ -75,10 +75,10 @@ def _resized(pixels: Tensor, height: int, width: int, filter: Filter) -> Tensor:
         image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
         resized = np.array(image.resize((width, height), Image.Resampling.BOX))
         return torch.from_numpy(resized).permute(2, 0, 1).to(pixels.device)
-    on_bytes = pixels.device.type == "cpu"  # elsewhere torch antialiases floating point only
-    values = pixels[None] if on_bytes else pixels[None].float()
+    in_uint8 = pixels.device.type == "cpu"  # elsewhere torch antialiases floating point only
+    values = pixels[None] if in_uint8 else pixels[None].float()
     values = F.interpolate(values, (height, width), mode=filter, antialias=True, align_corners=False)[0]
-    return values if on_bytes else _whole(values).to(torch.uint8)
+    return values if in_uint8 else _round(values).to(torch.uint8)
 
 
 def _window(pixels: Tensor, x: int, y: int, size: int) -> Tensor:
@@ -87,47 +87,47 @@ def _window(pixels: Tensor, x: int, y: int, size: int) -> Tensor:
     top, bottom, left, right = max(y, 0), min(y + size, height), max(x, 0), min(x + size, width)
     if (bottom - top, right - left) == (size, size):
         return pixels[:, top:bottom, left:right]
-    seen = pixels.new_zeros(3, size, size)
+    window = pixels.new_zeros(3, size, size)
     if top < bottom and left < right:
-        seen[:, top - y : bottom - y, left - x : right - x] = pixels[:, top:bottom, left:right]
-    return seen
+        window[:, top - y : bottom - y, left - x : right - x] = pixels[:, top:bottom, left:right]
+    return window
 
 
 # ----------------------------------------------------------------------------------- a batch of one size
 
 
-def crop_batch(images: Tensor, views: Crops, size: int) -> Tensor:
+def crop_batch(images: Tensor, crops: Crops, size: int) -> Tensor:
     """Crops of images of one size, uint8 [B, 3, H, W] on any device: uint8 [B, 3, S, S].
 
-    A resize is a matrix product: view = V image W^T with the filter's weights V [S, H] and W [S, W]. Both passes round
+    A resize is a matrix product: crop = V image W^T with the filter's weights V [S, H] and W [S, W]. Both passes round
     to whole grey levels, as Pillow does.
     """
     batch, _, height, width = images.shape
-    whole = views.shows_all & (views.width == width) & (views.height == height)
+    whole = crops.is_whole_box & (crops.width == width) & (crops.height == height)
     if (height, width) == (size, size) and whole.all():
         return images
     device = images.device
     across = weights(
-        views.left, views.width, views.to_width, views.x, views.filter, length=width, size=size, device=device
+        crops.left, crops.width, crops.to_width, crops.x, crops.filter, length=width, size=size, device=device
     )
     down = weights(
-        views.top,
-        views.height,
-        views.to_height,
-        views.y,
-        views.filter,
+        crops.top,
+        crops.height,
+        crops.to_height,
+        crops.y,
+        crops.filter,
         length=height,
         size=size,
         device=device,
     )
     with torch.autocast(device.type, enabled=False), _exact_products():
-        rows = _whole(images.float().reshape(batch, 3 * height, width) @ across.mT)  # [B, 3 H, S]
+        rows = _round(images.float().reshape(batch, 3 * height, width) @ across.mT)  # [B, 3 H, S]
         rows = rows.view(batch, 3, height, size).transpose(1, 2).reshape(batch, height, 3 * size)
-        views_ = _whole(down @ rows).view(batch, size, 3, size)
-        return views_.permute(0, 2, 1, 3).to(torch.uint8)  # [B, 3, S, S]
+        columns = _round(down @ rows).view(batch, size, 3, size)
+        return columns.permute(0, 2, 1, 3).to(torch.uint8)  # [B, 3, S, S]
 
 
-def _whole(values: Tensor) -> Tensor:
+def _round(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
@@ -153,7 +153,7 @@ def weights(
     size: int,
     device: torch.device,
 ) -> Tensor:
-    """Weight of pixel i of an image in pixel j of its view, along one axis: float32 [B, size, length].
+    """Weight of pixel i of an image in pixel j of its crop, along one axis: float32 [B, size, length].
 
     As Pillow: output pixel j looks at the input around (j + 1/2) scale, scale = extent / to_extent, through the filter
     stretched by max(scale, 1), over the pixels of the box alone, normalised. Rows outside the resized image are 0.
@@ -171,20 +171,18 @@ def weights(
     centre = (j + 0.5) * scale
     begin = (centre - stretch * reach_ + 0.5).floor_().clamp_(min=0)  # Pillow's (int)(x + 0.5), cut off at 0
     end = torch.minimum((centre + stretch * reach_ + 0.5).floor_(), extent_)
-    i = begin[..., None] + torch.arange(
-        taps, device=device
-    )  # [B, size, taps], pixels counted from the box's edge
+    # pixels counted from the box's edge
+    i = begin[..., None] + torch.arange(taps, device=device)  # [B, size, taps]
     distance = (i + (0.5 - centre)[..., None]) / stretch[..., None]
     values = torch.zeros_like(distance)
     for number in np.unique(filter).tolist():
-        values = torch.where((filter_ == number)[..., None], _WEIGH[number](distance), values)
+        values = torch.where((filter_ == number)[..., None], _FILTER_FUNCTIONS[number](distance), values)
     used = (i < end[..., None]) & ((j >= 0) & (j < to_extent_))[..., None]
     values = torch.where(used, values, 0.0)
     total = values.sum(dim=2, keepdim=True)
     values = torch.where(total == 0, 0.0, values / total).float()
-    places = torch.where(
-        used, i + left[..., None], length
-    ).long()  # what is not used goes to a column of its own
+    # what is not used goes to a column of its own
+    places = torch.where(used, i + left[..., None], length).long()
     return torch.zeros(len(first), size, length + 1, device=device).scatter_(2, places, values)[..., :length]
 
 
@@ -204,4 +202,4 @@ def _box(x: Tensor) -> Tensor:
     return ((x > -0.5) & (x <= 0.5)).to(x.dtype)
 
 
-_WEIGH = (_triangle, _cubic, _box)  # in the order of FILTERS
+_FILTER_FUNCTIONS = (_triangle, _cubic, _box)  # in the order of FILTERS

@@ -1,8 +1,8 @@
-"""Encoded bytes become an RGB image here and nowhere else.
+"""Decoding of image files to RGB, for every program: nothing else decodes.
 
-`crops` is the seam for a decoder of our own: it is handed the encoded files of a piece of a batch, asks for their
-views once their sizes are known, from the header where that tells, and writes finished pixels; what it decodes in
-between is its own affair.
+`decode_crops` is the interface for another decoder: it is given the encoded files of a part of a batch, asks for
+their crops once their sizes are known (from the header where it states them), and writes finished pixels. What it
+decodes in between is an implementation detail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mixer_lightning.data.crops import Crops, Integers, crop_one
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
 
-MOST_PIXELS = 178_956_970  # a larger image is taken for an attack; twice Pillow's MAX_IMAGE_PIXELS, as there
+MAX_PIXELS = 178_956_970  # a larger image counts as an attack; twice Pillow's MAX_IMAGE_PIXELS, as there
 
 # What Pillow's readers raise on damaged files; AVIF's raises RuntimeError.
 _DAMAGE = (
@@ -41,61 +41,61 @@ _DAMAGE = (
 warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not writable")
 
 
-def crops(
+def decode_crops(
     encoded: Sequence[bytes | Pixels],
-    views_of: Callable[[Integers, Integers, Integers], Crops],
+    crops_of: Callable[[Integers, Integers, Integers], Crops],
     out: Sequence[Tensor],
     *,
     device: torch.device | None = None,
 ) -> list[tuple[int, str]]:
-    """Write the views of n images to `out`, n times uint8 [3, S, S].
+    """Write the crops of n images to `out`, n times uint8 [3, S, S].
 
-    `views_of(positions, widths, heights)` gives the views of images; it is asked for those whose size is known at
-    first, and again where a header was wrong. Returns the positions of the others, whose places in `out` stay as they
-    are, with the reasons. With a `device`, JPEGs are decoded and all images are cropped and resized there; a GPU's
-    decoder (nvJPEG) gives slightly other pixels than libjpeg-turbo.
+    `crops_of(positions, widths, heights)` gives the crops of images; it is called for those whose size is known at
+    first, and again where a header was wrong. Returns the positions of images that cannot be decoded, with the
+    reasons; their places in `out` stay as they are. With a `device`, JPEGs are decoded and all images are cropped and
+    resized there; a GPU's decoder (nvJPEG) gives slightly other pixels than libjpeg-turbo.
     """
-    held = {} if device is None else _jpegs_on(device, encoded)  # [3, H, W] each
+    decoded = {} if device is None else _jpegs_on(device, encoded)  # [3, H, W] each
     bad: list[tuple[int, str]] = []
     sizes: dict[int, tuple[int, int]] = {}
     for position, each in enumerate(encoded):
-        told = None if position in held else _told_size(each)
+        size = None if position in decoded else _header_size(each)
         try:
-            if told is None and position not in held:
-                held[position] = pixels(each)
+            if size is None and position not in decoded:
+                decoded[position] = pixels(each)
         except ValueError as error:
             bad.append((position, str(error)))
         else:
-            sizes[position] = told or _size(held[position])
+            sizes[position] = size or _size(decoded[position])
 
-    def views_at(positions: Sequence[int]) -> Crops:
+    def crops_at(positions: Sequence[int]) -> Crops:
         widths, heights = np.array([sizes[each] for each in positions], dtype=np.int64).reshape(-1, 2).T
-        return views_of(np.array(positions, dtype=np.int64), widths, heights)
+        return crops_of(np.array(positions, dtype=np.int64), widths, heights)
 
-    views = views_at(list(sizes))
+    crops = crops_at(list(sizes))
     for i, position in enumerate(sizes):
         # One at a time: a decoded image is still in the cache when it is resized, and large ones do not add up.
         try:
-            image = held.pop(position) if position in held else pixels(encoded[position])
+            image = decoded.pop(position) if position in decoded else pixels(encoded[position])
         except ValueError as error:
             bad.append((position, str(error)))
             continue
-        its, which = views, i
+        crops_i, row = crops, i
         if _size(image) != sizes[position]:  # the header was wrong
             sizes[position] = _size(image)
-            its, which = views_at([position]), 0
+            crops_i, row = crops_at([position]), 0
         if device is not None:
             image = image.to(device, non_blocking=True)
-        out[position].copy_(crop_one(image, its, which, out[position].shape[-1]))
+        out[position].copy_(crop_one(image, crops_i, row, out[position].shape[-1]))
     return sorted(bad)
 
 
-def _told_size(encoded: bytes | Pixels) -> tuple[int, int] | None:
+def _header_size(encoded: bytes | Pixels) -> tuple[int, int] | None:
     """Width and height where they are known without decoding: of plain JPEGs, and of pixels."""
     if not isinstance(encoded, bytes):
         return encoded.shape[1], encoded.shape[0]
     size = jpeg_size(encoded)
-    return size if size is not None and size[0] * size[1] <= MOST_PIXELS else None
+    return size if size is not None and size[0] * size[1] <= MAX_PIXELS else None
 
 
 def _size(image: Tensor) -> tuple[int, int]:
@@ -109,7 +109,7 @@ def _jpegs_on(device: torch.device, encoded: Sequence[bytes | Pixels]) -> dict[i
     files = {
         position: torch.frombuffer(each, dtype=torch.uint8)
         for position, each in enumerate(encoded)
-        if isinstance(each, bytes) and _told_size(each) is not None
+        if isinstance(each, bytes) and _header_size(each) is not None
     }
     try:
         images = decode_jpeg(list(files.values()), mode=ImageReadMode.RGB, device=device) if files else []
@@ -121,12 +121,12 @@ def _jpegs_on(device: torch.device, encoded: Sequence[bytes | Pixels]) -> dict[i
 def pixels(encoded: bytes | Pixels) -> Tensor:
     """RGB uint8 [3, H, W] of an encoded file or of pixels [H, W, 3]; raises ValueError as `decode` does.
 
-    Plain JPEGs take torchvision's decoder, the same libjpeg-turbo as Pillow's without the copies; everything else, and
-    every file that it refuses, goes through `decode`. The pixels are the same either way.
+    Plain JPEGs go through torchvision's decoder, the same libjpeg-turbo as Pillow's without the copies; everything
+    else, and every file that it refuses, goes through `decode`. The pixels are the same either way.
     """
     if not isinstance(encoded, bytes):
         return torch.from_numpy(encoded).permute(2, 0, 1)
-    if _told_size(encoded) is not None:
+    if _header_size(encoded) is not None:
         from torchvision.io import ImageReadMode, decode_jpeg
 
         try:
@@ -190,7 +190,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         samples = np.asarray(image).astype(np.int64) >> 8
         return Image.fromarray(samples.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating point, for which no range is agreed")
+        raise ValueError("its pixels are floating point, which has no standard range")
     if image.mode == "P" and "transparency" in image.info:  # straight to RGB, Pillow would warn
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")

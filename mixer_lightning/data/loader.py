@@ -1,7 +1,7 @@
 """Batches of a split: read, decoded, cropped and resized by threads of this process.
 
-Threads fill the batch that they share, so nothing is copied between processes, and decoding and resizing let go of
-Python's lock. Images of one size that fit in memory are kept there as pixels; small ones get their views on the device.
+Threads fill the batch that they share, so nothing is copied between processes, and decoding and resizing release the
+GIL. Images of one size that fit in memory are kept there as pixels; small ones are cropped on the device.
 
 Legend: D images of a batch, H x W pixels of a whole image, S side of the model's input in pixels.
 """
@@ -24,43 +24,46 @@ from mixer_lightning.data import decode
 from mixer_lightning.data.crops import Crops, Integers, crop_batch
 from mixer_lightning.data.sources import BadImage, Images
 from mixer_lightning.data.sources.arrays import Arrays
-from mixer_lightning.data.stateless_random import key, sample_keys
+from mixer_lightning.data.stateless_random import derive_seed, sample_keys
 
 if TYPE_CHECKING:
     from mixer_lightning.data.order import Samples
     from mixer_lightning.data.stateless_random import Keys
-    from mixer_lightning.data.transforms import Augment, Draws
+    from mixer_lightning.data.transforms import Augment, AugmentParams
 
 log = logging.getLogger(__name__)
 
-PIECE = 8  # images that a thread takes at a time
-IN_MEMORY = 2**30  # bytes: a split whose images are of one size and whose pixels take no more is decoded once
-SMALL = 96 * 96  # pixels: views of larger images in memory are made one by one, which a CPU does faster
-NAMED = 20  # bad images are named one by one up to this many
-JUDGED = 1000  # a fraction of bad images is reckoned on this many at least, or on the whole split
-TOGETHER = 32  # images that a thread decodes for memory at a time
+IMAGES_PER_TASK = 8  # that a thread decodes, crops and resizes at a time
+IMAGES_PER_MEMORY_TASK = 32  # that a thread decodes at a time while a split is loaded into memory
+#: A split whose images are of one size is decoded once, if its pixels need no more than this.
+MAX_BYTES_IN_MEMORY = 2**30
+#: Larger images in memory are cropped one by one, which a CPU does faster.
+MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
+MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
+#: The fraction of bad images is one of at least this many, or of the whole split.
+MIN_IMAGES_OF_BAD_FRACTION = 1000
 
 
 class Batch(NamedTuple):
-    """What a loader hands over."""
+    """What a loader yields."""
 
-    images: Tensor  # uint8 [D, 3, S, S]; with `views`, whole images [D, 3, H, W] that are still to be cropped
-    labels: Tensor  # int64 [D], or [D, L] where images have several (unused places -1)
-    views: Crops | None = None
-    draws: Draws | None = None  # of training batches
+    images: Tensor  # uint8 [D, 3, S, S]; with `crops`, whole images [D, 3, H, W] still to be cropped
+    labels: Tensor  # int64 [D], or [D, L] where images have several (padded with -1)
+    crops: Crops | None = None
+    params: AugmentParams | None = None  # of training batches
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on a device; views and draws stay on the CPU, where they are looked at."""
+        """The batch with its tensors on a device; crops and params stay on the CPU, where they are read."""
         images, labels = (tensor.to(device, non_blocking=True) for tensor in self[:2])
         return self._replace(images=images, labels=labels)
 
     def cropped(self, image_size: int) -> Tensor:
         """The images as the model's input, uint8 [D, 3, S, S], on their device."""
-        return self.images if self.views is None else crop_batch(self.images, self.views, image_size)
+        return self.images if self.crops is None else crop_batch(self.images, self.crops, image_size)
 
 
 class Plan(Protocol):
-    """The samples [D, 3] of every batch; can be gone through again and again."""
+    """The samples [D, 3] of every batch; can be iterated over repeatedly."""
 
     def __len__(self) -> int: ...
 
@@ -70,13 +73,13 @@ class Plan(Protocol):
 class Loader:
     """Batches of `images` in the order of `plan`.
 
-    With a `seed`, training: random views, draws of `augment`, and a bad image is replaced by another, the same one
-    everywhere and always, as long as no more than `max_bad_fraction` of the images read are bad. Without, evaluation:
-    its view, and a bad image raises BadImage, since a figure without it would be that of another data set; but with
-    `mark_bad` it is black, and its label -1.
+    With a `seed`, training: random crops, params sampled by `augment`, and a bad image is replaced by another, the same
+    one on every process and in every run, as long as no more than `max_bad_fraction` of the images read are bad.
+    Without, evaluation: the crop of evaluation, and a bad image raises BadImage, since a metric without it would be
+    that of another data set; but with `mark_bad` it is black, and its label -1.
 
-    `ahead` batches are in the making while one is used. With 0, all threads work on the batch that is waited for, and
-    rest while it is used: right where the same cores train.
+    `ahead` batches are prefetched while one is used. With 0, all threads work on the batch that is waited for, and are
+    idle while it is used: right where the same cores train.
 
     With `decode_on`, a GPU decodes and resizes, and batches are made there, each by one thread.
     """
@@ -102,9 +105,11 @@ class Loader:
         self.plan, self.augment, self.image_size, self.seed = plan, augment, image_size, seed
         self.ahead, self.pin_memory = ahead, pin_memory
         self.mark_bad = mark_bad
-        self.bad = BadImages(images, most=1.0 if mark_bad else None if seed is None else max_bad_fraction)
-        self._pool = pool(threads)
-        self.images = kept_in_memory(images, self.bad, self._pool) or images
+        self.bad = BadImages(
+            images, max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction
+        )
+        self._pool = decoding_threads(threads)
+        self.images = load_into_memory(images, self.bad, self._pool) or images
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -112,7 +117,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         waiting: deque[Callable[[], Batch]] = deque()
         for samples in self.plan:
-            waiting.append(self._begin(samples))
+            waiting.append(self._submit(samples))
             if len(waiting) > self.ahead:
                 yield waiting.popleft()()
         while waiting:
@@ -124,82 +129,87 @@ class Loader:
 
     # ---------------------------------------------------------------------------------------- one batch
 
-    def _begin(self, samples: Samples) -> Callable[[], Batch]:
-        """Set the threads to work on a batch; calling the result waits for it."""
+    def _submit(self, samples: Samples) -> Callable[[], Batch]:
+        """Give the threads a batch to make; calling the result waits for it."""
         keys = None if self.seed is None else sample_keys(self.seed, samples)
         indices = samples[:, 1]
-        if isinstance(self.images, Arrays) and self.images.pixels[0, :, :, 0].size <= SMALL:
-            return self._pool.submit(self._look_up, self.images, indices, keys).result
+        if (
+            isinstance(self.images, Arrays)
+            and self.images.pixels[0, :, :, 0].size <= MAX_PIXELS_CROPPED_ON_DEVICE
+        ):
+            return self._pool.submit(self._batch_from_memory, self.images, indices, keys).result
         size = self.image_size
         if self.decode_on is not None:
             future = self._pool.submit(self._decode_on_gpu, indices, keys)
             return lambda: self._from_gpu(future.result())
         with torch.inference_mode(False):  # else other threads could not write to it
             out = torch.empty(len(indices), 3, size, size, dtype=torch.uint8, pin_memory=self.pin_memory)
-        pieces = [slice(i, i + PIECE) for i in range(0, len(indices), PIECE)]
-        work = [
-            self._pool.submit(self._fill, indices[piece], None if keys is None else keys[piece], out[piece])
-            for piece in pieces
+        parts = [slice(i, i + IMAGES_PER_TASK) for i in range(0, len(indices), IMAGES_PER_TASK)]
+        tasks = [
+            self._pool.submit(self._fill, indices[part], None if keys is None else keys[part], out[part])
+            for part in parts
         ]
-        draws = None if keys is None else self.augment.draw(keys)
-        return lambda: Batch(out, self._labels([piece.result() for piece in work]), draws=draws)
+        params = None if keys is None else self.augment.sample_params(keys)
+        return lambda: Batch(out, self._labels([task.result() for task in tasks]), params=params)
 
-    def _look_up(self, images: Arrays, indices: Integers, keys: Keys | None) -> Batch:
+    def _batch_from_memory(self, images: Arrays, indices: Integers, keys: Keys | None) -> Batch:
         """A batch of images in memory."""
         if not self.mark_bad:
-            indices = self.bad.replaced(indices)
+            indices = self.bad.substitute(indices)
         pixels = torch.from_numpy(images.pixels[indices]).permute(0, 3, 1, 2)  # [D, 3, H, W]
         height, width = (np.full(len(indices), extent) for extent in pixels.shape[-2:])
         return Batch(
             pixels.pin_memory() if self.pin_memory else pixels,
-            self._labels([self._marked(indices) if self.mark_bad else images.labels(indices)]),
-            views=self._views(keys, width, height),
-            draws=None if keys is None else self.augment.draw(keys),
+            self._labels(
+                [self._labels_with_bad_marked(indices) if self.mark_bad else images.labels(indices)]
+            ),
+            crops=self._crops(keys, width, height),
+            params=None if keys is None else self.augment.sample_params(keys),
         )
 
     def _decode_on_gpu(self, indices: Integers, keys: Keys | None) -> Batch:
-        """A batch made by the GPU, in a stream of its own; complete when this returns."""
+        """A batch decoded by the GPU, in a stream of its own; complete when this returns."""
         assert self._stream is not None
         with torch.cuda.stream(self._stream):
             size = self.image_size
             out = torch.empty(len(indices), 3, size, size, dtype=torch.uint8, device=self.decode_on)
             labels = self._fill(indices, keys, out)
             self._stream.synchronize()  # waits in this thread, not in the one that trains
-        draws = None if keys is None else self.augment.draw(keys)
-        return Batch(out, self._labels([labels]), draws=draws)
+        params = None if keys is None else self.augment.sample_params(keys)
+        return Batch(out, self._labels([labels]), params=params)
 
     def _from_gpu(self, batch: Batch) -> Batch:
-        """Let the stream that trains keep the batch as long as it needs it."""
+        """Keep the batch's memory until the stream that trains has used it."""
         batch.images.record_stream(torch.cuda.current_stream(self.decode_on))
         return batch
 
     def _fill(self, indices: Integers, keys: Keys | None, out: Tensor) -> Integers:
-        """Write the views of some images to `out`; their labels."""
+        """Write the crops of some images to `out`; return their labels."""
         if self.mark_bad:
             for position, reason in self._write(indices, None, list(out)):
-                self.bad.note(int(indices[position]), reason)
+                self.bad.add(int(indices[position]), reason)
                 out[position].zero_()
-            return self._marked(indices)
-        shown = self.bad.replaced(indices)
+            return self._labels_with_bad_marked(indices)
+        chosen = self.bad.substitute(indices)
         todo = np.arange(len(indices))
         while len(todo):
-            wanted = None if keys is None else keys[todo]
-            failed = self._write(shown[todo], wanted, [out[i] for i in todo])
+            keys_todo = None if keys is None else keys[todo]
+            failed = self._write(chosen[todo], keys_todo, [out[i] for i in todo])
             todo = todo[[position for position, _ in failed]]
             for i, (_, reason) in zip(todo, failed, strict=True):
-                self.bad.note(int(shown[i]), reason)
-            shown[todo] = self.bad.replaced(indices[todo])
-        self.bad.count(len(indices))
-        return self.bad.images.labels(shown)
+                self.bad.add(int(chosen[i]), reason)
+            chosen[todo] = self.bad.substitute(indices[todo])
+        self.bad.count_read(len(indices))
+        return self.bad.images.labels(chosen)
 
-    def _marked(self, indices: Integers) -> Integers:
-        """Labels, with -1 for images that are known to be bad."""
+    def _labels_with_bad_marked(self, indices: Integers) -> Integers:
+        """Class indices, -1 for images that are known to be bad."""
         labels = self.bad.images.labels(indices)
         labels[[int(index) in self.bad.reasons for index in indices]] = -1
         return labels
 
     def _write(self, indices: Integers, keys: Keys | None, out: list[Tensor]) -> list[tuple[int, str]]:
-        """Try some images; positions of those that failed, and why."""
+        """Write the crops of images to `out`; positions of those that failed, and why."""
         encoded: list[Any] = []
         failed: list[tuple[int, str]] = []
         for position, index in enumerate(indices):
@@ -210,13 +220,13 @@ class Loader:
         unread = {position for position, _ in failed}
         left = np.array([i for i in range(len(indices)) if i not in unread], dtype=np.int64)
 
-        def views_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
-            return self._views(None if keys is None else keys[left[positions]], widths, heights)
+        def crops_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
+            return self._crops(None if keys is None else keys[left[positions]], widths, heights)
 
-        bad = decode.crops(encoded, views_of, [out[i] for i in left], device=self.decode_on)
+        bad = decode.decode_crops(encoded, crops_of, [out[i] for i in left], device=self.decode_on)
         return failed + [(int(left[position]), reason) for position, reason in bad]
 
-    def _views(self, keys: Keys | None, widths: Integers, heights: Integers) -> Crops:
+    def _crops(self, keys: Keys | None, widths: Integers, heights: Integers) -> Crops:
         if keys is None:
             return self.augment.eval_crops(widths, heights, self.image_size)
         return self.augment.train_crops(keys, widths, heights, self.image_size)
@@ -226,69 +236,70 @@ class Loader:
 
 
 class BadImages:
-    """The images of a split that turned out to be bad, and what is shown in their place.
+    """The images of a split that turned out to be bad, and the ones used in their place.
 
-    `most` is the fraction of the images read that may be bad; None for none, with BadImage at once.
+    `max_fraction` of the images read may be bad; None for none, with BadImage at once.
     """
 
-    def __init__(self, images: Images, *, most: float | None) -> None:
-        self.images, self.most = images, most
+    def __init__(self, images: Images, *, max_fraction: float | None) -> None:
+        self.images, self.max_fraction = images, max_fraction
         self.reasons: dict[int, str] = {}
         self._read = 0
         self._lock = threading.Lock()
 
-    def count(self, read: int) -> None:
-        """So many more images have been read."""
+    def count_read(self, read: int) -> None:
+        """`read` more images have been read."""
         with self._lock:
             self._read += read
 
-    def replaced(self, indices: Integers) -> Integers:
+    def substitute(self, indices: Integers) -> Integers:
         """A copy of `indices` with another image in place of each known to be bad."""
         if not self.reasons:
             return indices.copy()
         return np.array(
-            [self._spare(int(i)) if int(i) in self.reasons else i for i in indices], dtype=np.int64
+            [self._substitute(int(i)) if int(i) in self.reasons else i for i in indices], dtype=np.int64
         )
 
-    def note(self, index: int, reason: str) -> None:
-        """An image is bad.
+    def add(self, index: int, reason: str) -> None:
+        """Record a bad image.
 
         Raises:
-            BadImage: no bad image is allowed, or not so many.
+            BadImage: no bad image is allowed, or fewer.
         """
         with self._lock:
             if index not in self.reasons:
-                self._note(index, reason)
+                self._add(index, reason)
 
-    def _note(self, index: int, reason: str) -> None:
+    def _add(self, index: int, reason: str) -> None:
         what = f"cannot read {self.images.name(index)}: {reason}"
-        if self.most is None:
+        if self.max_fraction is None:
             raise BadImage(what)
         self.reasons[index] = reason
-        bad, read = len(self.reasons), min(max(self._read, JUDGED), len(self.images))
-        if bad > self.most * read:
+        bad, read = len(self.reasons), min(max(self._read, MIN_IMAGES_OF_BAD_FRACTION), len(self.images))
+        if bad > self.max_fraction * read:
             raise BadImage(
-                f"{what}. It is bad image number {bad:,} of {read:,}, more than max_bad_fraction={self.most:g} allows: "
-                "mend or remove the images named so far, or raise max_bad_fraction"
+                f"{what}. It is bad image number {bad:,} of {read:,}, more than "
+                f"max_bad_fraction={self.max_fraction:g} allows: "
+                "repair or remove the images named so far, or raise max_bad_fraction"
             )
-        if bad <= NAMED:
-            log.warning("%s; another image takes its place", what)
-        elif bad == NAMED + 1 or bad & (bad - 1) == 0:
+        if bad <= MAX_BAD_IMAGES_NAMED:
+            log.warning("%s; another image is used instead", what)
+        elif bad == MAX_BAD_IMAGES_NAMED + 1 or bad & (bad - 1) == 0:
             log.warning("%s bad images so far; from here on they are counted, not named", f"{bad:,}")
 
-    def _spare(self, index: int) -> int:
-        """The first good one of a list that depends on `index` alone, so all processes and sittings agree."""
+    def _substitute(self, index: int) -> int:
+        """The first good one of a list that depends on `index` alone, so all processes and sessions agree."""
         for attempt in range(1000):
-            other = key("spare", index, attempt) % len(self.images)
+            other = derive_seed("spare", index, attempt) % len(self.images)
             if other not in self.reasons:
                 return other
-        raise BadImage(f"no good image was found to take the place of {self.images.name(index)}")
+        raise BadImage(f"no good image was found to replace {self.images.name(index)}")
 
 
-def kept_in_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor) -> Arrays | None:
+def load_into_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor) -> Arrays | None:
     """All images decoded, if they are of one size and small enough together (a property of the data set alone).
 
-    None if not. Bad images are noted in `bad`; black ones stand for them, never to be looked at.
+    None if not. Bad images are recorded in `bad`; black ones stand for them and are never used.
     """
     if isinstance(images, Arrays):
         return images
@@ -296,27 +307,29 @@ def kept_in_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor) 
 
     def decoded(first: int) -> list[Tensor | str]:
         found: list[Tensor | str] = []
-        for index in range(first, min(first + TOGETHER, len(images))):
+        for index in range(first, min(first + IMAGES_PER_MEMORY_TASK, len(images))):
             try:
                 found.append(decode.pixels(images.read(index)))
             except (OSError, ValueError) as error:
                 found.append(_reason(error))
         return found
 
-    starts = deque(range(0, len(images), TOGETHER))
+    starts = deque(range(0, len(images), IMAGES_PER_MEMORY_TASK))
     work: deque[tuple[int, Future[list[Tensor | str]]]] = deque()
     while starts or work:
-        while starts and len(work) < 8:  # few, since most data sets turn out at once to be of many sizes
+        while (
+            starts and len(work) < 8
+        ):  # few, since most data sets have images of many sizes, which shows at once
             work.append((starts[0], threads.submit(decoded, starts.popleft())))
         first, future = work.popleft()
-        bad.count(len(future.result()))
+        bad.count_read(len(future.result()))
         for index, pixels in enumerate(future.result(), start=first):
             if isinstance(pixels, str):
-                bad.note(index, pixels)
+                bad.add(index, pixels)
                 continue
             height, width = pixels.shape[1:]
             if arrays is None:
-                if 3 * height * width * len(images) > IN_MEMORY:
+                if 3 * height * width * len(images) > MAX_BYTES_IN_MEMORY:
                     return None
                 arrays = np.zeros((len(images), height, width, 3), np.uint8)
             if arrays.shape[1:3] != (height, width):
@@ -327,25 +340,25 @@ def kept_in_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor) 
     return Arrays("", arrays, images.labels(np.arange(len(images))))
 
 
-def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads in which torch itself uses one thread only; the number for all others stays."""
+def decoding_threads(threads: int) -> ThreadPoolExecutor:
+    """A pool of threads in each of which torch runs single-threaded; all other threads keep torch's number."""
     usual = torch.get_num_threads()
     ready = threading.Barrier(threads + 1)
 
-    def begin() -> None:
-        torch.get_num_threads()  # at its first question or work a thread takes on the usual number
+    def set_up() -> None:
+        torch.get_num_threads()  # at its first call into torch a thread sets itself to the usual number
         torch.set_num_threads(1)
         ready.wait()
 
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=begin)
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=set_up)
     try:
         for _ in range(threads):
             executor.submit(int)
         ready.wait()
-    except BaseException:  # such as no more threads to be had: those that are there would wait for good
+    except BaseException:  # such as when no more threads can be started: the others would wait forever
         ready.abort()
         raise
-    # torch.set_num_threads speaks for its own thread and for those still to come
+    # torch.set_num_threads holds for the calling thread and for threads started later
     torch.set_num_threads(usual)
     return executor
 

@@ -32,16 +32,16 @@ def mix(
     Both: y <- lam y_i + (1 - lam) y_j.
 
     One lam and one choice per batch (timm/data/mixup.py, mode "batch"): mixing happens with `probability`; where
-    both strengths are positive, CutMix is taken with probability `switch`. A strength of 0 turns its method off.
+    both strengths are positive, CutMix is used with probability `switch`. A strength of 0 turns its method off.
     The partner j is i - 1 (the batch rolled by one), so any batch size works; a batch of one image is its own
-    partner and leaves unchanged. timm takes the reversed batch, which mixes the middle image of an odd batch with
+    partner and leaves unchanged. timm uses the reversed batch, which mixes the middle image of an odd batch with
     itself. Unlike timm's loader, the mixture is not rounded back to whole grey levels.
 
-    big_vision also draws lam ~ Beta(a, a) and then takes max(lam, 1 - lam). With a rolled batch that changes no
+    big_vision also samples lam ~ Beta(a, a) and then uses max(lam, 1 - lam). With a rolled batch that changes no
     statistics: weights (1 - lam, lam) on (x_i, x_i-1) are weights (lam, 1 - lam) on (x_j, x_j+1) with j = i - 1, the
     same set of mixtures with the successor as partner instead of the predecessor, and the order in a batch is random.
 
-    Draws from NumPy's global generator.
+    Samples from NumPy's global generator.
     """
     targets = targets_of(labels, num_classes=num_classes)
     images = images.float()
@@ -57,7 +57,7 @@ def mix(
 
 def targets_of(labels: Tensor, *, num_classes: int) -> Tensor:
     """Labels int64 [B] or [B, L] (unused places -1) as ones in zeros, float32 [B, K]."""
-    several = labels.view(len(labels), -1) + 1  # place 0 takes what is unused
+    several = labels.view(len(labels), -1) + 1  # column 0 collects unused places
     targets = torch.zeros(len(labels), num_classes + 1, device=labels.device)
     return targets.scatter_(1, several, 1.0)[:, 1:]
 
@@ -85,7 +85,7 @@ def erase(images: Tensor, *, probability: float, mode: str) -> Tensor:
     """Images [B, 3, S, S], already normalised, each with one rectangle erased with the given probability.
 
     Random erasing (arXiv 1708.04896) as in timm/data/random_erasing.py: area uniform in [.02, 1/3] of the image,
-    aspect ratio log-uniform in [.3, 1/.3], position uniform; a rectangle that does not fit is drawn again, at most
+    aspect ratio log-uniform in [.3, 1/.3], position uniform; a rectangle that does not fit is sampled again, at most
     ten times. `mode` "pixel" fills it with standard normal noise, "const" with 0 (the mean colour).
 
     Shapes come from torch's CPU generator, so they do not depend on the device; noise from the device's generator.

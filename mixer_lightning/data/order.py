@@ -1,15 +1,15 @@
-"""Who sees which sample when: a pure function of the seed and the position, never of the machine.
+"""Which process sees which sample when: a pure function of the seed and the position, never of the machine.
 
 The training set is one endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Global batch b
 is samples [b G, (b + 1) G) of the stream, so every sample is seen exactly once per epoch and nothing is dropped.
-In an epoch the shards are shuffled, and then the samples within a window of shards, so that reading stays near one
-place; where nothing is stored in shards, the whole set is one window. A position is two integers, epoch and offset:
-to find its sample takes one window's permutation, however far into a run it lies.
+In an epoch the shards are shuffled, and then the samples within a window of shards, so that reads stay local; without
+shards the whole set is one window. A position is two integers, epoch and offset: finding its sample needs one window's
+permutation, however far into a run it is.
 
-A global batch is cut into micro_batches of `device_batch` samples, D. With W processes and A = G / (W D) accumulated
-micro-batches, process r takes the micro_batches a W + r, a = 0 ... A - 1. A chunk is what one forward pass sees: its
-mixing, dropout and batch statistics depend on (seed, step, chunk) alone, so 8 devices, or 1 that accumulates 8
-micro-batches, do the same arithmetic.
+A global batch is cut into micro-batches of `device_batch` samples, D. With W processes and A = G / (W D) accumulated
+micro-batches, process r gets the micro-batches a W + r, a = 0 ... A - 1. A micro-batch is what one forward pass sees:
+its mixing, dropout and batch statistics depend on (seed, step, index of the micro-batch) alone, so 8 devices, or 1
+that accumulates 8 micro-batches, do the same arithmetic.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mixer_lightning.data.stateless_random import key
+from mixer_lightning.data.stateless_random import derive_seed
 
-Samples = npt.NDArray[np.int64]  # [D, 3]: epoch, image, and the how-manieth of its repetitions there
+Samples = npt.NDArray[np.int64]  # [D, 3]: epoch, image, repeat index
 
 
 class MicroBatches(NamedTuple):
@@ -41,7 +41,7 @@ class MicroBatches(NamedTuple):
 
 
 def split_batch(*, batch_size: int, device_batch: int | None, world_size: int) -> MicroBatches:
-    """Check that a global batch divides into equal micro_batches for every process.
+    """Check that a global batch divides into equal micro-batches for every process.
 
     Raises:
         ValueError: it does not; the message says which device batches would do.
@@ -49,15 +49,15 @@ def split_batch(*, batch_size: int, device_batch: int | None, world_size: int) -
     per_process, rest = divmod(batch_size, world_size)
     if rest:
         raise ValueError(f"batch_size {batch_size} does not divide among {world_size} processes")
-    chunk = per_process if device_batch is None else device_batch
-    if per_process % chunk:
+    size = per_process if device_batch is None else device_batch
+    if per_process % size:
         fit = [d for d in range(1, per_process + 1) if per_process % d == 0]
-        near = sorted(sorted(fit, key=lambda d: abs(d - chunk))[:3])
+        near = sorted(sorted(fit, key=lambda d: abs(d - size))[:3])
         raise ValueError(
-            f"device_batch {chunk} does not divide {per_process}, which is batch_size {batch_size} / {world_size} "
+            f"device_batch {size} does not divide {per_process}, which is batch_size {batch_size} / {world_size} "
             f"process{'es' if world_size > 1 else ''}: set device_batch to {' or '.join(map(str, near))}"
         )
-    return MicroBatches(batch_size, chunk, world_size)
+    return MicroBatches(batch_size, size, world_size)
 
 
 def seed_generators(seed: int) -> None:
@@ -70,16 +70,17 @@ def seed_generators(seed: int) -> None:
 class Order:
     """The order of N samples in every epoch: `images(epoch, offsets)`, a permutation that depends on (seed, epoch).
 
-    `shard_sizes` are the numbers of samples that lie together in storage, one for each shard. Windows of `window`
+    `shard_sizes` are the numbers of samples stored in each shard. Windows of `window`
     shards, in the epoch's order of shards, are each permuted as a whole.
     """
 
     def __init__(self, shard_sizes: Sequence[int], *, window: int, seed: int) -> None:
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
-        self.firsts = np.cumsum(self.shard_sizes) - self.shard_sizes  # where each stretch begins
+        self.firsts = np.cumsum(self.shard_sizes) - self.shard_sizes  # where each shard begins
         self.num_samples = int(self.shard_sizes.sum())
         self.window, self.seed = window, seed
-        self.prefetch: Callable[[Sequence[int]], None] | None = None  # told which shards are read next
+        #: called with the shards that are read next
+        self.prefetch: Callable[[Sequence[int]], None] | None = None
         self._epoch = -1
         self._shards = self._ends = np.empty(0, np.int64)
         self._window, self._samples = (-1, -1), np.empty(0, np.int64)
@@ -88,12 +89,12 @@ class Order:
         """Sample indices [B] at offsets [B] of an epoch, each in [0, N)."""
         self._begin(epoch)
         windows = np.searchsorted(self._ends, offsets, side="right")  # [B]
-        found = np.empty_like(offsets)
+        indices = np.empty_like(offsets)
         for window in np.unique(windows):
-            here = windows == window
+            in_window = windows == window
             begin = self._ends[window - 1] if window else 0
-            found[here] = self._permutation(epoch, int(window))[offsets[here] - begin]
-        return found
+            indices[in_window] = self._permutation(epoch, int(window))[offsets[in_window] - begin]
+        return indices
 
     def shards(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
         """The shards of a window and of the next one in the epoch, in that order."""
@@ -123,17 +124,17 @@ class Order:
 
 
 def _permutation(count: int, *parts: int | str) -> npt.NDArray[np.int64]:
-    """A permutation of `count` numbers named by `parts`; torch's, which stays the same from release to release."""
-    generator = torch.Generator().manual_seed(key(*parts))
+    """A permutation of `count` numbers, seeded by `parts`; torch's, which stays the same from release to release."""
+    generator = torch.Generator().manual_seed(derive_seed(*parts))
     return torch.randperm(count, generator=generator).numpy()
 
 
 class MicroBatchSampler:
-    """The samples of one process: its micro_batches from `start_step` to `total_steps`, each [D, 3].
+    """The samples of one process: its micro-batches from `start_step` to `total_steps`, each [D, 3].
 
-    With `repeats` R > 1 (repeated augmentation, arXiv 1901.09335), an epoch takes the first N / R samples of its
-    order, each R times in a row, so that the repetitions meet in one global batch. Its length is the number of
-    micro_batches still to come.
+    With `repeats` R > 1 (repeated augmentation, arXiv 1901.09335), an epoch uses the first N / R samples of its
+    order, each R times in a row, so that the repeats meet in one global batch. Its length is the number of
+    micro-batches still to come.
     """
 
     def __init__(
@@ -148,9 +149,8 @@ class MicroBatchSampler:
     ) -> None:
         self.order, self.micro_batches, self.rank = order, micro_batches, rank
         self.start_step, self.total_steps, self.repeats = start_step, total_steps, repeats
-        # Where a batch takes its samples from: repetitions as far apart as can be, or a micro-batch would be full of
-        # copies
-        # and mixing would blend an image with itself.
+        # Where a batch gets its samples from: repeats as far apart as possible, or a micro-batch would be full of
+        # copies and mixing would blend an image with itself.
         spread = [i for first in range(repeats) for i in range(first, micro_batches.batch_size, repeats)]
         self._spread = np.asarray(spread, dtype=np.int64)
 
@@ -158,16 +158,16 @@ class MicroBatchSampler:
         return (self.total_steps - self.start_step) * self.micro_batches.accumulate
 
     def __iter__(self) -> Iterator[Samples]:
-        size, chunk, world_size = self.micro_batches
+        batch_size, size, world_size = self.micro_batches
         for step in range(self.start_step, self.total_steps):
             for micro in range(self.micro_batches.accumulate):
-                first = (micro * world_size + self.rank) * chunk
-                yield self._at(step * size + self._spread[first : first + chunk])
+                first = (micro * world_size + self.rank) * size
+                yield self._at(step * batch_size + self._spread[first : first + size])
 
     def _at(self, positions: npt.NDArray[np.int64]) -> Samples:
         epochs, offsets = np.divmod(positions, self.order.num_samples)
         samples = np.stack([epochs, np.empty_like(epochs), offsets % self.repeats], axis=1)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            samples[here, 1] = self.order.images(int(epoch), offsets[here] // self.repeats)
+            in_epoch = epochs == epoch
+            samples[in_epoch, 1] = self.order.images(int(epoch), offsets[in_epoch] // self.repeats)
         return samples

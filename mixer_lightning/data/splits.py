@@ -1,7 +1,7 @@
-"""Splits out of splits: `train[:99%]` for training, `train[99%:]` to choose by.
+"""Slices and sums of splits: `train[:99%]` for training, `train[99%:]` to select hyperparameters.
 
-A slice takes the images whose key's hash lies in its part of the range, so an image stays on its side however the set
-is stored or sorted; a slice of 1 % holds about, not exactly, a hundredth of the images.
+A slice holds the images whose key's hash is in its part of the range, so an image stays on its side however the set is
+stored or sorted; a slice of 1 % holds about, not exactly, a hundredth of the images.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _SLICE = re.compile(r"(?P<split>\w+)(\[(?P<low>\d+(\.\d+)?%)?:(?P<high>\d+(\.\d+
 def choose(
     data: Dataset, *, train: str = "train", val: str | None = None, test: str | None = None
 ) -> Dataset:
-    """`data` with splits as described: each a split of `data`, a slice of one (`train[:99%]`), or several joined by +.
+    """`data` with the splits described: each a split of `data`, a slice of one (`train[:99%]`), or several joined by +.
 
-    val and test are by default the splits of that name, where nothing else uses them; "none" is no split at all.
+    val and test default to the splits of that name, where no other split uses them; "none" leaves a split out.
 
     Raises:
         ValueError: a description cannot be read, names no split, or holds no image; training and evaluation overlap.
@@ -53,8 +53,8 @@ def choose(
 
 def _part(data: Dataset, key: str, text: str) -> Images:
     parts = []
-    for piece in text.split("+"):
-        split, low, high = _parse(data, key, piece)
+    for term in text.split("+"):
+        split, low, high = _parse(data, key, term)
         images = data.splits[split]
         if (low, high) == (0, 2**32):
             parts.append(images)
@@ -67,26 +67,26 @@ def _part(data: Dataset, key: str, text: str) -> Images:
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
-def _parse(data: Dataset, key: str, piece: str) -> tuple[str, int, int]:
+def _parse(data: Dataset, key: str, term: str) -> tuple[str, int, int]:
     """Name of a split and the range of hashes, [low, high)."""
-    match = _SLICE.fullmatch(piece.strip())
+    match = _SLICE.fullmatch(term.strip())
     if match is None:
-        raise ValueError(f"{data.name}: cannot read {key}={piece!r}. Write train, train[:99%], or train+val.")
+        raise ValueError(f"{data.name}: cannot read {key}={term!r}. Write train, train[:99%], or train+val.")
     if match["split"] not in data.splits:
-        raise ValueError(f"{data.name}: {key}={piece} names no split; there are {', '.join(data.splits)}.")
+        raise ValueError(f"{data.name}: {key}={term} names no split; there are {', '.join(data.splits)}.")
     low, high = (
         round(float(match[side][:-1]) / 100 * 2**32) if match[side] else default
         for side, default in (("low", 0), ("high", 2**32))
     )
     if not 0 <= low < high <= 2**32:
-        raise ValueError(f"{data.name}: {key}={piece} needs 0% <= first figure < second figure <= 100%.")
+        raise ValueError(f"{data.name}: {key}={term} needs 0% <= first figure < second figure <= 100%.")
     return match["split"], low, high
 
 
 def _refuse_overlap(data: Dataset, wanted: dict[str, str]) -> None:
     """An image must not be trained on and evaluated on, nor be in a split twice."""
     ranges = {
-        name: [_parse(data, f"{name}_split", piece) for piece in text.split("+")]
+        name: [_parse(data, f"{name}_split", term) for term in text.split("+")]
         for name, text in wanted.items()
     }
     for name, parts in ranges.items():
@@ -109,7 +109,7 @@ def _hashes(images: Images) -> npt.NDArray[np.uint32]:
 
 
 def shard_sizes(images: Images) -> list[int]:
-    """How many consecutive images lie together, shard by shard; one stretch where nothing is stored in shards."""
+    """How many consecutive images lie together, shard by shard; [N] where images are not stored in shards."""
     return images.shard_sizes() if isinstance(images, Stored) else [len(images)]
 
 
@@ -131,7 +131,7 @@ class Subset:
         return self.images.read(int(self.indices[index]))
 
     def key(self, index: int) -> str:
-        """What the image is called."""
+        """The image's identifier."""
         return self.images.key(int(self.indices[index]))
 
     def name(self, index: int) -> str:
@@ -181,7 +181,7 @@ class Joined:
         return part.read(inside)
 
     def key(self, index: int) -> str:
-        """What the image is called."""
+        """The image's identifier."""
         part, inside = self._find(index)
         return part.key(inside)
 

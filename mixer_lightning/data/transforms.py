@@ -1,7 +1,7 @@
 """From stored images to the model's input: one augmentation recipe.
 
-What is random about a sample is drawn from its key (data/draws.py), for a whole batch at once: first its view, which
-the decoder needs, then what happens to the pixels of the batch on the device.
+What is random about a sample follows from its key (data/stateless_random.py), and is computed for a whole batch at
+once: first its crop, which the decoder needs, then what happens to the pixels of the batch on the device.
 
 Legend: B images of a batch, K classes, S side of the model's input in pixels.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,36 +19,38 @@ import torch
 from torch import Tensor
 
 from mixer_lightning.data import mixing
-from mixer_lightning.data import policies as rand_augment
 from mixer_lightning.data.crops import FILTERS, Crops, Integers
-from mixer_lightning.data.policies import ColorJitter, RandAugment
+from mixer_lightning.data.policies import (
+    ColorJitter,
+    ColorJitterParams,
+    RandAugment,
+    RandAugmentParams,
+    check_policy,
+)
 from mixer_lightning.data.stateless_random import Keys, uniform
 
-if TYPE_CHECKING:
-    from mixer_lightning.data.policies import ColorJitterDraws, RandAugmentDraws
-
-TRIES = 10  # of a random crop that must fit, as in timm and torchvision
+MAX_TRIES = 10  # of a random crop that must fit, as in timm and torchvision
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What shall happen to the pixels of a batch; NumPy arrays, so that grouping images never waits for a GPU."""
+class AugmentParams:
+    """What happens to the pixels of a batch; NumPy arrays, so that grouping images never waits for a GPU."""
 
     flip: npt.NDArray[np.bool_]  # [B]
-    rand_augment: RandAugmentDraws | None
-    color_jitter: ColorJitterDraws | None
+    rand_augment: RandAugmentParams | None
+    color_jitter: ColorJitterParams | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """What happens to images between the source and the model. The defaults augment nothing.
 
-    Drawn from the sample's key:
+    Sampled from the sample's key:
       crop             "random_resized": a random part of area share `crop_scale` and aspect ratio `crop_ratio`,
                        resized to S (arXiv 1409.4842); "resize_random": short side to S / eval_crop, then a random
                        S x S part; "pad": short side to S, `crop_padding` black pixels on each side, then a random
-                       S x S part; "none": the evaluation's view
-      interpolation    of that resize and of RandAugment's geometry; "random" draws bilinear or bicubic per image
+                       S x S part; "none": the crop of evaluation
+      interpolation    of that resize and of RandAugment's geometry; "random" chooses bilinear or bicubic per image
       flip             probability of a horizontal flip
       rand_augment     timm's notation "rand-m9-mstd0.5-inc1" (magnitude m, n operations, probability p of each,
                        default .5; magnitudes above 10 count as 10 unless "mmax" raises that limit), or
@@ -112,17 +114,17 @@ class Augment:
         if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"augment.crop_ratio needs 0 < low <= high; it is {list(self.crop_ratio)}.")
         if not 0 < self.eval_crop <= 1:
-            raise ValueError(f"augment.eval_crop must lie in (0, 1]; it is {self.eval_crop}.")
+            raise ValueError(f"augment.eval_crop must be in (0, 1]; it is {self.eval_crop}.")
         if self.rand_augment is not None:
-            rand_augment.check(self.rand_augment)
+            check_policy(self.rand_augment)
 
     # ---- before decoding
 
     def train_crops(self, keys: Keys, widths: Integers, heights: Integers, image_size: int) -> Crops:
-        """A random view of each image; widths and heights in pixels [B]."""
+        """A random crop of each image; widths and heights in pixels [B]."""
         if self.crop == "none":
             return self.eval_crops(widths, heights, image_size)
-        u = uniform(keys, "view", 2 * TRIES + 3)
+        u = uniform(keys, "view", 2 * MAX_TRIES + 3)  # named so for good: the name is part of the seed
         if self.interpolation == "random":
             filters = (u[:, 2] < 0.5).astype(np.int64)
         else:
@@ -137,7 +139,7 @@ class Augment:
         return _whole_images(widths, heights, to_width, to_height, x, y, filters)
 
     def eval_crops(self, widths: Integers, heights: Integers, image_size: int) -> Crops:
-        """The evaluation's view of each image."""
+        """The crop of each image for evaluation."""
         side = math.floor(image_size / self.eval_crop)
         if self.eval_resize == "square":
             to_width = to_height = np.full_like(widths, side)
@@ -147,25 +149,25 @@ class Augment:
         filters = np.full(len(widths), FILTERS.index(self.eval_interpolation))
         return _whole_images(widths, heights, to_width, to_height, x, y, filters)
 
-    def draw(self, keys: Keys) -> Draws:
-        """What shall happen to the pixels of training images."""
-        return Draws(
+    def sample_params(self, keys: Keys) -> AugmentParams:
+        """What happens to the pixels of training images."""
+        return AugmentParams(
             flip=uniform(keys, "flip", 1)[:, 0] < self.flip,
-            rand_augment=self._rand_augment.draw(keys) if self._rand_augment is not None else None,
-            color_jitter=self._color_jitter.draw(keys) if self._color_jitter is not None else None,
+            rand_augment=self._rand_augment.sample_params(keys) if self._rand_augment is not None else None,
+            color_jitter=self._color_jitter.sample_params(keys) if self._color_jitter is not None else None,
         )
 
     # ---- a batch, on its device
 
     def train_batch(
-        self, images: Tensor, labels: Tensor, draws: Draws, num_classes: int
+        self, images: Tensor, labels: Tensor, params: AugmentParams, num_classes: int
     ) -> tuple[Tensor, Tensor]:
         """Crops uint8 [B, 3, S, S] and labels int64 [B] or [B, L] to float32 images and soft targets [B, K].
 
         Flip, RandAugment, jitter, mix, normalise, erase. The order is timm's: mixing sees pixels, erasing sees
-        normalised values. Mixing and erasing draw from the global generators, once per batch.
+        normalised values. Mixing and erasing use the global generators, once per batch.
         """
-        images = self.alter(images, draws)
+        images = self.apply(images, params)
         mixed, targets = mixing.mix(
             images,
             labels,
@@ -180,15 +182,15 @@ class Augment:
             normalised = mixing.erase(normalised, probability=self.erase, mode=self.erase_mode)
         return normalised, targets
 
-    def alter(self, images: Tensor, draws: Draws) -> Tensor:
+    def apply(self, images: Tensor, params: AugmentParams) -> Tensor:
         """Flipped, with RandAugment's operations and jittered colours: uint8 [B, 3, S, S] to the same."""
-        if draws.flip.any():
-            flip = torch.from_numpy(draws.flip).to(images.device, non_blocking=True)
+        if params.flip.any():
+            flip = torch.from_numpy(params.flip).to(images.device, non_blocking=True)
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        if draws.rand_augment is not None and self._rand_augment is not None:
-            images = self._rand_augment(images, draws.rand_augment)
-        if draws.color_jitter is not None and self._color_jitter is not None:
-            images = self._color_jitter(images, draws.color_jitter)
+        if params.rand_augment is not None and self._rand_augment is not None:
+            images = self._rand_augment(images, params.rand_augment)
+        if params.color_jitter is not None and self._color_jitter is not None:
+            images = self._color_jitter(images, params.color_jitter)
         return images
 
     def eval_batch(self, images: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ class Augment:
         """As timm's RandomResizedCropAndInterpolation: ten tries, then the largest centred part of allowed aspect."""
         low, high = self.crop_ratio
         smallest, largest = self.crop_scale
-        areas, aspects = u[:, 3 : 3 + TRIES], u[:, 3 + TRIES :]  # [B, TRIES]
+        areas, aspects = u[:, 3 : 3 + MAX_TRIES], u[:, 3 + MAX_TRIES :]  # [B, MAX_TRIES]
         areas = (smallest + (largest - smallest) * areas) * (widths * heights)[:, None]
         aspects = np.exp(math.log(low) + (math.log(high) - math.log(low)) * aspects)
         w, h = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from mixer_lightning.data.loader import Batch, Loader
-from mixer_lightning.data.order import MicroBatches, MicroBatchSampler, Order
+from mixer_lightning.data.order import MicroBatches, MicroBatchSampler, Order, seed_generators
 from mixer_lightning.data.sources import Stored
 from mixer_lightning.data.splits import Subset, shard_sizes
+from mixer_lightning.data.stateless_random import derive_seed
 
 if TYPE_CHECKING:
     from mixer_lightning.data.crops import Integers
@@ -75,10 +77,12 @@ class DataModule(LightningDataModule):
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
         self.decode_on = decode_on
         self.start_step = 0
+        self._num_begun = 0  # micro-batches handed to the training step in this session
         self._loaders: dict[str, Loader] = {}
 
     def train_dataloader(self) -> Loader:
         """All batches still to come."""
+        self._num_begun = 0
         images = self.source.splits["train"]
         order = Order(shard_sizes(images), window=self.shuffle_window, seed=self.seed)
         if isinstance(images, Stored):
@@ -103,7 +107,7 @@ class DataModule(LightningDataModule):
     def eval_loader(self, split: str, augment: Augment | None = None) -> Loader:
         """This process's share of a split, in a fixed order; the last batch may be smaller.
 
-        `augment` shows other evaluation views than the recipe's, until the next call.
+        `augment` shows other crops than the recipe's, until the next call.
         """
         name = f"eval {split}"  # training has a loader of its own
         if name not in self._loaders:
@@ -147,6 +151,24 @@ class DataModule(LightningDataModule):
         for loader in self._loaders.values():
             loader.close()
         self._loaders.clear()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Lightning's hook: augmented images [D, 3, S, S] and soft targets [D, K] of the next training batch.
+
+        All generators are seeded with (seed, step, micro-batch) first, for the draws here and for those of the forward
+        pass: see data/order.py.
+        """
+        step, index = divmod(self._num_begun, self.micro_batches.accumulate)
+        self._num_begun += 1
+        micro_batch = index * self.micro_batches.world_size + self.rank
+        seed_generators(derive_seed(self.seed, "step", self.start_step + step, micro_batch))
+        assert batch.params is not None
+        crops = batch.cropped(self.image_size)
+        return self.augment.train_batch(crops, batch.labels, batch.params, len(self.source.classes))
+
+    def normalised_crops(self, batch: Batch) -> Tensor:
+        """Images [B, 3, S, S] of an evaluation batch on its device, as a backbone takes them."""
+        return self.augment.eval_batch(batch.cropped(self.image_size))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning's hook; its own way would take the batch apart."""

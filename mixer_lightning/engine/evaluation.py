@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import json
 import time
@@ -14,22 +12,20 @@ from typing import Any
 import torch
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import load as checkpoints
 from mixer_lightning.checkpoints.load import Checkpoint
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.config.signatures import build
-from mixer_lightning.data import splits
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine.callbacks import Predictions
-from mixer_lightning.engine.classifier import Network, evaluating
+from mixer_lightning.engine import setup
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.inference import Network, Predictions, evaluating
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.engine.training import last_line, quieten, say_what_broke, show_log
 from mixer_lightning.evals import Eval
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import confusion
-from mixer_lightning.screen import Screen, format_metric
+from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke, show_logging
+
+DEVICE_BATCH = 64  # images of a forward pass, unless the recipe says
 
 
 @dataclass(frozen=True)
@@ -41,124 +37,73 @@ class Ready:
     data: DataModule
     evals: dict[str, Eval]
     machine: Machine
-    device: torch.device
 
 
 def evaluate(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
     """Judge a checkpoint and write evaluation.json into `run_dir`; the exit code."""
-    quieten()
-    show_log(screen)
+    show_logging(screen)
     try:
-        ready = prepare(recipe, screen)
+        parts = ready(recipe, screen)
     except (ValueError, OSError) as error:
         screen.say(str(error))
         return 2
     except Exception as error:  # not a user's mistake: the traceback is worth having
         screen.open_log(run_dir / results.LOG)
-        say_what_broke(screen, error, run_dir)
+        say_what_broke(screen, error, run_dir / results.LOG)
         return 1
     screen.open_log(run_dir / results.LOG)
     try:
-        _judge(recipe, run_dir, ready, screen)
+        _judge(recipe, run_dir, parts, screen)
     except torch.OutOfMemoryError as error:
         screen.say(f"out of device memory: lower device_batch. {last_line(error)}")
     except (ValueError, OSError) as error:  # an image that cannot be read, a full disk
         screen.say(last_line(error))
     except Exception as error:
-        say_what_broke(screen, error, run_dir)
+        say_what_broke(screen, error, run_dir / results.LOG)
     else:
         return 0
     finally:
-        ready.data.close()
+        parts.data.close()
         screen.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 1
 
 
-def prepare(recipe: Recipe, screen: Screen) -> Ready:
+def ready(recipe: Recipe, screen: Screen) -> Ready:
     """Build and check every part.
 
     Raises:
         ValueError, OSError: something in the recipe, the data or the checkpoint is wrong; the message says what.
     """
-    machine: Machine = build(recipe.trainer)
-    machine.configure_torch()
-    source = splits.choose(
-        build(recipe.data), train=recipe.train_split, val=recipe.val_split, test=recipe.test_split
-    )
-    evals: dict[str, Eval] = {name: build(node) for name, node in recipe.evals.items()}
-    for name, each in evals.items():
-        try:
-            each.check(source)
-        except ValueError as error:
-            raise ValueError(f"evals.{name}: {error}") from error
-    model = build(
-        recipe.model,
-        num_classes=len(source.classes),
-        image_size=recipe.image_size,
-        stochastic_depth=recipe.stochastic_depth,
-        head_bias=recipe.head_bias,
-    )
-    assert recipe.checkpoint is not None
-    checkpoint = checkpoints.read(recipe.checkpoint)
-    report = checkpoints.load(model, checkpoint, classes=source.classes)
-    judges = [name for name, each in evals.items() if each.uses_head]
-    if report.fresh and judges:
-        why = (report.head or "").removeprefix("stays fresh: ")
+    parts = setup.assemble(recipe, head="auto")
+    assert parts.report is not None
+    checkpoint, machine = parts.report.checkpoint, parts.machine
+    judges = [name for name, each in parts.evals.items() if each.uses_head]
+    if parts.report.fresh and judges:
+        why = (parts.report.head or "").removeprefix("stays fresh: ")
         raise ValueError(
-            f"{checkpoint.path} is no classifier of {source.name}, which {', '.join(judges)} would judge: {why}. "
-            "Give the data that it was trained on, fine-tune it first (finetune.py), or take evals=fewshot, which "
+            f"{checkpoint.path} is no classifier of {parts.source.name}, which {', '.join(judges)} would judge: {why}. "
+            "Give the data that it was trained on, fine-tune it first (finetune.py), or use evals=fewshot, which "
             "needs features only"
         )
-    augment: Augment = build(recipe.augment)
-    screen.say(str(report))
-    _compare_pixels(augment, checkpoint, screen)
-
+    screen.say(str(parts.report))
+    _compare_pixels(parts.augment, checkpoint, screen)
     machine.init_process_group()
-    device = (
-        torch.device(machine.device_type, machine.local_rank)
-        if machine.device_type == "cuda"
-        else torch.device("cpu")
-    )
-    channels_last = model.channels_last if machine.channels_last is None else machine.channels_last
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(machine.chosen_precision)
-    precision = functools.partial(torch.autocast, device.type, dtype) if dtype else contextlib.nullcontext
-    network = Network(
-        model.to(device=device, memory_format=layout),
-        augment,
-        image_size=recipe.image_size,
-        layout=layout,
-        precision=precision,
-    )
-    device_batch = recipe.device_batch or 64
-    data = DataModule(
-        source,
-        augment,
+    device_batch = recipe.device_batch or DEVICE_BATCH
+    data = setup.data_module(
+        parts.source,
+        parts.augment,
+        machine,
         image_size=recipe.image_size,
         micro_batches=split_batch(
             batch_size=device_batch * machine.world_size,
             device_batch=device_batch,
             world_size=machine.world_size,
         ),
-        total_steps=0,
-        seed=recipe.seed,
-        repeats=recipe.repeats,
-        shuffle_window=recipe.shuffle_window,
-        max_bad_fraction=recipe.max_bad_fraction,
-        rank=machine.rank,
-        threads=machine.threads,
-        ahead=machine.batches_ahead,
-        decode_on=machine.decode_device,
-        pin_memory=machine.device_type == "cuda",
     )
-    counts = "  ".join(f"{len(images):,} {split}" for split, images in source.splits.items())
-    screen.say(
-        f"{source.name}  {counts}  {len(source.classes):,} classes     "
-        f"{recipe.choices.get('model', type(model).__name__)} at {recipe.image_size} px     {machine}"
-    )
-    return Ready(checkpoint, network, data, evals, machine, device)
+    screen.say(parts.headline(recipe.choices.get("model", ""), f"at {recipe.image_size} px"))
+    return Ready(checkpoint, Network(machine.place(parts.model), machine), data, parts.evals, machine)
 
 
 def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) -> None:
@@ -172,20 +117,20 @@ def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) ->
             )
 
 
-def _judge(recipe: Recipe, run_dir: Path, ready: Ready, screen: Screen) -> None:
+def _judge(recipe: Recipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
     """Run the evaluations; the first process prints and writes."""
-    is_first = ready.machine.rank == 0
+    is_first = parts.machine.rank == 0
     predict = Predictions(
-        ready.network, ready.data, device=ready.device, folder=run_dir if is_first else None
+        parts.network, parts.data, device=parts.machine.device, folder=run_dir if is_first else None
     )
     metrics: dict[str, float] = {}
     began = time.perf_counter()
-    with evaluating(ready.network.backbone):
-        for each in ready.evals.values():
+    with evaluating(parts.network.backbone):
+        for each in parts.evals.values():
             metrics |= dict(each.run(predict))
     if not is_first:
         return
-    record = _record(recipe, ready, metrics, time.perf_counter() - began)
+    record = _record(recipe, parts, metrics, time.perf_counter() - began)
     try:
         confusion.draw(run_dir)
     except Exception as error:  # figures must not hang on a picture
@@ -197,9 +142,9 @@ def _judge(recipe: Recipe, run_dir: Path, ready: Ready, screen: Screen) -> None:
     screen.say(f"{record['wall_seconds']:,.0f} s; written to {run_dir / results.EVALUATION}")
 
 
-def _record(recipe: Recipe, ready: Ready, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+def _record(recipe: Recipe, parts: Ready, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
     """What evaluation.json says."""
-    source, checkpoint = ready.data.source, ready.checkpoint
+    source, checkpoint = parts.data.source, parts.checkpoint
     with checkpoint.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -213,6 +158,6 @@ def _record(recipe: Recipe, ready: Ready, metrics: dict[str, float], seconds: fl
         "recipe": recipe.to_dict(),
         "git_sha": results.git_sha(),
         "versions": results.versions(),
-        "device": str(ready.machine) if ready.machine.device_type == "cuda" else results.cpu_name(),
+        "device": str(parts.machine) if parts.machine.device_type == "cuda" else results.cpu_name(),
         "wall_seconds": round(seconds, 3),
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,9 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch import nn
+
+from mixer_lightning.launcher import ALONE, is_torchrun, launched, shares_cores
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -54,8 +59,13 @@ class Machine:
         if self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available()):
             return "cpu"
         if not torch.cuda.is_available():
-            raise ValueError("trainer.accelerator is gpu, but torch sees no GPU here: take trainer=cpu")
+            raise ValueError("trainer.accelerator is gpu, but torch sees no GPU here: use trainer=cpu")
         return "cuda"
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return torch.device("cuda", self.local_rank) if self.device_type == "cuda" else torch.device("cpu")
 
     @property
     def world_size(self) -> int:
@@ -64,35 +74,32 @@ class Machine:
         Raises:
             ValueError: the trainer wants many processes and there is no launcher, or the reverse.
         """
-        launched = _launched()
-        if self.devices is None and launched is None:
+        launch = launched() or ALONE
+        if self.devices is None and launched() is None:
             raise ValueError(
                 "trainer=ddp is started by a launcher, one process per device: "
                 "torchrun --nproc_per_node=<devices> train.py trainer=ddp ..."
             )
-        if self.devices == 1 and launched is not None and launched[0] > 1:
+        if self.devices == 1 and launch.world_size > 1:
             raise ValueError(
-                f"{launched[0]} processes were launched for a trainer of one device: take trainer=ddp"
+                f"{launch.world_size} processes were launched for a trainer of one device: use trainer=ddp"
             )
-        return launched[0] if launched is not None else 1
+        return launch.world_size
 
     @property
     def rank(self) -> int:
         """Number of this process, 0 ... world_size - 1."""
-        launched = _launched()
-        return launched[1] if launched is not None else 0
+        return (launched() or ALONE).rank
 
     @property
     def local_rank(self) -> int:
         """Number of this process on its node."""
-        launched = _launched()
-        return launched[2] if launched is not None else 0
+        return (launched() or ALONE).local_rank
 
     @property
     def local_world_size(self) -> int:
         """Processes on this node."""
-        launched = _launched()
-        return launched[3] if launched is not None else 1
+        return (launched() or ALONE).local_world_size
 
     @property
     def num_nodes(self) -> int:
@@ -103,12 +110,27 @@ class Machine:
     def chosen_precision(self) -> Precision:
         """Precision with `auto` resolved."""
         if self.precision == "16-mixed" and self.device_type == "cpu":
-            raise ValueError("trainer.precision=16-mixed needs a GPU: take bf16-mixed or 32-true")
+            raise ValueError("trainer.precision=16-mixed needs a GPU: use bf16-mixed or 32-true")
         if self.precision != "auto":
             return self.precision
         if self.device_type == "cuda":
             return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
         return "bf16-mixed" if cpu_has_bf16() else "32-true"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass at `chosen_precision`, as Lightning makes it for training."""
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.chosen_precision)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device_type, dtype)
+
+    def memory_format(self, model: nn.Module) -> torch.memory_format:
+        """Layout of images and weights in memory: what the trainer states, else what suits the model."""
+        channels_last = model.channels_last if self.channels_last is None else self.channels_last
+        return torch.channels_last if channels_last else torch.contiguous_format
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device of this process, in its memory format."""
+        placed: nn.Module = model.to(self.device).to(memory_format=self.memory_format(model))
+        return placed
 
     @property
     def threads(self) -> int:
@@ -116,10 +138,7 @@ class Machine:
         if self.decode_threads is not None:
             return max(1, self.decode_threads)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        shared = (
-            self.local_world_size if "LOCAL_WORLD_SIZE" in os.environ else 1
-        )  # srun gives each process its own
-        return max(1, cores // shared)
+        return max(1, cores // (self.local_world_size if shares_cores() else 1))
 
     @property
     def decode_device(self) -> torch.device | None:
@@ -131,8 +150,8 @@ class Machine:
         if self.decode == "cpu":
             return None
         if self.device_type == "cpu":
-            raise ValueError("trainer.decode is gpu, but this run has none: take trainer.decode=cpu")
-        return torch.device("cuda", self.local_rank)
+            raise ValueError("trainer.decode is gpu, but this run has none: use trainer.decode=cpu")
+        return self.device
 
     @property
     def batches_ahead(self) -> int:
@@ -142,20 +161,18 @@ class Machine:
     def strategy(self) -> Strategy:
         """Lightning's strategy: one device, or DistributedDataParallel with buffers left to each process."""
         if self.world_size == 1:
-            return SingleDeviceStrategy(
-                torch.device(self.device_type, 0) if self.device_type == "cuda" else torch.device("cpu")
-            )
+            return SingleDeviceStrategy(self.device)
         return DDPStrategy(
-            broadcast_buffers=False,  # BatchNorm statistics are averaged when they are used: see classifier.py
+            broadcast_buffers=False,  # BatchNorm statistics are averaged when they are used: see distributed.py
             gradient_as_bucket_view=True,
             timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
         )
 
     def plugins(self) -> list[Any]:
         """Lightning's view of the launcher where its own guess would do more than we want."""
-        if "WORLD_SIZE" in os.environ or not SLURMEnvironment.detect():
+        if is_torchrun() or not SLURMEnvironment.detect():
             return []
-        return [SLURMEnvironment(auto_requeue=False) if _launched() is not None else LightningEnvironment()]
+        return [SLURMEnvironment(auto_requeue=False) if launched() is not None else LightningEnvironment()]
 
     def init_process_group(self) -> None:
         """Meet the other processes of this run, where Lightning's Trainer does not do so."""
@@ -217,25 +234,3 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
-
-
-TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-SRUN = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-
-
-def _launched() -> tuple[int, int, int, int] | None:
-    """(world size, rank, local rank, processes per node) from torchrun or srun, None without a launcher."""
-    if all(name in os.environ for name in TORCHRUN[:2]):
-        names = TORCHRUN
-    elif all(name in os.environ for name in SRUN[:2]) and os.environ["SLURM_NTASKS"] != "1":
-        names = SRUN  # a Slurm job of one task has no need of a launcher
-    else:
-        return None
-    missing = [name for name in names if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"the launcher does not say {missing[0]}: under Slurm give srun or sbatch "
-            "--ntasks-per-node=<devices of a node>"
-        )
-    world, rank, local, per_node = (int(os.environ[name]) for name in names)
-    return world, rank, local, per_node

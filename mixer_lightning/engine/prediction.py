@@ -1,4 +1,4 @@
-"""The work of predict.py: images in, the likeliest classes of each out."""
+"""Prediction: image files in, the likeliest classes of each out."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from mixer_lightning.checkpoints.load import Restored, restore
-from mixer_lightning.data.crops import Crops, Integers
-from mixer_lightning.data.decode import crops
+from mixer_lightning.data.crops import Integers
+from mixer_lightning.data.order import split_batch
+from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.sources.folder import SUFFIXES
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.engine import setup
+from mixer_lightning.engine.inference import Network, evaluating
+from mixer_lightning.engine.machine import Machine
 from mixer_lightning.files import write_text
 from mixer_lightning.screen import Screen
 
 
-def image_files(words: Sequence[str]) -> list[Path]:
+def image_files(paths: Sequence[str]) -> list[Path]:
     """The files that paths name: each file as given, and the images anywhere in a folder, sorted.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no image.
     """
     found: list[Path] = []
-    for word in words:
-        path = Path(word).expanduser()
+    for name in paths:
+        path = Path(name).expanduser()
         if path.is_dir():
             inside = sorted(
                 each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()
@@ -44,54 +49,90 @@ def image_files(words: Sequence[str]) -> list[Path]:
     return found
 
 
+class Files:
+    """Image files as a split of a data set; what they show is not known."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def labels(self, indices: Integers) -> Integers:
+        """Zeros [B]."""
+        return np.zeros(len(indices), np.int64)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        return self.paths[index].read_bytes()
+
+    def key(self, index: int) -> str:
+        """The path as it was given."""
+        return str(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """The path as it was given."""
+        return str(self.paths[index])
+
+
 def predictions(
-    restored: Restored, files: Sequence[Path], *, batch_size: int, top: int, device: torch.device
+    restored: Restored, files: Sequence[Path], machine: Machine, *, batch_size: int, top: int
 ) -> Iterator[dict[str, Any]]:
     """For every file, in order: {"file", "classes": [{"class", "probability"}, ...]}, or {"file", "error"}.
 
-    Probabilities are the softmax of the logits. The view is the evaluation's of the run that made the checkpoint.
+    Probabilities are the softmax of the logits. The crop is the evaluation's of the run that made the checkpoint.
     """
-    model = restored.model.to(device).eval()
-    augment = Augment(**restored.preprocessing)
-    size = restored.image_size
-
-    def views_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
-        return augment.eval_crops(widths, heights, size)
-
-    for first in range(0, len(files), batch_size):
-        these = files[first : first + batch_size]
-        rows: list[dict[str, Any]] = [{"file": str(file)} for file in these]
-        encoded, places = [], []
-        for place, file in enumerate(these):
-            try:
-                encoded.append(file.read_bytes())
-                places.append(place)
-            except OSError as error:
-                rows[place]["error"] = error.strerror or str(error)
-        pixels = torch.zeros(len(encoded), 3, size, size, dtype=torch.uint8)
-        for position, reason in crops(encoded, views_of, list(pixels)):
-            rows[places[position]]["error"] = reason
-        with torch.inference_mode():
-            share = model(augment.eval_batch(pixels.to(device))).float().softmax(dim=1)
-        values, labels = share.topk(min(top, share.shape[1]), dim=1)
-        for place, value, label in zip(places, values.tolist(), labels.tolist(), strict=True):
-            if "error" not in rows[place]:
-                rows[place]["classes"] = [
-                    {"class": restored.classes[k] if restored.classes else str(k), "probability": p}
-                    for k, p in zip(label, value, strict=True)
-                ]
-        yield from rows
+    network = Network(machine.place(restored.model), machine)
+    names = restored.classes or [str(label) for label in range(restored.num_classes)]
+    data = setup.data_module(
+        Dataset("images", names, {"images": Files(files)}),
+        Augment(**restored.preprocessing),
+        machine,
+        image_size=restored.image_size,
+        micro_batches=split_batch(batch_size=batch_size, device_batch=batch_size, world_size=1),
+    )
+    remaining = iter(range(len(files)))
+    with (
+        data.some_loader("images", np.arange(len(files)), mark_bad=True) as loader,
+        evaluating(restored.model),
+    ):
+        for batch in loader:
+            batch = batch.to(machine.device)
+            probabilities = network.logits(data.normalised_crops(batch)).softmax(dim=1)
+            values, labels = probabilities.topk(min(top, len(names)), dim=1)
+            for value, label in zip(values.tolist(), labels.tolist(), strict=True):
+                index = next(remaining)
+                row: dict[str, Any] = {"file": str(files[index])}
+                if index in loader.bad.reasons:
+                    yield row | {"error": loader.bad.reasons[index]}
+                else:
+                    pairs = zip(label, value, strict=True)
+                    yield row | {"classes": [{"class": names[k], "probability": p} for k, p in pairs]}
 
 
-def prepare(chosen: argparse.Namespace) -> tuple[Restored, list[Path], torch.device]:
-    """The model, the files, and where to compute.
+class Ready(NamedTuple):
+    """The model, the files, and where to compute."""
+
+    restored: Restored
+    files: list[Path]
+    machine: Machine
+
+
+def ready(chosen: argparse.Namespace) -> Ready:
+    """What a command line asks for, checked.
 
     Raises:
         ValueError, OSError: the checkpoint or a path is wrong.
     """
     if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU here: take device=cpu")
-    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raise ValueError("device is cuda, but torch sees no GPU here: use device=cpu")
+    accelerators: dict[str | None, Literal["auto", "cpu", "gpu"]] = {
+        None: "auto",
+        "cpu": "cpu",
+        "cuda": "gpu",
+    }
+    # float32, so that probabilities are those of the exported file
+    machine = Machine(accelerator=accelerators[chosen.device], precision="32-true")
     files = image_files(chosen.images)
     if not os.access(chosen.output.absolute().parent, os.W_OK):
         raise FileNotFoundError(f"output: cannot write in {chosen.output.absolute().parent}")
@@ -100,20 +141,17 @@ def prepare(chosen: argparse.Namespace) -> tuple[Restored, list[Path], torch.dev
         raise ValueError(f"{chosen.checkpoint} has no head for its classes: fine-tune it first")
     if chosen.classes is not None:
         names = chosen.classes.expanduser().read_text(encoding="utf-8").splitlines()
-        count = (
-            restored.report.checkpoint.model.num_classes if restored.report.checkpoint.model else len(names)
-        )
-        if len(names) != count:
+        if len(names) != restored.num_classes:
             raise ValueError(
-                f"classes: {chosen.classes} has {len(names):,} lines, the model {count:,} classes"
+                f"classes: {chosen.classes} has {len(names):,} lines, the model {restored.num_classes:,} classes"
             )
         restored = replace(restored, classes=names)
-    return restored, files, device
+    return Ready(restored, files, machine)
 
 
-def percent(share: float) -> str:
+def percent(probability: float) -> str:
     """97.3 %, 0.1 %, and below that with two digits: 0.0043 %."""
-    return f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:#.2g} %"
+    return f"{100 * probability:.1f} %" if probability >= 0.001 else f"{100 * probability:#.2g} %"
 
 
 def assumptions(restored: Restored) -> list[str]:
@@ -127,17 +165,12 @@ def assumptions(restored: Restored) -> list[str]:
     return lines
 
 
-def carry_out(
-    chosen: argparse.Namespace,
-    restored: Restored,
-    files: Sequence[Path],
-    device: torch.device,
-    screen: Screen,
-) -> int:
+def predict(chosen: argparse.Namespace, parts: Ready, screen: Screen) -> int:
     """Predict, print, write; the exit code."""
+    restored, files, machine = parts
     for note in assumptions(restored):
         screen.say(note)
-    rows = list(predictions(restored, files, batch_size=chosen.batch_size, top=chosen.top, device=device))
+    rows = list(predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top))
     width = min(chosen.top, len(next((row["classes"] for row in rows if "classes" in row), [])))
     screen.table(
         "",

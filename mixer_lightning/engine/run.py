@@ -1,24 +1,31 @@
-"""The program: what a command does, top to bottom. Nothing heavy is imported before there is work to do."""
+"""A recipe in its run directory: what is there already, who else is at it, then the work.
+
+Nothing heavy is imported before there is work to do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from mixer_lightning import results
-from mixer_lightning.config import from_checkpoint as pretrained
+from mixer_lightning import launcher, results
+from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.config.recipe import FREE_KEYS, Recipe
-from mixer_lightning.config.signatures import build
 from mixer_lightning.files import check_writable, lock_run_dir
 from mixer_lightning.screen import Screen, closing_table
 
+NO_CHECKPOINT = (
+    "'checkpoint' is missing: a .npz, .pth, .safetensors or .ckpt file, a run directory, or timm:<name>"
+)
+
 
 def train(recipe: Recipe, run_dir: Path) -> int:
-    """Train `recipe` in `run_dir`, go on where an earlier sitting stopped, or say that it has finished.
+    """Train `recipe` in `run_dir`, go on where an earlier session stopped, or say that it has finished.
 
     A checkpoint to start from gives its head too where the classes are the same.
 
@@ -27,55 +34,69 @@ def train(recipe: Recipe, run_dir: Path) -> int:
     return _train(recipe, run_dir, head="auto")
 
 
+def finetune(recipe: Recipe, run_dir: Path) -> int:
+    """Train from a checkpoint, which must be given, with a new head; the exit code as of `train`."""
+    if recipe.checkpoint is not None:
+        return _train(recipe, run_dir, head="new")
+    Screen(silent=not launcher.is_first()).say(f"{NO_CHECKPOINT}. Training from scratch is train.py")
+    leave_no_empty(run_dir)
+    return 2
+
+
 def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
-    code = _trained(recipe, run_dir, Screen(silent=is_silent()), head=head)
+    screen = Screen(silent=not launcher.is_first())
+    try:
+        if recipe.checkpoint is not None:
+            check_there(recipe.checkpoint)
+        check_writable(run_dir)
+        result = finished(recipe, run_dir)
+        if result is not None:
+            screen.say(f"{run_dir} has finished this recipe; name=<another> trains it anew")
+            closing_table(screen, result, run_dir)
+            return 0
+        # Threads of a parallel loop that wait for each other spin; where something else needs a core, spinning for
+        # long made training 15 times slower (2 cores). A short spin costs some percent when nothing else runs.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        with _locked(run_dir):
+            from mixer_lightning.engine import training  # torch and Lightning: seconds
+
+            code = training.train(recipe, run_dir, screen, head=head)
+    except (ValueError, OSError) as error:
+        screen.say(str(error))
+        code = 2
     if code == 2:
         leave_no_empty(run_dir)
     return code
 
 
-def _trained(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Literal["auto", "new"]) -> int:
+def evaluate(recipe: Recipe, run_dir: Path) -> int:
+    """Judge the checkpoint of `recipe` by its evaluations; the exit code: 0 done, 1 it failed, 2 a wrong setting."""
+    screen = Screen(silent=not launcher.is_first())
     try:
-        if recipe.checkpoint is not None:
-            pretrained.check_there(recipe.checkpoint)
+        if recipe.checkpoint is None:
+            raise ValueError(NO_CHECKPOINT)
+        if not recipe.evals:
+            raise ValueError("'evals' is empty: use evals=accuracy, or several as evals=[val,fewshot]")
+        check_there(recipe.checkpoint)
         check_writable(run_dir)
-        result = finished(recipe, run_dir)
+        refuse_another_evaluation(recipe, run_dir)
+        with _locked(run_dir):
+            from mixer_lightning.engine import evaluation  # torch and Lightning: seconds
+
+            code = evaluation.evaluate(recipe, run_dir, screen)
     except (ValueError, OSError) as error:
         screen.say(str(error))
-        return 2
-    if result is not None:
-        screen.say(f"{run_dir} has finished this recipe; name=<another> trains it anew")
-        closing_table(screen, result, run_dir)
-        return 0
-
-    # Threads of a parallel loop that wait for each other spin; where something else needs a core, spinning for long
-    # made training 15 times slower (2 cores). A short spin costs some percent when nothing else runs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    try:
-        with lock_run_dir(run_dir) if not screen.silent else contextlib.nullcontext():
-            from mixer_lightning.engine import training  # torch and Lightning: seconds
-
-            return training.train(recipe, run_dir, screen, head=head)
-    except ValueError as error:
-        screen.say(str(error))
-        return 2
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    if code:
+        leave_no_empty(run_dir)
+    return code
 
 
-def finetune(recipe: Recipe, run_dir: Path) -> int:
-    """Train from a checkpoint, which must be given, with a new head; the exit code as of `train`."""
-    if recipe.checkpoint is not None:
-        return _train(recipe, run_dir, head="new")
-    Screen(silent=is_silent()).say(
-        "'checkpoint' is missing: a .npz, .pth, .safetensors or .ckpt file, a run directory, or timm:<name>. "
-        "Training from scratch is train.py"
-    )
-    leave_no_empty(run_dir)
-    return 2
-
-
-def is_silent() -> bool:
-    """Whether another process of this run speaks for all."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+def _locked(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """The run directory for this run alone; its other processes rely on the first."""
+    return lock_run_dir(run_dir) if launcher.is_first() else contextlib.nullcontext()
 
 
 def leave_no_empty(run_dir: Path) -> None:
@@ -86,6 +107,9 @@ def leave_no_empty(run_dir: Path) -> None:
             if "runs" not in above.parent.parts:
                 break
             above.rmdir()
+
+
+# ------------------------------------------------------------------------------------------- what is there already
 
 
 def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
@@ -103,17 +127,30 @@ def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
             raise ValueError(
                 f"{stored} is damaged: write the recipe there again (--cfg job --resolve), or delete {run_dir}"
             ) from None
-        changes = results.differing_keys(before, recipe.to_dict(), ignore=FREE_KEYS)
-        if changes:
-            lines = [f"  {name}: {was!r} there, {now!r} here" for name, was, now in changes]
-            raise ValueError(
-                "\n".join([f"{run_dir} holds a run of another recipe:", *lines])
-                + "\nGive this one a name of its own (name=<word>), or delete that directory."
-            )
+        _refuse_differences(f"{run_dir} holds a run of another recipe", before, recipe)
     result = results.read_result(run_dir)
     if result is not None:
         _refuse_other_data(result, recipe, run_dir)
     return result
+
+
+def refuse_another_evaluation(recipe: Recipe, run_dir: Path) -> None:
+    """Let an evaluation be made again, but not one take the place of another.
+
+    Raises:
+        ValueError: the directory holds figures of another checkpoint, data set or setting.
+    """
+    found = results.read_evaluation(run_dir)
+    if found is not None:
+        _refuse_differences(f"{run_dir} holds another evaluation", found["recipe"], recipe)
+
+
+def _refuse_differences(what: str, before: Mapping[str, Any], recipe: Recipe) -> None:
+    changes = results.differing_keys(before, recipe.to_dict(), ignore=FREE_KEYS)
+    if changes:
+        lines = [f"  {name}: {was!r} there, {now!r} here" for name, was, now in changes]
+        mend = "Give this one a name of its own (name=<word>), or delete that directory."
+        raise ValueError("\n".join([f"{what}:", *lines, mend]))
 
 
 def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) -> None:
@@ -123,9 +160,6 @@ def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) ->
         ValueError, OSError: the data at the new place is other data, or there is none.
     """
     if result["recipe"]["data"].get("root") != recipe.data.get("root"):
-        from mixer_lightning.data import splits  # seconds
+        from mixer_lightning.engine.setup import open_data  # torch and Lightning: seconds
 
-        data = splits.choose(
-            build(recipe.data), train=recipe.train_split, val=recipe.val_split, test=recipe.test_split
-        )
-        data.refuse_another(result, run_dir)
+        open_data(recipe).refuse_another(result, run_dir)

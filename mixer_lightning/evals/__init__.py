@@ -1,72 +1,35 @@
 """Evaluations: one file and one YAML each. `run(predict)` yields (metric name, value) pairs.
 
-Legend: N images of a split, n of them this process's share, B images of a batch, K classes, F features, S side of the
+Legend: N images of a split, n of them this process's, B images of a batch, K classes, F features, S side of the
 model's input in pixels, L labels an image has at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-    import numpy.typing as npt
     import torch
     from torch import Tensor
 
-    Indices = npt.NDArray[np.int64]
+    from mixer_lightning.data.sources import Dataset, Indices
 
-Resize = Literal["short_side", "square"]  # of the evaluation's view, as in data/transforms.py
-
-
-class Images(Protocol):
-    """The labelled images of a split, by index."""
-
-    def __len__(self) -> int:
-        """Number of images, N."""
-
-    def labels(self, indices: Indices) -> Indices:
-        """Class indices [B]; or [B, L] where images have several, short rows filled up with -1."""
-
-    def key(self, index: int) -> str:
-        """What an image is called in its data set, wherever it is stored."""
-
-    def name(self, index: int) -> str:
-        """Where an image is."""
-
-
-class Data(Protocol):
-    """A data set: its name, the names of its classes, and its splits, "train" among them."""
-
-    @property
-    def name(self) -> str:
-        """What results call it."""
-        ...
-
-    @property
-    def classes(self) -> list[str]:
-        """The name of each of K classes."""
-        ...
-
-    @property
-    def splits(self) -> Mapping[str, Images]:
-        """Images by the split's name."""
-        ...
+Resize = Literal["short_side", "square"]  # of the evaluation's crop, as in data/transforms.py
 
 
 class Predict(Protocol):
-    """What a run offers its evaluations. Under many processes each sees its own share of every split.
+    """What a run offers its evaluations. Of several processes each sees its own part of every split.
 
-    What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other views of
+    What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other crops of
     the images than the recipe's; `indices` for some images of the split alone, and only these are read. One that cannot
     be read ends the run, unless `mark_bad` asks for the label -1, and whatever features, in its place.
     """
 
     @property
-    def data(self) -> Data:
+    def data(self) -> Dataset:
         """The data set."""
         ...
 
@@ -97,15 +60,15 @@ class Predict(Protocol):
         indices: Indices | None = None,
         mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (features [B, F] float32, labels); what the head sees: normalised, the mean over positions."""
+        """Batches (features [B, F] float32, labels); what the head's linear layer sees."""
         ...
 
-    def views(self, split: str, indices: Indices) -> Tensor:
+    def crops(self, split: str, indices: Indices) -> Tensor:
         """What the network sees of these images, all on this process: uint8 [B, 3, S, S], on the CPU."""
         ...
 
     def all_gather(self, batches: Iterable[Tensor]) -> Tensor:
-        """From batches [B, ...] of this process's share, those of all processes in the order of the images: [N, ...].
+        """From batches [B, ...] of this process's images, those of all processes in the order of the images: [N, ...].
 
         All processes call it, and all get the same, on the CPU.
         """
@@ -125,7 +88,7 @@ class Eval(Protocol):
         """Whether it is no use, or too slow, in the middle."""
         ...
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Dataset) -> None:
         """Look at the data before a long run starts.
 
         Raises:
@@ -138,12 +101,12 @@ class Eval(Protocol):
         ...
 
 
-def eval_splits(data: Data) -> list[str]:
+def eval_splits(data: Dataset) -> list[str]:
     """Names of the splits besides train."""
     return [split for split in data.splits if split != "train"]
 
 
-def checked_split(data: Data, split: str) -> str:
+def checked_split(data: Dataset, split: str) -> str:
     """The name of a split; ValueError if the data set lacks it, or trains on it."""
     there = eval_splits(data)
     if split not in there:
@@ -151,7 +114,7 @@ def checked_split(data: Data, split: str) -> str:
     return split
 
 
-def eval_split(data: Data, split: str | None) -> str:
+def eval_split(data: Dataset, split: str | None) -> str:
     """The split that is named, else test, or val where there is no test."""
     if split is None:
         split = "test" if "test" in data.splits else "val"

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.evals import Data, Predict, Resize, checked_split, eval_splits
+from mixer_lightning.evals import Predict, Resize, checked_split, eval_splits
+
+if TYPE_CHECKING:
+    from mixer_lightning.data.sources import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +23,8 @@ class Accuracy:
     """Fraction of images whose label is the first, or among the first five, of the sorted logits.
 
     splits: which to evaluate; null for all but train.
-    crops: the views to show ("short_side", "square": see eval_resize in data/transforms.py), each with its own figures:
-        `val/top1` for short_side, `val/top1_square` for square; null for the recipe's view, called `val/top1`.
+    crops: the crops to show ("short_side", "square": see eval_resize in data/transforms.py), each with its own figures:
+        `val/top1` for short_side, `val/top1_square` for square; null for the recipe's own, called `val/top1`.
     per_class: write per_class_<split>.csv in the run directory, a line for each class.
     at_end: during training, evaluate after the last step only.
 
@@ -35,7 +38,7 @@ class Accuracy:
     at_end: bool = False
     uses_head: ClassVar[bool] = True
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Dataset) -> None:
         """Refuse splits that the data set lacks."""
         other = next((split for split in ("test", "val") if split in eval_splits(data)), None)
         for split in self.splits or []:
@@ -76,7 +79,7 @@ def ranks(logits: Tensor, labels: Tensor) -> Tensor:
     return places.min(dim=1).values
 
 
-def write_per_class(path: Path, data: Data, split: str, hits: Mapping[str, Tensor]) -> None:
+def write_per_class(path: Path, data: Dataset, split: str, hits: Mapping[str, Tensor]) -> None:
     """A line for each class: its name, its images, and the fraction of them that was right; empty without images.
 
     An image with several labels belongs to the class of each.

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from mixer_lightning import results
-from mixer_lightning.evals import Data, Predict, eval_split
+from mixer_lightning.evals import Predict, eval_split
 from mixer_lightning.files import atomic_write
+
+if TYPE_CHECKING:
+    from mixer_lightning.data.sources import Dataset
 
 MISCLASSIFIED_CSV = "misclassified.csv"
 
@@ -34,7 +38,7 @@ class Confusion:
     at_end: bool = True
     uses_head: ClassVar[bool] = True
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Dataset) -> None:
         """Refuse a split that the data set lacks."""
         eval_split(data, self.split)
 
@@ -55,8 +59,9 @@ class Confusion:
         images, classes = data.splits[split], data.classes
         labels = images.labels(np.arange(len(images)))
         predicted, probability = found[:, 0].numpy().astype(np.int64), found[:, 1].numpy()
-        matrix = np.zeros((len(classes), len(classes)), np.int64)
-        np.add.at(matrix, (labels, predicted), 1)
+        matrix = multiclass_confusion_matrix(
+            torch.from_numpy(predicted), torch.from_numpy(labels), num_classes=len(classes)
+        ).numpy()
         wrong = np.flatnonzero(labels != predicted)
         wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
         shown = wrong[: self.examples]
@@ -64,7 +69,7 @@ class Confusion:
             "split": np.array(split),
             "classes": np.array(classes),
             "matrix": matrix,  # [K, K]: true class, predicted class
-            "images": predict.views(split, shown).permute(0, 2, 3, 1).numpy(),  # [examples, S, S, 3]
+            "images": predict.crops(split, shown).permute(0, 2, 3, 1).numpy(),  # [examples, S, S, 3]
             "true": labels[shown],
             "predicted": predicted[shown],
             "probability": probability[shown],

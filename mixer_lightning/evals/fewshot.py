@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_lightning.evals import Data, Predict, eval_split
+from mixer_lightning.evals import Predict, eval_split
 
 if TYPE_CHECKING:
-    from mixer_lightning.evals import Indices
+    from mixer_lightning.data.sources import Dataset, Indices
 
 BIAS = 100.0  # value of the feature that is constant: so large that its weight is hardly regularised
 EPSILON = 1e-5  # added to deviations
@@ -31,7 +31,7 @@ class Fewshot:
     shots: images of a class, each number a figure of its own.
     seeds: of the draws; the figure is the mean over them.
     l2: strength of the regularisation.
-    split: where it is judged; null for test, or val where there is no test.
+    split: where it is evaluated; null for test, or val where there is no test.
     eval_crop: images are resized to image_size / eval_crop on both sides, and their centre is shown: 256 and 224.
     at_end: during training, evaluate after the last step only.
 
@@ -57,7 +57,7 @@ class Fewshot:
         if not 0 < self.eval_crop <= 1:
             raise ValueError(f"fewshot: eval_crop must lie in (0, 1], found {self.eval_crop}")
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Dataset) -> None:
         """Refuse images with several labels, which have no one class to be drawn for."""
         for split in ("train", eval_split(data, self.split)):
             if data.splits[split].labels(np.arange(1)).ndim > 1:
@@ -67,53 +67,63 @@ class Fewshot:
         """`fewshot/<data set>_<shots>shot`."""
         data = predict.data
         split = eval_split(data, self.split)
-        num_classes = len(data.classes)
         train = data.splits["train"]
         labels = train.labels(np.arange(len(train)))
-        view: dict[str, Any] = {"eval_resize": "square", "eval_crop": self.eval_crop}
-        read, features = _nothing(), torch.empty(0)  # images [U] and their features [U, F]
-        bad = _nothing()
-        while True:  # once, unless images are bad: then others are drawn for them
-            draws = {
-                (shots, seed): drawn
-                for seed in self.seeds
-                for shots, drawn in draw(
-                    labels, self.shots, num_classes=num_classes, seed=seed, bad=bad
-                ).items()
-            }
-            used = np.unique(np.concatenate(list(draws.values())))  # in order, for the disk's sake
-            if len(used) == 0:
-                raise ValueError(f"fewshot: none of the images drawn from {data.name}'s train can be read")
-            new = np.setdiff1d(used, read)
-            if len(new) == 0:
-                break
-            batches = list(predict.features("train", indices=new, mark_bad=True, **view))
-            found = predict.all_gather(batch for batch, _ in batches)
-            is_good = predict.all_gather(truth for _, truth in batches) >= 0
-            features = torch.cat([features, found[is_good]]) if len(read) else found[is_good]
-            read = np.concatenate([read, new[is_good.numpy()]])
-            bad = np.concatenate([bad, new[~is_good.numpy()]])
-        places = np.argsort(read)
-        lines = [
+        samples, indices, features = self._sampled_features(predict, labels)
+        order = np.argsort(indices)
+        classifiers = [
             fit(
-                features[places[np.searchsorted(read, drawn, sorter=places)]].to(predict.device),
-                torch.from_numpy(labels[drawn]).to(predict.device),
-                num_classes=num_classes,
+                features[order[np.searchsorted(indices, sample, sorter=order)]].to(predict.device),
+                torch.from_numpy(labels[sample]).to(predict.device),
+                num_classes=len(data.classes),
                 l2=self.l2,
             )
-            for drawn in draws.values()
+            for sample in samples.values()
         ]
-        right = predict.all_gather(
-            torch.stack([line(batch).argmax(dim=1) == truth for line in lines], dim=1)
-            for batch, truth in predict.features(split, **view)
-        )  # [N, draws]
-        figures = dict(zip(draws, (int(count) / len(right) for count in right.sum(dim=0)), strict=True))
+        correct = predict.all_gather(
+            torch.stack([each(batch).argmax(dim=1) == label for each in classifiers], dim=1)
+            for batch, label in predict.features(split, eval_resize="square", eval_crop=self.eval_crop)
+        )  # [N, samples]
+        accuracy = dict(zip(samples, (int(n) / len(correct) for n in correct.sum(dim=0)), strict=True))
         for shots in self.shots:
-            mean = sum(figures[shots, seed] for seed in self.seeds) / len(self.seeds)
+            mean = sum(accuracy[shots, seed] for seed in self.seeds) / len(self.seeds)
             yield f"fewshot/{data.name}_{shots}shot", mean
 
+    def _sampled_features(
+        self, predict: Predict, labels: Indices
+    ) -> tuple[dict[tuple[int, int], Indices], Indices, Tensor]:
+        """The images of each (shots, seed); then all images that were read, [U], and their features [U, F]."""
+        indices, features = _nothing(), torch.empty(0)
+        bad = _nothing()
+        while True:  # once, unless images are bad: then others are drawn for them
+            samples = {
+                (shots, seed): sample
+                for seed in self.seeds
+                for shots, sample in sample_shots(
+                    labels, self.shots, num_classes=len(predict.data.classes), seed=seed, bad=bad
+                ).items()
+            }
+            used = np.unique(np.concatenate(list(samples.values())))  # in order, for the disk's sake
+            if len(used) == 0:
+                raise ValueError(
+                    f"fewshot: none of the images drawn from {predict.data.name}'s train can be read"
+                )
+            new = np.setdiff1d(used, indices)
+            if len(new) == 0:
+                return samples, indices, features
+            batches = list(
+                predict.features(
+                    "train", indices=new, mark_bad=True, eval_resize="square", eval_crop=self.eval_crop
+                )
+            )
+            found = predict.all_gather(batch for batch, _ in batches)
+            is_good = predict.all_gather(label for _, label in batches) >= 0
+            features = torch.cat([features, found[is_good]]) if len(indices) else found[is_good]
+            indices = np.concatenate([indices, new[is_good.numpy()]])
+            bad = np.concatenate([bad, new[~is_good.numpy()]])
 
-def draw(
+
+def sample_shots(
     labels: Indices, shots: list[int], *, num_classes: int, seed: int, bad: Indices | None = None
 ) -> dict[int, Indices]:
     """Indices of the first so many images of each class in a random order, for every number of shots.
@@ -131,7 +141,7 @@ def _nothing() -> Indices:
     return np.zeros(0, np.int64)
 
 
-class Line(NamedTuple):
+class LinearClassifier(NamedTuple):
     """An affine map, weight [F, K] and bias [K] in float64."""
 
     weight: Tensor
@@ -142,7 +152,7 @@ class Line(NamedTuple):
         return features.double() @ self.weight + self.bias
 
 
-def fit(features: Tensor, labels: Tensor, *, num_classes: int, l2: float) -> Line:
+def fit(features: Tensor, labels: Tensor, *, num_classes: int, l2: float) -> LinearClassifier:
     """The map from features [N, F] to scores that are 1 for the label [N] and -1 for others, by ridge regression.
 
     Features are standardised first, by the mean and deviation of these N, and the constant BIAS stands beside them.
@@ -155,7 +165,7 @@ def fit(features: Tensor, labels: Tensor, *, num_classes: int, l2: float) -> Lin
     targets[torch.arange(len(labels), device=labels.device), labels] = 1.0
     solution = ridge(points, targets, l2=l2)  # [D, K]
     weight = solution[:-1] / deviation[:, None]  # now for features as they come
-    return Line(weight, BIAS * solution[-1] - mean @ weight)
+    return LinearClassifier(weight, BIAS * solution[-1] - mean @ weight)
 
 
 def ridge(x: Tensor, y: Tensor, *, l2: float) -> Tensor:
@@ -170,11 +180,11 @@ def ridge(x: Tensor, y: Tensor, *, l2: float) -> Tensor:
     # for 25,000 points, a condition number of 2 * 10^5: float64 keeps ten digits, float32 would keep two.
     num_points, num_features = x.shape
     if num_points >= num_features:
-        return solved(x.mT @ x, x.mT @ y, l2=l2)
-    return x.mT @ solved(x @ x.mT, y, l2=l2)
+        return solve_regularised(x.mT @ x, x.mT @ y, l2=l2)
+    return x.mT @ solve_regularised(x @ x.mT, y, l2=l2)
 
 
-def solved(gram: Tensor, right: Tensor, *, l2: float) -> Tensor:
+def solve_regularised(gram: Tensor, right: Tensor, *, l2: float) -> Tensor:
     """The solution of (gram + l2 I) z = right."""
     gram.diagonal().add_(l2)
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram))

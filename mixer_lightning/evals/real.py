@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mixer_lightning.evals import Data, Images, Predict, eval_split
+from mixer_lightning.evals import Predict, eval_split
+
+if TYPE_CHECKING:
+    from mixer_lightning.data.sources import Dataset, Images
 
 SAMPLE = 100  # images that `check` looks at
 
@@ -40,7 +43,7 @@ class Real:
     at_end: bool = False
     uses_head: ClassVar[bool] = True
 
-    def check(self, data: Data) -> None:
+    def check(self, data: Dataset) -> None:
         """Refuse other images than ImageNet's, and classes in another order."""
         split = eval_split(data, self.split)
         images, table = data.splits[split], read(self.labels)

@@ -1,1 +1,1 @@
-"""Fast paths for an operation, each beside its plain PyTorch form."""
+"""Fast paths for an operation, each beside its plain PyTorch reference."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
-from mixer_lightning.models.mixer import grid_size
+from mixer_lightning.models.patches import grid_size
 
 # torch warns that it pads a copy for even kernels: that is what the paper's kernels of 8 need.
 warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
@@ -29,6 +29,7 @@ class ConvMixer(nn.Module):
     """
 
     channels_last: ClassVar[bool] = True  # its convolutions are faster on memory ordered [B, H, W, C]
+    head_name: ClassVar[str] = "head"
 
     def __init__(
         self,
@@ -90,16 +91,16 @@ class ConvMixer(nn.Module):
         z: Tensor = self.blocks(self.stem(images))
         return z
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features [B, h, H/p, W/p] -> logits [B, K]: the mean over positions, then a linear layer."""
-        logits: Tensor = self.head(features.mean(dim=(2, 3)))
-        return logits
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B, h, H/p, W/p] -> logits [B, K]: the mean over positions [B, h] (`pre_logits`: no more), a linear layer."""
+        x = features.mean(dim=(2, 3))  # [B, h]
+        return x if pre_logits else self.head(x)
 
 
 class Residual(nn.Module):
     """x + fn(x); training drops the fn(x) of a sample with probability `drop_rate` and divides the kept by the rest.
 
-    Stochastic depth is no part of the paper's architecture: only recipes after "ResNet strikes back" (arXiv
+    Stochastic depth is not in the paper's architecture: only recipes after "ResNet strikes back" (arXiv
     2110.00476) use it, with the rescaling of timm's DropPath.
     """
 

@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixer_lightning.models.patches import grid_size
+
 
 class Mixer(nn.Module):
     """Normalised images [B, 3, image_size, image_size] -> logits [B, K]."""
 
     channels_last: ClassVar[bool] = False
+    head_name: ClassVar[str] = "head"
 
     def __init__(
         self,
@@ -69,10 +72,10 @@ class Mixer(nn.Module):
         x: Tensor = self.norm(self.blocks(self.stem(images)))
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Tokens [B, S, C] -> logits [B, K]: the mean over tokens, then a linear layer."""
-        logits: Tensor = self.head(features.mean(dim=1))
-        return logits
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens [B, S, C] -> logits [B, K]: the mean over tokens [B, C] (`pre_logits`: no more), a linear layer."""
+        x = features.mean(dim=1)  # [B, C]
+        return x if pre_logits else self.head(x)
 
 
 class MixerBlock(nn.Module):
@@ -136,12 +139,3 @@ def init_lecun_normal(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         assert module.bias is not None
         nn.init.zeros_(module.bias)
-
-
-def grid_size(*, image_size: int, patch_size: int) -> int:
-    """Patches along a side of the image; ValueError where they do not fill it exactly."""
-    if image_size < patch_size or image_size % patch_size:
-        below, above = image_size // patch_size * patch_size, (image_size // patch_size + 1) * patch_size
-        nearest = f"{below} and {above} work" if below else f"{above} works"
-        raise ValueError(f"image_size {image_size} is no multiple of patch_size {patch_size}: {nearest}")
-    return image_size // patch_size

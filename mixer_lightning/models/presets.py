@@ -48,7 +48,7 @@ def published() -> list[Published]:
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` knows, sorted: the files of conf/model."""
+    """Names of the models, sorted: the files of conf/model."""
     return sorted(path.stem for path in MODEL_FOLDER.glob("*.yaml"))
 
 
@@ -69,7 +69,7 @@ def default_image_size(name: str) -> int:
     return min((row.input for row in published() if row.model == name), default=224)
 
 
-def create_model(
+def build_model(
     name: str,
     *,
     num_classes: int = 1000,
@@ -77,7 +77,7 @@ def create_model(
     stochastic_depth: float = 0.0,
     head_bias: float = 0.0,
 ) -> nn.Module:
-    """A model of conf/model with new weights; what its arguments mean says `mixer_lightning.create_model`.
+    """A model of conf/model with new weights, a protocol.Backbone; its arguments are those of api.create_model.
 
     Raises:
         ValueError: there is no such model, or a number makes no sense.
@@ -112,7 +112,7 @@ def cost(name: str, *, num_classes: int = 1000, image_size: int | None = None) -
 
     size = default_image_size(name) if image_size is None else image_size
     with torch.device("meta"), torch.no_grad():
-        model = create_model(name, num_classes=num_classes, image_size=size).eval()
+        model = build_model(name, num_classes=num_classes, image_size=size).eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, size, size))
     parameters = sum(p.numel() for p in model.parameters())

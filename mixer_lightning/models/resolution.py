@@ -28,7 +28,7 @@ def part_major(*, grid: int, parts: int) -> Tensor:
 
 
 def enlarge(tensors: Mapping[str, Tensor], *, grid: int, parts: int) -> dict[str, Tensor]:
-    """A Mixer's state dict for images of `parts` times the side; what is no token mixing stays as it is."""
+    """A Mixer's state dict for images of `parts` times the side; all but token mixing stays as it is."""
     place = part_major(grid=grid, parts=parts)
     return {key: _enlarge(key, tensor, place, parts**2) for key, tensor in tensors.items()}
 

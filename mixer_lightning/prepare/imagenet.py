@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning.data.sources.names import stem, suffix_of
-from mixer_lightning.prepare.feeds import Extent, Feed, Place, Sample, wanted_splits
+from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members, is_gzip
 from mixer_lightning.prepare.options import VARIANTS, Options
-from mixer_lightning.prepare.tars import Member, Tape, is_gzip, members
+from mixer_lightning.prepare.readers import Cursor, Extent, Sample, Source, selected_splits
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -56,20 +56,20 @@ class Part(NamedTuple):
     """Images that lie together; `label_of` gives a member's key and label, None for what is no image."""
 
     split: str
-    files: Iterable[Member]
-    label_of: Callable[[Member], tuple[str, int] | None]
+    files: Iterable[ArchiveMember]
+    label_of: Callable[[ArchiveMember], tuple[str, int] | None]
 
 
-Parts = Callable[[Tape], Iterator[Part]]
+Parts = Callable[[ArchiveStream], Iterator[Part]]
 
 
-def samples(archives: Sequence[tuple[Path, Parts]], start: Place) -> Iterator[Sample]:
+def samples(archives: Sequence[tuple[Path, Parts]], start: Cursor) -> Iterator[Sample]:
     """The samples of all parts of all archives; parts before `start` are passed over without being read."""
     number, behind = 0, 0
     for path, parts in archives:
-        tape = Tape(path)
+        archive = ArchiveStream(path)
         try:
-            for part in parts(tape):
+            for part in parts(archive):
                 if number >= start[0]:
                     begin = start[1] if number == start[0] else 0
                     for index, file in enumerate(part.files):
@@ -83,46 +83,46 @@ def samples(archives: Sequence[tuple[Path, Parts]], start: Place) -> Iterator[Sa
                                 suffix_of(file.name),
                                 partial(bytes, encoded),
                                 (number, index + 1),
-                                behind + tape.position(),
+                                behind + archive.position(),
                             )
                 number += 1
         finally:
-            tape.close()
+            archive.close()
         behind += path.stat().st_size
 
 
 def class_parts(
-    tape: Tape, *, labels: dict[str, int], only: Sequence[str], left_out: set[str]
+    archive: ArchiveStream, *, labels: dict[str, int], only: Sequence[str], unknown_classes: set[str]
 ) -> Iterator[Part]:
     """A part for each class tar in an archive, or for each image in class folders; or the one class that it holds."""
-    if _is_wnid(tape.path.stem):  # n00004475.tar by itself
-        inside = partial(members, tape, str(tape.path))
-        yield from _class_part("train", tape.path.stem, inside, labels, left_out)
+    if _is_wnid(archive.path.stem):  # n00004475.tar by itself
+        inside = partial(archive_members, archive, str(archive.path))
+        yield from _class_part("train", archive.path.stem, inside, labels, unknown_classes)
         return
-    for file in members(tape, str(tape.path)):
+    for file in archive_members(archive, str(archive.path)):
         folders = file.name.split("/")
         split = next((SPLIT_FOLDERS[each] for each in folders if each in SPLIT_FOLDERS), "train")
         if split is None or split not in only:
             continue
         if file.name.endswith(".tar"):
-            inside = partial(members, file, file.where, nested=True)
-            yield from _class_part(split, folders[-1].removesuffix(".tar"), inside, labels, left_out)
+            inside = partial(archive_members, file, file.where, nested=True)
+            yield from _class_part(split, folders[-1].removesuffix(".tar"), inside, labels, unknown_classes)
         elif suffix_of(file.name) and len(folders) > 1:
-            yield from _class_part(split, folders[-2], partial(_alone, file), labels, left_out)
-
-
-def _alone(file: Member) -> Iterator[Member]:
-    yield file
+            yield from _class_part(split, folders[-2], partial(iter, [file]), labels, unknown_classes)
 
 
 def _class_part(
-    split: str, wnid: str, inside: Callable[[], Iterator[Member]], labels: dict[str, int], left_out: set[str]
+    split: str,
+    wnid: str,
+    inside: Callable[[], Iterator[ArchiveMember]],
+    labels: dict[str, int],
+    unknown_classes: set[str],
 ) -> Iterator[Part]:
     if wnid not in labels:
-        left_out.add(wnid)
+        unknown_classes.add(wnid)
         return
 
-    def label_of(file: Member) -> tuple[str, int] | None:
+    def label_of(file: ArchiveMember) -> tuple[str, int] | None:
         return (
             (f"{wnid}/{stem(file.name.rpartition('/')[2])}", labels[wnid]) if suffix_of(file.name) else None
         )
@@ -133,10 +133,10 @@ def _class_part(
 # ----------------------------------------------------------------------------------------------- ImageNet-1k
 
 
-def open_1k(source: Path, options: Options) -> Feed:
+def open_1k(source: Path, options: Options) -> Source:
     """The official archives in a folder; class folders are read by the function of conf/data instead."""
     archives = {"train": source / TRAIN, "val": source / VAL}
-    wanted = wanted_splits(archives, options)
+    wanted = selected_splits(archives, options)
     missing = [archives[split].name for split in wanted if not archives[split].is_file()]
     if "val" in wanted and not (source / DEVKIT).is_file():
         missing.append(DEVKIT)
@@ -150,9 +150,9 @@ def open_1k(source: Path, options: Options) -> Feed:
     else:
         wnids, truth = bundled("1k"), []
     labels = {wnid: label for label, wnid in enumerate(wnids)}
-    left_out: set[str] = set()
+    unknown_classes: set[str] = set()
 
-    def val_label_of(file: Member) -> tuple[str, int] | None:
+    def val_label_of(file: ArchiveMember) -> tuple[str, int] | None:
         if not suffix_of(file.name):
             return None
         name = stem(file.name.rpartition("/")[2])
@@ -163,14 +163,16 @@ def open_1k(source: Path, options: Options) -> Feed:
             )
         return f"{truth[number - 1]}/{name}", labels[truth[number - 1]]
 
-    def val_parts(tape: Tape) -> Iterator[Part]:
-        yield Part("val", members(tape, str(tape.path)), val_label_of)
+    def val_parts(archive: ArchiveStream) -> Iterator[Part]:
+        yield Part("val", archive_members(archive, str(archive.path)), val_label_of)
 
     if "train" in wanted:
-        left_out = _strangers(found_classes([archives["train"]]), labels, f"the ILSVRC 2012 list in {source}")
-    train_parts = partial(class_parts, labels=labels, only=["train"], left_out=left_out)
+        unknown_classes = _unknown_classes(
+            found_classes([archives["train"]]), labels, f"the ILSVRC 2012 list in {source}"
+        )
+    train_parts = partial(class_parts, labels=labels, only=["train"], unknown_classes=unknown_classes)
     parts: dict[str, Parts] = {"train": train_parts, "val": val_parts}
-    return Feed(
+    return Source(
         name="imagenet1k",
         release="imagenet1k",
         classes=names_of(wnids),
@@ -183,7 +185,7 @@ def open_1k(source: Path, options: Options) -> Feed:
         fingerprint=[_about(archives[split]) for split in wanted],
         total=sum(archives[split].stat().st_size for split in wanted),
         samples=partial(samples, [(archives[split], parts[split]) for split in wanted]),
-        left_out=left_out,
+        unknown_classes=unknown_classes,
     )
 
 
@@ -216,17 +218,17 @@ def devkit(path: Path) -> tuple[list[str], list[str]]:
 # ---------------------------------------------------------------------------------------------- ImageNet-21k
 
 
-def open_21k(source: Path, options: Options) -> Feed:
+def open_21k(source: Path, options: Options) -> Source:
     """One of the releases of ImageNet-21k: see VARIANTS."""
     archives, variant = _archives_21k(source, options.variant)
-    wnids, left_out = _classes_21k(archives, variant, options.classes)
+    wnids, unknown_classes = _classes_21k(archives, variant, options.classes)
     own_val = variant.endswith("_p")
-    wanted = wanted_splits(["train", "val"] if own_val else ["train"], options)
+    wanted = selected_splits(["train", "val"] if own_val else ["train"], options)
     num_bytes = sum(path.stat().st_size for path in archives)
     share = {"train": 1 - VAL_SHARE_P, "val": VAL_SHARE_P} if own_val else {"train": 1.0}
     labels = {wnid: label for label, wnid in enumerate(wnids)}
-    parts = partial(class_parts, labels=labels, only=wanted, left_out=left_out)
-    return Feed(
+    parts = partial(class_parts, labels=labels, only=wanted, unknown_classes=unknown_classes)
+    return Source(
         name="imagenet21k",
         release=f"imagenet21k {variant}",
         classes=names_of(wnids),
@@ -237,7 +239,7 @@ def open_21k(source: Path, options: Options) -> Feed:
         total=num_bytes,
         samples=partial(samples, [(path, parts) for path in archives]),
         val_share=0.0 if own_val or options.splits is not None else VAL_SHARE,
-        left_out=left_out,
+        unknown_classes=unknown_classes,
     )
 
 
@@ -261,7 +263,7 @@ def _archives_21k(source: Path, variant: str | None) -> tuple[list[Path], str]:
     told = ARCHIVES.get(archives[0].name, ())
     if variant is None and not told:
         raise ValueError(
-            f"variant is missing: {archives[0].name} does not tell the release. Take variant={'|'.join(VARIANTS)}"
+            f"variant is missing: {archives[0].name} does not tell the release. Use variant={'|'.join(VARIANTS)}"
         )
     if variant is not None and told and variant not in told:
         raise ValueError(f"variant: {archives[0].name} is {' or '.join(told)}, not {variant}")
@@ -278,7 +280,7 @@ def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tupl
         if found is None:
             raise ValueError(
                 f"classes: {archives[0].name} can only be read from front to end, so its classes are not known at the "
-                "start. Take classes=<file> with one WordNet id per line, or one of the lists that exist."
+                "start. Use classes=<file> with one WordNet id per line, or one of the lists that exist."
             )
         return found, set()
     if choice in BUNDLED:
@@ -288,7 +290,7 @@ def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tupl
     elif choice == "winter21":
         raise ValueError(
             f"classes is missing: {archives[0].name} can only be read from front to end, and no list of the 19,167 "
-            "classes of winter21 is at hand. Take classes=fall11 (21,841, which include them), classes=google (21,843, "
+            "classes of winter21 is at hand. Use classes=fall11 (21,841, which include them), classes=google (21,843, "
             "as in Google's checkpoints) or classes=<file> with one WordNet id per line; or gunzip the archive, and "
             "its headers tell."
         )
@@ -299,17 +301,17 @@ def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tupl
         raise ValueError(
             f"classes: {choice} " + (f"has {repeated[0]} more than once" if repeated else "is empty")
         )
-    return wnids, _strangers(found or [], dict.fromkeys(wnids, 0), f"classes={choice}")
+    return wnids, _unknown_classes(found or [], dict.fromkeys(wnids, 0), f"classes={choice}")
 
 
-def _strangers(found: Sequence[str], labels: dict[str, int], where: str) -> set[str]:
+def _unknown_classes(found: Sequence[str], labels: dict[str, int], where: str) -> set[str]:
     """Classes of an archive that a list lacks; ValueError when it has none of them."""
-    strangers = {wnid for wnid in found if wnid not in labels}
-    if found and len(strangers) == len(found):
+    unknown = {wnid for wnid in found if wnid not in labels}
+    if found and len(unknown) == len(found):
         raise ValueError(
             f"none of the {len(found):,} classes of the archive, such as {found[0]}, is in {where}."
         )
-    return strangers
+    return unknown
 
 
 # --------------------------------------------------------------------------------------------------- classes
@@ -319,11 +321,11 @@ def found_classes(archives: Sequence[Path]) -> list[str]:
     """WordNet ids of the class tars in an archive, or of class tars; from the headers alone, sorted."""
     if _is_wnid(archives[0].stem):
         return sorted(path.stem for path in archives)
-    tape = Tape(archives[0])
+    archive = ArchiveStream(archives[0])
     try:
-        names = [file.name for file in members(tape, str(archives[0]))]
+        names = [file.name for file in archive_members(archive, str(archives[0]))]
     finally:
-        tape.close()
+        archive.close()
     found = sorted({name.rpartition("/")[2].removesuffix(".tar") for name in names if name.endswith(".tar")})
     if not found:
         raise ValueError(f"source: {archives[0]} holds no class tars, such as n01440764.tar.")

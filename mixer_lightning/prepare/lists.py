@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning.data.sources.names import stem, suffix_of, too_sparse
-from mixer_lightning.prepare.feeds import LOOKED_AT, Extent, Feed, Place, Sample, wanted_splits
 from mixer_lightning.prepare.options import SPLITS, Options
+from mixer_lightning.prepare.readers import PROBED_IMAGES, Cursor, Extent, Sample, Source, selected_splits
 
 ENDINGS = (".tsv", ".txt", ".jsonl")
 FORM = 'path<TAB>label[,label...] in a .tsv or .txt file, {"path": ..., "labels": [...]} in a .jsonl file'
-SHOWN = 5  # wrong lines
+SHOWN_LABELS = 5  # that are unknown
 
 
 class Row(NamedTuple):
@@ -46,20 +46,21 @@ class Contents(NamedTuple):
     checksum: str
 
 
-def open_list(source: Path, options: Options) -> Feed:
-    """The feed of a list, or of a folder with train.tsv, val.tsv, test.tsv (or .txt, .jsonl)."""
+def open_list(source: Path, options: Options) -> Source:
+    """Read a list, or a folder with train.tsv, val.tsv, test.tsv (or .txt, .jsonl)."""
     files = _files(source, options.split)
-    files = {split: files[split] for split in wanted_splits(files, options)}
+    files = {split: files[split] for split in selected_splits(files, options)}
     contents = {split: _contents(path) for split, path in files.items()}
     found = set[str]().union(*(each.labels for each in contents.values()))
     total = sum(each.num_samples for each in contents.values())
     classes, label_of = _classes(found, total, options.classes)
-    return Feed(
+    return Source(
         name=options.data,
         release=options.data,
         classes=classes,
         splits={
-            split: Extent(each.num_samples, _bytes(files[split], each)) for split, each in contents.items()
+            split: Extent(each.num_samples, _estimate_bytes(files[split], each))
+            for split, each in contents.items()
         },
         labels_per_image=max((each.most_labels for each in contents.values()), default=1),
         fingerprint=[f"{split}: {each.checksum}" for split, each in contents.items()],
@@ -73,7 +74,7 @@ def open_list(source: Path, options: Options) -> Feed:
 def _files(source: Path, split: str) -> dict[str, Path]:
     if source.is_file():
         if source.suffix not in ENDINGS:
-            raise ValueError(f"source: {source} is no list. Expected {FORM}.")
+            raise ValueError(f"source: {source} is not a list. Expected {FORM}.")
         return {split: source}
     found: dict[str, Path] = {}
     for split in SPLITS:
@@ -93,7 +94,7 @@ def _files(source: Path, split: str) -> dict[str, Path]:
 
 
 def _samples(
-    files: dict[str, Path], counts: dict[str, int], label_of: dict[str, int], start: Place
+    files: dict[str, Path], counts: dict[str, int], label_of: dict[str, int], start: Cursor
 ) -> Iterator[Sample]:
     done = 0
     for part, (split, file) in enumerate(files.items()):
@@ -142,7 +143,7 @@ def _tab_row(line: str) -> Row:
 def _json_row(line: str) -> Row:
     record = json.loads(line)
     labels = record["labels"] if "labels" in record else [record["label"]]
-    if not isinstance(record["path"], str) or not isinstance(labels, list):  # letters of a text are no labels
+    if not isinstance(record["path"], str) or not isinstance(labels, list):  # a text is not a list of letters
         raise TypeError
     if not all(isinstance(label, str | int) and not isinstance(label, bool) for label in labels):
         raise TypeError
@@ -168,7 +169,7 @@ def _contents(file: Path) -> Contents:
     for row in rows(file):
         if num_samples % every == 0:
             some.append(row.path)
-            if len(some) >= 2 * LOOKED_AT:
+            if len(some) >= 2 * PROBED_IMAGES:
                 some, every = some[::2], 2 * every
         num_samples += 1
         most_labels = max(most_labels, len(row.labels))
@@ -180,7 +181,7 @@ def _contents(file: Path) -> Contents:
     return Contents(num_samples, most_labels, labels, some, checksum)
 
 
-def _bytes(file: Path, contents: Contents) -> int:
+def _estimate_bytes(file: Path, contents: Contents) -> int:
     """Bytes of all images, from the mean of some; ValueError when none of them exists."""
     paths = [path for name in contents.some_paths if (path := file.parent / name).is_file()]
     if not paths:
@@ -192,19 +193,19 @@ def _bytes(file: Path, contents: Contents) -> int:
 
 
 def _classes(found: set[str], num_images: int, file: str | None) -> tuple[list[str], dict[str, int]]:
-    """Class names in the order of labels, and the label that each word in the lists stands for."""
-    numbers = all(word.isascii() and word.isdecimal() for word in found)
+    """Class names in the order of labels, and the label that each text in the lists stands for."""
+    are_numbers = all(text.isascii() and text.isdecimal() for text in found)
     if file is None:
-        if numbers:
-            largest = max(found, key=lambda word: (len(word.lstrip("0")), word.lstrip("0")))
+        if are_numbers:
+            largest = max(found, key=lambda text: (len(text.lstrip("0")), text.lstrip("0")))
             if len(largest) > 18 or too_sparse(int(largest), num_images):
                 raise ValueError(
                     f"source: labels go up to {largest}, but the list has {num_images:,} images: they look like ids, "
-                    "and each number up to there would be a class. Write class indices or names, or take "
+                    "and each number up to there would be a class. Write class indices or names, or use "
                     "classes=<file> with one name (such as an id) per line."
                 )
             names = [str(label) for label in range(int(largest) + 1)]
-            return names, {word: int(word) for word in found}
+            return names, {text: int(text) for text in found}
         names = sorted(found)
         return names, {name: label for label, name in enumerate(names)}
     path = Path(file).expanduser()
@@ -214,14 +215,14 @@ def _classes(found: set[str], num_images: int, file: str | None) -> tuple[list[s
     label_of = {name: label for label, name in enumerate(names)}
     if len(label_of) < len(names):
         raise ValueError(f"classes: a name stands twice in {path}")
-    if not found <= label_of.keys() and numbers:
-        label_of = {word: int(word) for word in found}
+    if not found <= label_of.keys() and are_numbers:
+        label_of = {text: int(text) for text in found}
         if max(label_of.values()) >= len(names):
             raise ValueError(
                 f"classes: labels go up to {max(label_of.values()):,}, but {path} names {len(names):,} classes"
             )
-    strangers = sorted(found - label_of.keys())
-    if strangers:
-        shown = ", ".join(map(repr, strangers[:SHOWN]))
-        raise ValueError(f"classes: {len(strangers):,} labels of the list are not in {path}: {shown}")
+    unknown = sorted(found - label_of.keys())
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:SHOWN_LABELS]))
+        raise ValueError(f"classes: {len(unknown):,} labels of the list are not in {path}: {shown}")
     return names, label_of

@@ -1,4 +1,4 @@
-"""What came of it: report.json, and the table at the end."""
+"""report.json: how many images each split and class got, and what was left out; and the closing table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mixer_lightning import results
-from mixer_lightning.prepare.work import Preparation, format_bytes
+from mixer_lightning.prepare.plan import format_bytes
+from mixer_lightning.prepare.state import State
 from mixer_lightning.prepare.writing import Written
 from mixer_lightning.screen import Screen
 
@@ -30,13 +31,13 @@ EXPECTED: dict[str, dict[str, int]] = {
 }
 
 
-def report(state: Preparation, finished: Mapping[str, list[Written]]) -> dict[str, Any]:
+def make_report(state: State, finished: Mapping[str, list[Written]]) -> dict[str, Any]:
     """The content of report.json."""
-    feed = state.feed
+    source = state.source
     splits: dict[str, dict[str, Any]] = {}
-    with_images = np.zeros(len(feed.classes), dtype=bool)
+    with_images = np.zeros(len(source.classes), dtype=bool)
     for split, shards in finished.items():
-        counts = np.zeros(len(feed.classes), dtype=np.int64)
+        counts = np.zeros(len(source.classes), dtype=np.int64)
         for shard in state.shards[split]:
             labels = shard.rows()["labels"]
             counts += np.bincount(labels[labels >= 0], minlength=len(counts))
@@ -52,15 +53,15 @@ def report(state: Preparation, finished: Mapping[str, list[Written]]) -> dict[st
             "counts": counts.tolist(),
         }
     return {
-        "name": feed.name,
+        "name": source.name,
         "splits": splits,
         "empty_splits": [split for split in state.shards if split not in finished],
-        "val_share": state.plan.val_share,
-        "num_classes": len(feed.classes),
+        "val_share": state.val_share,
+        "num_classes": len(source.classes),
         "images_read": state.consumed,
         "notes": dict(sorted(state.notes.items())),
         "differences": _differences(state, int(with_images.sum())),
-        "classes_left_out": sorted(feed.left_out),
+        "classes_left_out": sorted(source.unknown_classes),
         "seconds": round(state.seconds, 1),
         "images_per_second": round(state.consumed / max(state.seconds, 1e-9), 1),
         "megabytes_per_second": round(state.bytes_read / 1e6 / max(state.seconds, 1e-9), 1),
@@ -69,53 +70,53 @@ def report(state: Preparation, finished: Mapping[str, list[Written]]) -> dict[st
     }
 
 
-def _differences(state: Preparation, classes_with_images: int) -> list[str]:
-    """Where counts are not those published, in words."""
-    expected = EXPECTED.get(state.feed.release, {})
-    found = {"classes": classes_with_images, **state.read}
-    words = {"classes": "classes with images"}
+def _differences(state: State, classes_with_images: int) -> list[str]:
+    """A sentence for each count that is not the published one."""
+    expected = EXPECTED.get(state.source.release, {})
+    found = {"classes": classes_with_images, **state.images_read}
     return [
-        f"{words.get(what, f'{what} images')}: {expected[what]:,} published, {count:,} found"
+        f"{'classes with images' if what == 'classes' else f'{what} images'}: "
+        f"{expected[what]:,} published, {count:,} found"
         for what, count in found.items()
         if what in expected and count != expected[what]
     ]
 
 
-def show(screen: Screen, what: Mapping[str, Any], output: Path) -> None:
-    """The closing table."""
+def show_report(screen: Screen, report: Mapping[str, Any], output: Path) -> None:
+    """Say what a report holds."""
     rows = [
         (
             split,
             f"{each['images']:,}",
-            f"{each['classes_with_images']:,} of {what['num_classes']:,}",
+            f"{each['classes_with_images']:,} of {report['num_classes']:,}",
             f"{each['min']:,} / {each['median']:,.0f} / {each['max']:,}",
             f"{each['shards']:,}",
             format_bytes(each["bytes"]),
         )
-        for split, each in what["splits"].items()
+        for split, each in report["splits"].items()
     ]
     columns = ("split", "images", "classes", "min / median / max a class", "shards", "size")
     screen.table("", columns, rows)
-    for split in what.get("empty_splits", []):  # older reports have none
-        held_out = split == "val" and what["val_share"]
-        why = f"val_share={what['val_share']:.2g} of train held out none" if held_out else "none was kept"
+    for split in report.get("empty_splits", []):  # older reports have none
+        held_out = split == "val" and report["val_share"]
+        why = f"val_share={report['val_share']:.2g} of train held out none" if held_out else "none was kept"
         screen.say(f"{split}: no image and no shard ({why})")
-    if what.get("empty_splits") and not {"val", "test"} & what["splits"].keys():
+    if report.get("empty_splits") and not {"val", "test"} & report["splits"].keys():
         screen.say(
             "Training needs a val or a test split. Hold images out in training, with train_split='train[:99%]' "
             "val_split='train[99%:]'; or make the set anew, in another folder, with a larger val_share."
         )
-    for kind, count in what["notes"].items():
+    for kind, count in report["notes"].items():
         screen.say(f"{kind}: {count:,} (see {output / 'bad.jsonl'})")
-    if what["classes_left_out"]:
-        names = what["classes_left_out"]
+    if report["classes_left_out"]:
+        names = report["classes_left_out"]
         screen.say(
             f"{len(names):,} classes are not in the list and were left out: {', '.join(names[:5])} ..."
         )
-    for line in what["differences"]:
+    for line in report["differences"]:
         screen.say(f"not as published: {line}")
     screen.say(
-        f"{what['seconds']:,.0f} seconds, {what['images_per_second']:,.0f} images/s, "
-        f"{what['megabytes_per_second']:,.0f} MB/s"
+        f"{report['seconds']:,.0f} seconds, {report['images_per_second']:,.0f} images/s, "
+        f"{report['megabytes_per_second']:,.0f} MB/s"
     )
     screen.say(f"shards, index, report: {output}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,11 +22,9 @@ import numpy.typing as npt
 
 from mixer_lightning.data.sources.names import numbered
 from mixer_lightning.data.sources.samples import ROW
+from mixer_lightning.data.sources.tar import BLOCK, end_of_tar, file_header, padding
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import atomic_write
-from mixer_lightning.prepare.tars import BLOCK, PIECE
-
-RECORD = 20 * BLOCK  # a tar's length is a multiple of this
 
 
 class Entry(NamedTuple):
@@ -59,7 +56,7 @@ class Shard:
     def __init__(self, path: Path, labels_per_image: int) -> None:
         self.path = path
         self.rows_path = path.with_suffix(".rows")
-        self.bytes = 0  # written; a committed shard's are in the journal
+        self.num_bytes = 0  # written; a committed shard's are in the journal
         self.samples = 0
         self._row_type = row_type(labels_per_image)
         self._digest = hashlib.sha256()
@@ -81,13 +78,13 @@ class Shard:
         with self.path.open("ab") as file:
             for i, (key, entry) in enumerate(zip(keys, self._waiting, strict=True)):
                 for name, content in self._members(key, entry):
-                    start = header(name, len(content))
+                    start = file_header(name, len(content))
                     if content is entry.encoded:
-                        rows[i]["block"] = (self.bytes + len(start)) // BLOCK
-                    for piece in (start, content, bytes(-len(content) % BLOCK)):
+                        rows[i]["block"] = (self.num_bytes + len(start)) // BLOCK
+                    for piece in (start, content, bytes(padding(len(content)))):
                         file.write(piece)
                         self._digest.update(piece)
-                        self.bytes += len(piece)
+                        self.num_bytes += len(piece)
                 rows[i]["size"], rows[i]["label"] = len(entry.encoded), entry.labels[0]
                 rows[i]["labels"][: len(entry.labels)] = entry.labels
         with self.rows_path.open("ab") as file:
@@ -123,7 +120,7 @@ class Shard:
                 os.truncate(path, length)
             else:
                 path.unlink(missing_ok=True)
-        self.bytes, self.samples = num_bytes, samples
+        self.num_bytes, self.samples = num_bytes, samples
         if num_bytes and not finished:
             self._digest = _digest_of(self.path)
 
@@ -132,14 +129,14 @@ class Shard:
         if path.exists():
             digest, num_bytes = _digest_of(path), path.stat().st_size
         else:
-            end = bytes(2 * BLOCK + -(self.bytes + 2 * BLOCK) % RECORD)
+            end = end_of_tar(self.num_bytes)
             with self.path.open("ab") as file:
                 file.write(end)
                 file.flush()
                 os.fsync(file.fileno())
             self.path.rename(path)
             self._digest.update(end)
-            digest, num_bytes = self._digest, self.bytes + len(end)
+            digest, num_bytes = self._digest, self.num_bytes + len(end)
         return Written(path.name, num_bytes, self.samples, digest.hexdigest())
 
     def rows(self) -> npt.NDArray[Any]:
@@ -167,14 +164,6 @@ class Shard:
             times[found] += 1
             keys[i] = numbered(keys[i], times[found])
         return keys
-
-
-def header(name: str, size: int) -> bytes:
-    """The tar header of a file as webdataset writes it; a name over 100 bytes or not in ASCII extends it."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o444
-    info.uname = info.gname = "bigdata"
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def write_index(path: Path, shards: Iterable[Shard], *, labels_path: Path | None) -> None:
@@ -209,8 +198,5 @@ def _start_npy(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> 
 
 
 def _digest_of(path: Path) -> Any:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest
+        return hashlib.file_digest(file, "sha256")

@@ -49,8 +49,8 @@ def ours(root: Path, *, batch_size: int, workers: int, device: torch.device, ahe
     num_classes = len(class_folders(root))
     for batch in loader:
         batch = batch.to(device)
-        assert batch.draws is not None
-        yield augment.train_batch(batch.cropped(32), batch.labels, batch.draws, num_classes)
+        assert batch.params is not None
+        yield augment.train_batch(batch.cropped(32), batch.labels, batch.params, num_classes)
 
 
 def torchvisions(root: Path, *, batch_size: int, workers: int, device: torch.device, ahead: int) -> Batches:

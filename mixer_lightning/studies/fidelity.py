@@ -40,7 +40,7 @@ def fidelity(files: Sequence[Path], *, interpolation: Interpolation) -> dict[str
             return seen[-1]
 
         ours = torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-        if decode.crops([path.read_bytes()], views_of, [ours]):
+        if decode.decode_crops([path.read_bytes()], views_of, [ours]):
             raise ValueError(f"{path} cannot be decoded")
         left, top = int(seen[0].left[0]), int(seen[0].top[0])
         box = (left, top, left + int(seen[0].width[0]), top + int(seen[0].height[0]))

@@ -42,7 +42,7 @@ def ours(folder: Path, *, workers: int, batches: int, interpolation: str, packed
         images, plan, augment, image_size=IMAGE_SIZE, seed=0, threads=workers, ahead=1, pin_memory=False
     )
     for batch in loader:
-        yield augment.alter(batch.images, batch.draws) if batch.draws is not None else batch.images
+        yield augment.apply(batch.images, batch.params) if batch.params is not None else batch.images
 
 
 def timm(folder: Path, *, workers: int, batches: int, interpolation: str, jitter: bool) -> Iterator[Any]:

@@ -17,11 +17,12 @@ from PIL import Image
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
-from mixer_lightning.cli.evaluate import evaluate, read, summarise
+from mixer_lightning.cli.evaluate import summarise
 from mixer_lightning.config.compose import compose_one, groups
 from mixer_lightning.config.from_checkpoint import implied_for_evaluation, label_of, override
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.engine.run import train
+from mixer_lightning.engine.run import evaluate, train
+from mixer_lightning.results import read_evaluation
 
 TRAINED = (
     *TINY,
@@ -91,7 +92,7 @@ def test_training_evaluates_and_draws_at_its_end(run_dir):
 def test_figures_are_those_of_the_run(run_dir, tmp_path):
     recipe = composed(given(run_dir / results.LAST), "evals=[accuracy,fewshot,confusion]", *WORDS)
     assert evaluate(recipe, tmp_path / "found") == 0
-    record = read(tmp_path / "found")
+    record = read_evaluation(tmp_path / "found")
     expected = results.read_result(run_dir)["metrics"]
     assert record["metrics"] == {k: v for k, v in expected.items() if not k.startswith("train/")}
     images = record["data"]["images"]
@@ -178,10 +179,13 @@ def test_a_head_for_other_classes_is_refused_but_features_serve(run_dir, tmp_pat
     assert evaluate(composed(*words, "evals=[test,fewshot]"), tmp_path / "both") == 2
     said = " ".join(capsys.readouterr().out.split())
     assert "is no classifier of folder, which test would judge: 10 classes there, 3 here. " in said
-    assert "take evals=fewshot" in said
+    assert "use evals=fewshot" in said
     assert not (tmp_path / "both").exists()
     assert evaluate(composed(*words, "evals=fewshot"), tmp_path / "features") == 0
-    assert set(read(tmp_path / "features")["metrics"]) == {"fewshot/folder_1shot", "fewshot/folder_5shot"}
+    assert set(read_evaluation(tmp_path / "features")["metrics"]) == {
+        "fewshot/folder_1shot",
+        "fewshot/folder_5shot",
+    }
 
 
 @pytest.mark.parametrize(
@@ -211,16 +215,16 @@ def test_mistakes_end_with_a_sentence_and_leave_nothing(run_dir, tmp_path, capsy
 def test_an_evaluation_does_not_take_the_place_of_another(run_dir, tmp_path, capsys):
     words = [given(run_dir), "evals=test", *WORDS[:2]]
     assert evaluate(composed(*words), tmp_path / "found") == 0
-    before = read(tmp_path / "found")
+    before = read_evaluation(tmp_path / "found")
     for change in ("image_size=16", given(run_dir / results.LAST)):
         other = composed(
             *(word for word in words if word.partition("=")[0] != change.partition("=")[0]), change
         )
         assert evaluate(other, tmp_path / "found") == 2
         assert change.partition("=")[0] in capsys.readouterr().out
-        assert read(tmp_path / "found") == before
+        assert read_evaluation(tmp_path / "found") == before
     assert evaluate(composed(*words, "device_batch=5"), tmp_path / "found") == 0
-    assert read(tmp_path / "found")["metrics"] == before["metrics"]
+    assert read_evaluation(tmp_path / "found")["metrics"] == before["metrics"]
 
 
 def test_an_unreadable_image_fails_and_is_named(run_dir, tmp_path, capsys):

@@ -142,7 +142,7 @@ def check_augment(recipe: Recipe, *, size: int) -> None:
     views = augment.train_crops(keys, widths, heights, size)
     batch = torch.stack([crop_one(image, views, i, size) for i in range(4)])
     assert (batch.dtype, batch.shape) == (torch.uint8, (4, 3, size, size))
-    images, targets = augment.train_batch(batch, torch.arange(4), augment.draw(keys), 10)
+    images, targets = augment.train_batch(batch, torch.arange(4), augment.sample_params(keys), 10)
     assert (images.dtype, images.shape, targets.shape) == (torch.float32, batch.shape, (4, 10))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     view = crop_one(image, augment.eval_crops(widths, heights, size), 0, size)

@@ -20,7 +20,7 @@ PILLOW = {
 }
 
 
-def views_of(
+def random_crops(
     rng: np.random.Generator, count: int, *, height: int, width: int, size: int, largest: float = 2
 ) -> Crops:
     """Any boxes, filters and windows, many of them partly or wholly outside; boxes grow up to `largest` times."""
@@ -40,15 +40,15 @@ def views_of(
     )
 
 
-def one_view(*, box: tuple[int, int, int, int], to: tuple[int, int], at=(0, 0), filter="bilinear") -> Crops:
+def one_crop(*, box: tuple[int, int, int, int], to: tuple[int, int], at=(0, 0), filter="bilinear") -> Crops:
     names = ("left", "top", "width", "height", "to_width", "to_height", "x", "y", "filter")
     numbers = (*box, *to, *at, FILTERS.index(filter))
     return Crops(**{name: np.array([number]) for name, number in zip(names, numbers, strict=True)})
 
 
-def by_pillow(pixels: np.ndarray, views: Crops, i: int, size: int, *, passes: int) -> torch.Tensor:
+def by_pillow(pixels: np.ndarray, crops: Crops, i: int, size: int, *, passes: int) -> torch.Tensor:
     """View i of pixels [H, W, 3]. Newer Pillow chooses which axis it resizes first; in 2 passes it is the width."""
-    values = {name: int(numbers[i]) for name, numbers in vars(views).items()}
+    values = {name: int(numbers[i]) for name, numbers in vars(crops).items()}
     left, top, width, height = (values[name] for name in ("left", "top", "width", "height"))
     mode = PILLOW[FILTERS[values["filter"]]]
     image = Image.fromarray(pixels).crop((left, top, left + width, top + height))
@@ -95,11 +95,11 @@ def levels(a: torch.Tensor, b: torch.Tensor) -> int:
 def test_photos_look_as_pillow_makes_them(height, width):
     rng = np.random.default_rng(height)
     pixels = photos(rng, 150, height, width)
-    views = views_of(rng, 150, height=height, width=width, size=24, largest=1.5)
-    expected = torch.stack([by_pillow(pixels[i], views, i, 24, passes=1) for i in range(150)])
-    one_by_one = torch.stack([crop_one(image, views, i, 24) for i, image in enumerate(planar(pixels))])
-    cubic = torch.from_numpy(views.filter == FILTERS.index("bicubic"))
-    for seen in (one_by_one, crop_batch(planar(pixels), views, 24)):
+    crops = random_crops(rng, 150, height=height, width=width, size=24, largest=1.5)
+    expected = torch.stack([by_pillow(pixels[i], crops, i, 24, passes=1) for i in range(150)])
+    one_by_one = torch.stack([crop_one(image, crops, i, 24) for i, image in enumerate(planar(pixels))])
+    cubic = torch.from_numpy(crops.filter == FILTERS.index("bicubic"))
+    for seen in (one_by_one, crop_batch(planar(pixels), crops, 24)):
         assert levels(seen[~cubic], expected[~cubic]) <= 1
         # Overshoot is cut off after either pass, so at hard edges it matters which axis comes first.
         far = (seen[cubic].int() - expected[cubic].int()).abs() > 1
@@ -110,10 +110,10 @@ def test_photos_look_as_pillow_makes_them(height, width):
 def test_noise_looks_as_pillow_makes_it_axis_by_axis(height, width):
     rng = np.random.default_rng(width)
     pixels = noise(rng, 200, height, width)
-    views = views_of(rng, 200, height=height, width=width, size=20, largest=20)
-    expected = torch.stack([by_pillow(pixels[i], views, i, 20, passes=2) for i in range(200)])
-    one_by_one = torch.stack([crop_one(image, views, i, 20) for i, image in enumerate(planar(pixels))])
-    batch = crop_batch(planar(pixels), views, 20)
+    crops = random_crops(rng, 200, height=height, width=width, size=20, largest=20)
+    expected = torch.stack([by_pillow(pixels[i], crops, i, 20, passes=2) for i in range(200)])
+    one_by_one = torch.stack([crop_one(image, crops, i, 20) for i, image in enumerate(planar(pixels))])
+    batch = crop_batch(planar(pixels), crops, 20)
     for seen in (one_by_one, batch):
         assert levels(seen, expected) <= 2
         assert (seen != expected).float().mean() < 0.005  # ties, rounded the other way
@@ -130,38 +130,38 @@ def test_noise_looks_as_pillow_makes_it_axis_by_axis(height, width):
 def test_one_by_one_and_as_a_batch_agree(seed, height, width, size, count):
     rng = np.random.default_rng(seed)
     images = planar(noise(rng, count, height, width))
-    views = views_of(rng, count, height=height, width=width, size=size, largest=20)
-    one_by_one = torch.stack([crop_one(image, views, i, size) for i, image in enumerate(images)])
-    assert levels(crop_batch(images, views, size), one_by_one) <= 2
+    crops = random_crops(rng, count, height=height, width=width, size=size, largest=20)
+    one_by_one = torch.stack([crop_one(image, crops, i, size) for i, image in enumerate(images)])
+    assert levels(crop_batch(images, crops, size), one_by_one) <= 2
 
 
 def test_pixels_outside_the_box_do_not_matter():
     rng = np.random.default_rng(0)
     pixels = noise(rng, 1, 30, 40)
-    view = one_view(box=(5, 6, 20, 17), to=(16, 16), filter="bicubic")
+    crop = one_crop(box=(5, 6, 20, 17), to=(16, 16), filter="bicubic")
     other = noise(rng, 1, 30, 40)
     other[:, 6:23, 5:25] = pixels[:, 6:23, 5:25]
-    assert torch.equal(crop_batch(planar(pixels), view, 16), crop_batch(planar(other), view, 16))
-    assert torch.equal(crop_one(planar(pixels)[0], view, 0, 16), crop_one(planar(other)[0], view, 0, 16))
+    assert torch.equal(crop_batch(planar(pixels), crop, 16), crop_batch(planar(other), crop, 16))
+    assert torch.equal(crop_one(planar(pixels)[0], crop, 0, 16), crop_one(planar(other)[0], crop, 0, 16))
 
 
 def test_any_memory_layout_gives_the_same():
     rng = np.random.default_rng(0)
     pixels = noise(rng, 8, 30, 40)
-    views = views_of(rng, 8, height=30, width=40, size=16)
-    batch = crop_batch(planar(pixels), views, 16)
-    assert torch.equal(crop_batch(planar(pixels).contiguous(), views, 16), batch)
+    crops = random_crops(rng, 8, height=30, width=40, size=16)
+    batch = crop_batch(planar(pixels), crops, 16)
+    assert torch.equal(crop_batch(planar(pixels).contiguous(), crops, 16), batch)
     for i, image in enumerate(planar(pixels)):
-        assert torch.equal(crop_one(image.contiguous(), views, i, 16), crop_one(image, views, i, 16))
+        assert torch.equal(crop_one(image.contiguous(), crops, i, 16), crop_one(image, crops, i, 16))
 
 
 @pytest.mark.parametrize("filter", FILTERS)
 def test_a_grey_image_of_one_channel_shown_thrice(filter):
     grey = noise(np.random.default_rng(0), 1, 30, 40)[0, :, :, :1]
-    view = one_view(box=(3, 2, 30, 25), to=(12, 14), at=(-1, 1), filter=filter)
+    crop = one_crop(box=(3, 2, 30, 25), to=(12, 14), at=(-1, 1), filter=filter)
     thrice = torch.from_numpy(grey).permute(2, 0, 1).expand(3, -1, -1)
-    expected = by_pillow(np.repeat(grey, 3, axis=2), view, 0, 12, passes=2)
-    assert levels(crop_one(thrice, view, 0, 12), expected) <= 1
+    expected = by_pillow(np.repeat(grey, 3, axis=2), crop, 0, 12, passes=2)
+    assert levels(crop_one(thrice, crop, 0, 12), expected) <= 1
 
 
 # ---- windows
@@ -169,77 +169,77 @@ def test_a_grey_image_of_one_channel_shown_thrice(filter):
 
 def test_a_window_shows_black_outside():
     white = torch.full((1, 3, 10, 10), 255, dtype=torch.uint8)
-    view = one_view(box=(0, 0, 10, 10), to=(10, 10), at=(-3, 6))
+    crop = one_crop(box=(0, 0, 10, 10), to=(10, 10), at=(-3, 6))
     expected = torch.zeros(3, 8, 8, dtype=torch.uint8)
     expected[:, :4, 3:] = 255
-    assert torch.equal(crop_one(white[0], view, 0, 8), expected)
-    assert torch.equal(crop_batch(white, view, 8)[0], expected)
+    assert torch.equal(crop_one(white[0], crop, 0, 8), expected)
+    assert torch.equal(crop_batch(white, crop, 8)[0], expected)
 
 
 @pytest.mark.parametrize("at", [(-8, 0), (0, -8), (10, 0), (0, 10), (-100, 100)])
 def test_a_window_wholly_outside_is_black(at):
     white = torch.full((1, 3, 10, 10), 255, dtype=torch.uint8)
-    view = one_view(box=(0, 0, 10, 10), to=(10, 10), at=at)
-    assert not crop_one(white[0], view, 0, 8).any()
-    assert not crop_batch(white, view, 8).any()
+    crop = one_crop(box=(0, 0, 10, 10), to=(10, 10), at=at)
+    assert not crop_one(white[0], crop, 0, 8).any()
+    assert not crop_batch(white, crop, 8).any()
 
 
 def test_the_whole_image_at_its_own_size_is_handed_on_untouched():
     images = planar(noise(np.random.default_rng(0), 2, 12, 12))
-    one = one_view(box=(0, 0, 12, 12), to=(12, 12), filter="bicubic")
+    one = one_crop(box=(0, 0, 12, 12), to=(12, 12), filter="bicubic")
     two = Crops(**{name: np.repeat(number, 2) for name, number in vars(one).items()})
-    assert two.shows_all.all()
+    assert two.is_whole_box.all()
     assert crop_batch(images, two, 12) is images
     assert torch.equal(crop_one(images[1], two, 1, 12), images[1])
 
 
 def test_shifted_pixels_keep_their_values():
     images = planar(noise(np.random.default_rng(0), 1, 12, 12))
-    view = one_view(box=(0, 0, 12, 12), to=(12, 12), at=(2, -1))
+    crop = one_crop(box=(0, 0, 12, 12), to=(12, 12), at=(2, -1))
     expected = torch.zeros(3, 12, 12, dtype=torch.uint8)
     expected[:, 1:, :10] = images[0, :, :11, 2:]
-    assert torch.equal(crop_batch(images, view, 12)[0], expected)
-    assert torch.equal(crop_one(images[0], view, 0, 12), expected)
+    assert torch.equal(crop_batch(images, crop, 12)[0], expected)
+    assert torch.equal(crop_one(images[0], crop, 0, 12), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 13), (13, 12), (15, 15), (9, 12), (9, 9)])
 def test_the_upper_left_corner_of_an_image_of_another_size(height, width):
     images = planar(noise(np.random.default_rng(0), 1, height, width))
-    view = one_view(box=(0, 0, width, height), to=(width, height))
+    crop = one_crop(box=(0, 0, width, height), to=(width, height))
     expected = torch.zeros(3, 12, 12, dtype=torch.uint8)
     expected[:, :height, :width] = images[0, :, :12, :12]
-    assert torch.equal(crop_batch(images, view, 12)[0], expected)
-    assert torch.equal(crop_one(images[0], view, 0, 12), expected)
+    assert torch.equal(crop_batch(images, crop, 12)[0], expected)
+    assert torch.equal(crop_one(images[0], crop, 0, 12), expected)
 
 
-def test_the_corner_of_a_box_of_another_size_than_the_view():
+def test_the_corner_of_a_box_of_another_size_than_the_crop():
     images = planar(noise(np.random.default_rng(0), 1, 12, 12))
-    view = one_view(box=(2, 3, 8, 8), to=(8, 8))
+    crop = one_crop(box=(2, 3, 8, 8), to=(8, 8))
     expected = torch.zeros(3, 12, 12, dtype=torch.uint8)
     expected[:, :8, :8] = images[0, :, 3:11, 2:10]
-    assert torch.equal(crop_batch(images, view, 12)[0], expected)
-    assert torch.equal(crop_one(images[0], view, 0, 12), expected)
+    assert torch.equal(crop_batch(images, crop, 12)[0], expected)
+    assert torch.equal(crop_one(images[0], crop, 0, 12), expected)
 
 
 # ---- extremes
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_one_pixel_fills_a_view(filter):
+def test_one_pixel_fills_a_crop(filter):
     image = torch.tensor([7, 130, 255], dtype=torch.uint8)[:, None, None]
-    view = one_view(box=(0, 0, 1, 1), to=(9, 9), filter=filter)
+    crop = one_crop(box=(0, 0, 1, 1), to=(9, 9), filter=filter)
     expected = image.expand(3, 9, 9)
-    assert torch.equal(crop_one(image, view, 0, 9), expected)
-    assert torch.equal(crop_batch(image[None], view, 9)[0], expected)
+    assert torch.equal(crop_one(image, crop, 0, 9), expected)
+    assert torch.equal(crop_batch(image[None], crop, 9)[0], expected)
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_a_view_of_one_pixel(filter):
+def test_a_crop_of_one_pixel(filter):
     pixels = noise(np.random.default_rng(0), 1, 31, 17)
-    view = one_view(box=(0, 0, 17, 31), to=(1, 1), filter=filter)
-    expected = by_pillow(pixels[0], view, 0, 1, passes=2)
-    assert levels(crop_one(planar(pixels)[0], view, 0, 1), expected) <= 1
-    assert levels(crop_batch(planar(pixels), view, 1)[0], expected) <= 1
+    crop = one_crop(box=(0, 0, 17, 31), to=(1, 1), filter=filter)
+    expected = by_pillow(pixels[0], crop, 0, 1, passes=2)
+    assert levels(crop_one(planar(pixels)[0], crop, 0, 1), expected) <= 1
+    assert levels(crop_batch(planar(pixels), crop, 1)[0], expected) <= 1
 
 
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
@@ -247,23 +247,23 @@ def test_a_view_of_one_pixel(filter):
 def test_a_plain_image_stays_plain(level, filter):
     images = torch.full((1, 3, 37, 53), level, dtype=torch.uint8)
     for to in ((16, 16), (101, 60), (53, 16)):
-        view = one_view(box=(0, 0, 53, 37), to=to, filter=filter)
+        crop = one_crop(box=(0, 0, 53, 37), to=to, filter=filter)
         size = min(to)
-        assert (crop_batch(images, view, size) == level).all()
-        assert (crop_one(images[0], view, 0, size) == level).all()
+        assert (crop_batch(images, crop, size) == level).all()
+        assert (crop_one(images[0], crop, 0, size) == level).all()
 
 
 @pytest.mark.parametrize("filter", FILTERS)
 def test_a_long_axis_is_not_lost_to_rounding(filter):
     pixels = noise(np.random.default_rng(0), 1, 5, 6000)
-    view = one_view(box=(1, 0, 5999, 5), to=(4001, 5), at=(3990, 0), filter=filter)
-    expected = by_pillow(pixels[0], view, 0, 11, passes=2)
-    assert levels(crop_one(planar(pixels)[0], view, 0, 11), expected) <= 1
-    assert levels(crop_batch(planar(pixels), view, 11)[0], expected) <= 1
+    crop = one_crop(box=(1, 0, 5999, 5), to=(4001, 5), at=(3990, 0), filter=filter)
+    expected = by_pillow(pixels[0], crop, 0, 11, passes=2)
+    assert levels(crop_one(planar(pixels)[0], crop, 0, 11), expected) <= 1
+    assert levels(crop_batch(planar(pixels), crop, 11)[0], expected) <= 1
 
 
 def test_no_images():
-    none = Crops(**dict.fromkeys(vars(one_view(box=(0, 0, 1, 1), to=(1, 1))), np.empty(0, np.int64)))
+    none = Crops(**dict.fromkeys(vars(one_crop(box=(0, 0, 1, 1), to=(1, 1))), np.empty(0, np.int64)))
     assert len(none) == 0
     assert crop_batch(torch.empty(0, 3, 8, 8, dtype=torch.uint8), none, 8).shape == (0, 3, 8, 8)
 
@@ -273,26 +273,26 @@ def test_no_images():
 
 def test_weights_of_a_pixel_sum_to_one_inside_and_to_nothing_outside():
     rng = np.random.default_rng(0)
-    views = views_of(rng, 300, height=1, width=50, size=16, largest=20)
+    crops = random_crops(rng, 300, height=1, width=50, size=16, largest=20)
     matrix = weights(
-        views.left,
-        views.width,
-        views.to_width,
-        views.x,
-        views.filter,
+        crops.left,
+        crops.width,
+        crops.to_width,
+        crops.x,
+        crops.filter,
         length=50,
         size=16,
         device=torch.device("cpu"),
     )
     assert matrix.dtype == torch.float32
     assert matrix.shape == (300, 16, 50)
-    j = torch.arange(16) + torch.from_numpy(views.x)[:, None]
-    inside = (j >= 0) & (j < torch.from_numpy(views.to_width)[:, None])
+    j = torch.arange(16) + torch.from_numpy(crops.x)[:, None]
+    inside = (j >= 0) & (j < torch.from_numpy(crops.to_width)[:, None])
     assert inside.any()
     assert not inside.all()
     torch.testing.assert_close(matrix.sum(2), inside.float(), rtol=0, atol=1e-6)
     pixel = torch.arange(50)[None, None]
-    left, width = (torch.from_numpy(numbers)[:, None, None] for numbers in (views.left, views.width))
+    left, width = (torch.from_numpy(numbers)[:, None, None] for numbers in (crops.left, crops.width))
     assert not matrix[((pixel < left) | (pixel >= left + width)).expand_as(matrix)].any()
 
 
@@ -314,23 +314,23 @@ def test_halving_by_area_takes_the_mean_of_two():
 # ---- the rest
 
 
-def test_a_slice_of_views_is_theirs():
-    views = views_of(np.random.default_rng(0), 9, height=20, width=20, size=8)
-    part = views[2:5]
+def test_a_slice_of_crops_is_theirs():
+    crops = random_crops(np.random.default_rng(0), 9, height=20, width=20, size=8)
+    part = crops[2:5]
     assert len(part) == 3
-    assert all(np.array_equal(vars(part)[name], vars(views)[name][2:5]) for name in vars(views))
+    assert all(np.array_equal(vars(part)[name], vars(crops)[name][2:5]) for name in vars(crops))
 
 
 def test_the_networks_precision_is_left_alone_and_has_no_say():
     rng = np.random.default_rng(0)
     images = planar(noise(rng, 4, 40, 40))
-    views = views_of(rng, 4, height=40, width=40, size=16)
-    expected = crop_batch(images, views, 16)
+    crops = random_crops(rng, 4, height=40, width=40, size=16)
+    expected = crop_batch(images, crops, 16)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", torch.bfloat16):
-            seen = crop_batch(images, views, 16)
+            seen = crop_batch(images, crops, 16)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -46,18 +46,18 @@ def test_every_augmentation_runs(name):
     keys = sample_keys(0, [(0, image, 0) for image in range(12)])
     widths, heights = np.full(12, 56), np.full(12, 40)
     for size in (32, 8):
-        views = one.train_crops(keys, widths, heights, size)
-        images = torch.stack([crop_one(noise, views, i, size) for i in range(12)])
+        crops = one.train_crops(keys, widths, heights, size)
+        images = torch.stack([crop_one(noise, crops, i, size) for i in range(12)])
         assert images.dtype == torch.uint8
         assert images.shape == (12, 3, size, size)
-        out, targets = one.train_batch(images, torch.arange(12) % 5, one.draw(keys), 5)
+        out, targets = one.train_batch(images, torch.arange(12) % 5, one.sample_params(keys), 5)
         assert out.dtype == torch.float32
         assert out.shape == images.shape
         assert out.isfinite().all()
         torch.testing.assert_close(targets.sum(1), torch.ones(12))
-        view = crop_one(noise, one.eval_crops(widths, heights, size), 0, size)
-        assert view.shape == (3, size, size)
-        assert one.eval_batch(view[None]).isfinite().all()
+        crop = crop_one(noise, one.eval_crops(widths, heights, size), 0, size)
+        assert crop.shape == (3, size, size)
+        assert one.eval_batch(crop[None]).isfinite().all()
 
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mixer_lightning.data import decode as decoding
 from mixer_lightning.data.crops import crop_one
-from mixer_lightning.data.decode import crops, decode, jpeg_size, pixels
+from mixer_lightning.data.decode import decode, decode_crops, jpeg_size, pixels
 from mixer_lightning.data.transforms import Augment
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
@@ -191,7 +191,7 @@ def test_the_size_stands_in_a_jpegs_header(kind):
 
 
 def test_too_large_an_image_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(decoding, "MOST_PIXELS", 37 * 29 - 1)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 37 * 29 - 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", (37 * 29 - 1) // 2)
     for kind in ("baseline", "PNG"):
         with pytest.raises(ValueError, match="exceeds limit"):
@@ -256,22 +256,22 @@ def test_noise_is_no_image(noise):
             pixels(head + noise)
 
 
-# ---- views of a piece of a batch
+# ---- crops of a part of a batch
 
 
-def test_crops_writes_the_views_of_what_can_be_decoded_and_names_the_rest():
+def test_crops_writes_the_crops_of_what_can_be_decoded_and_names_the_rest():
     kinds = ["baseline", "CMYK", "PNG", "16 bit", "one pixel"]
     files = [FILES[kind] for kind in kinds]
     files[1:1] = [b""]
     files[4:4] = [files[0][:300], COLOURS]
     asked = []
 
-    def views_of(positions, widths, heights):
+    def crops_of(positions, widths, heights):
         asked.append((positions.tolist(), widths.tolist(), heights.tolist()))
         return Augment(eval_crop=0.875).eval_crops(widths, heights, 8)
 
     out = torch.full((8, 3, 8, 8), 7, dtype=torch.uint8)
-    bad = crops(files, views_of, list(out))
+    bad = decode_crops(files, crops_of, list(out))
     assert [position for position, _ in bad] == [1, 4]
     assert "empty" in bad[0][1]
     assert "truncated" in bad[1][1].lower()
@@ -281,8 +281,8 @@ def test_crops_writes_the_views_of_what_can_be_decoded_and_names_the_rest():
     assert asked == [(told, [37, 37, 37, 37, 2, 37, 1], [29, 29, 29, 29, 2, 29, 1])]
     for i in good:
         image = pixels(files[i])
-        view = Augment(eval_crop=0.875).eval_crops(np.array([image.shape[2]]), np.array([image.shape[1]]), 8)
-        assert torch.equal(out[i], crop_one(image, view, 0, 8))
+        crop = Augment(eval_crop=0.875).eval_crops(np.array([image.shape[2]]), np.array([image.shape[1]]), 8)
+        assert torch.equal(out[i], crop_one(image, crop, 0, 8))
 
 
 def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch):
@@ -297,7 +297,9 @@ def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch):
     monkeypatch.setattr(decoding, "pixels", counted)
     out = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
     files = [FILES["baseline"], FILES["progressive"]] * 3
-    assert not crops(files, lambda _, widths, heights: Augment().eval_crops(widths, heights, 8), list(out))
+    assert not decode_crops(
+        files, lambda _, widths, heights: Augment().eval_crops(widths, heights, 8), list(out)
+    )
     assert len(most) == 6
     assert max(most) <= 2  # the last one's name is taken when the next is there
 
@@ -308,19 +310,21 @@ def test_crops_asks_again_where_a_header_lies(monkeypatch):
     out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     files = [FILES["baseline"], FILES["progressive"]]
 
-    def views_of(positions, widths, heights):
+    def crops_of(positions, widths, heights):
         return Augment().eval_crops(widths, heights, 8)
 
-    assert not crops(files, views_of, list(out))
+    assert not decode_crops(files, crops_of, list(out))
     monkeypatch.undo()
     right = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    assert not crops(files, views_of, list(right))
+    assert not decode_crops(files, crops_of, list(right))
     assert torch.equal(out, right)
     assert right.any()
 
 
 def test_crops_of_nothing_that_can_be_decoded():
     out = torch.full((2, 3, 4, 4), 7, dtype=torch.uint8)
-    bad = crops([b"", b"?"], lambda _, widths, heights: Augment().eval_crops(widths, heights, 4), list(out))
+    bad = decode_crops(
+        [b"", b"?"], lambda _, widths, heights: Augment().eval_crops(widths, heights, 4), list(out)
+    )
     assert [position for position, _ in bad] == [0, 1]
     assert (out == 7).all()

@@ -128,7 +128,7 @@ def test_a_split_by_another_name_is_no_class(birds, called, meant):
     if (birds / meant).is_dir():
         (birds / meant).rename(birds / f"my-{meant}")
     draw(birds / called / "owl/0.png")
-    with pytest.raises(ValueError, match=rf"birds: .*/{called} is taken for no split\. Call it {meant}"):
+    with pytest.raises(ValueError, match=rf"birds: .*/{called} is not a split\. Call it {meant}"):
         folder(root=str(birds), name="birds")
 
 
@@ -152,7 +152,7 @@ def test_an_empty_class_is_named(birds):
         folder(root=str(birds))
 
 
-def test_strangers_in_another_split_are_listed(birds):
+def test_unknown_classes_in_another_split_are_listed(birds):
     draw(birds / "val/kiwi/0.png")
     draw(birds / "val/emu/0.png")
     with pytest.raises(ValueError, match=r"val has 2 class folder\(s\) that train/ lacks: 'emu', 'kiwi'"):

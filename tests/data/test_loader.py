@@ -15,11 +15,13 @@ import torch
 from PIL import Image, features
 
 from mixer_lightning.data import loader as module
-from mixer_lightning.data.loader import PIECE, BadImages, Batch, Loader, kept_in_memory, pool
+from mixer_lightning.data.loader import BadImages, Batch, Loader, decoding_threads, load_into_memory
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.data.sources.arrays import Arrays
-from mixer_lightning.data.stateless_random import key
+from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.data.transforms import Augment
+
+TASK = module.IMAGES_PER_TASK
 
 TRAIN = Augment(crop="random_resized", flip=0.5)
 SIZE = 8
@@ -50,7 +52,7 @@ class Files:
             raise file
         return file
 
-    def key(self, index):
+    def derive_seed(self, index):
         return f"{index}.png"
 
     def name(self, index):
@@ -93,14 +95,14 @@ def load():
 def sizes_of(request, monkeypatch):
     """sizes_of(count), for images that are kept in memory; that turn out too mixed for it; that are not even tried."""
     if request.param == "decoded":
-        monkeypatch.setattr(module, "kept_in_memory", lambda *_: None)
+        monkeypatch.setattr(module, "load_into_memory", lambda *_: None)
     return mixed if request.param != "memory" else lambda count: [(9, 9)] * count
 
 
 @pytest.fixture
 def nothing_kept(monkeypatch):
     """Whatever the images are, they are decoded when they are wanted and not before."""
-    monkeypatch.setattr(module, "kept_in_memory", lambda *_: None)
+    monkeypatch.setattr(module, "load_into_memory", lambda *_: None)
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def spare(index: int, count: int, bad) -> int:
     """What is shown instead of a bad image, reckoned knowing all that are bad."""
     tried = [index]
     while tried[-1] in bad:
-        tried.append(key("spare", index, len(tried) - 1) % count)
+        tried.append(derive_seed("spare", index, len(tried) - 1) % count)
     return tried[-1]
 
 
@@ -142,7 +144,7 @@ def test_evaluation_shows_what_pillow_shows(load):
     augment = Augment(eval_crop=0.8, eval_resize="square", eval_interpolation="bicubic")
     batches = list(load(images, range(10), range(10, 19), seed=None, augment=augment))
     assert [len(batch.labels) for batch in batches] == [10, 9]
-    assert all(batch.draws is None and batch.views is None for batch in batches)
+    assert all(batch.params is None and batch.crops is None for batch in batches)
     assert labels_of(batches) == list(range(19))
     for seen, pixels in zip(pixels_of(batches), images.pixels, strict=True):
         expected = np.array(
@@ -153,7 +155,7 @@ def test_evaluation_shows_what_pillow_shows(load):
         assert difference.mean() < 1
 
 
-@pytest.mark.parametrize("count", [1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, 500])
+@pytest.mark.parametrize("count", [1, TASK - 1, TASK, TASK + 1, 3 * TASK, 500])
 def test_batches_of_any_size(load, count):
     images = Files([(SIZE, SIZE)] * 12 + [(SIZE, SIZE + 1)])
     wanted = np.random.default_rng(count).integers(0, 12, count)
@@ -169,14 +171,14 @@ def test_batches_of_any_size(load, count):
 def test_training_does_not_depend_on_threads_on_batches_ahead_or_on_the_batch(load, sizes_of):
     images = Files(sizes_of(30))
     together = list(load(images, range(20), range(20, 30)))
-    pixels, flips = pixels_of(together), np.concatenate([batch.draws.flip for batch in together])
+    pixels, flips = pixels_of(together), np.concatenate([batch.params.flip for batch in together])
     for threads, ahead in ((1, 0), (3, 2), (4, 50)):
         again = list(load(images, range(20), range(20, 30), threads=threads, ahead=ahead))
         assert torch.equal(pixels_of(again), pixels)
     order = np.random.default_rng(0).permutation(30)
     apart = list(load(images, *order[:, None]))
     assert torch.equal(pixels_of(apart), pixels[order])
-    assert np.array_equal(np.concatenate([batch.draws.flip for batch in apart]), flips[order])
+    assert np.array_equal(np.concatenate([batch.params.flip for batch in apart]), flips[order])
     assert labels_of(apart) == order.tolist()
     assert not torch.equal(pixels_of(list(load(images, range(30), seed=1))), pixels)
     assert 0 < flips.sum() < 30
@@ -213,21 +215,21 @@ def test_pixels_are_as_good_as_files(load):
 # ---- memory
 
 
-def test_views_of_images_in_memory_are_those_of_decoded_ones(load, monkeypatch):
+def test_crops_of_images_in_memory_are_those_of_decoded_ones(load, monkeypatch):
     images = Files([(13, 11)] * 40)
     options = {"train": {}, "evaluation": {"seed": None, "augment": Augment(eval_interpolation="bicubic")}}
     kept = {name: list(load(images, range(40), **each)) for name, each in options.items()}
-    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", 0)
     decoded = {name: list(load(images, range(40), **each)) for name, each in options.items()}
     for name in options:
-        assert kept[name][0].views is not None
+        assert kept[name][0].crops is not None
         assert kept[name][0].images.shape == (40, 3, 11, 13)
-        assert decoded[name][0].views is None
+        assert decoded[name][0].crops is None
         difference = (pixels_of(kept[name]).int() - pixels_of(decoded[name]).int()).abs()
         assert difference.max() <= 2
         assert difference.float().mean() < 0.1  # ties are frequent in so simple ratios
         assert labels_of(kept[name]) == labels_of(decoded[name]) == list(range(40))
-    assert np.array_equal(kept["train"][0].draws.flip, decoded["train"][0].draws.flip)
+    assert np.array_equal(kept["train"][0].params.flip, decoded["train"][0].params.flip)
 
 
 def test_images_in_memory_are_read_once(load):
@@ -263,8 +265,8 @@ def test_images_that_come_as_an_array_are_taken_as_they_are(load):
 )
 def test_the_images_alone_decide_whether_they_are_kept(sizes, bad, kept, threads):
     images = Files(sizes, bad=bad)
-    some = pool(threads)
-    arrays = kept_in_memory(images, BadImages(images, most=0.5), some)
+    some = decoding_threads(threads)
+    arrays = load_into_memory(images, BadImages(images, max_fraction=0.5), some)
     some.shutdown()
     assert (arrays is not None) == kept
     if arrays is not None:
@@ -276,24 +278,24 @@ def test_the_images_alone_decide_whether_they_are_kept(sizes, bad, kept, threads
 
 def test_no_more_is_kept_than_fits(monkeypatch):
     images = Files([(9, 7)] * 10)
-    some = pool(2)
+    some = decoding_threads(2)
     for most, kept in ((10 * 9 * 7 * 3, True), (10 * 9 * 7 * 3 - 1, False)):
-        monkeypatch.setattr(module, "IN_MEMORY", most)
+        monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", most)
         images.reads.clear()
-        assert (kept_in_memory(images, BadImages(images, most=None), some) is not None) == kept
+        assert (load_into_memory(images, BadImages(images, max_fraction=None), some) is not None) == kept
     some.shutdown()
 
 
 def test_nothing_is_kept_when_nothing_can_be_decoded():
     images = Files([(9, 7)] * 10, bad=range(10))
-    some = pool(2)
-    assert kept_in_memory(images, BadImages(images, most=1.0), some) is None
+    some = decoding_threads(2)
+    assert load_into_memory(images, BadImages(images, max_fraction=1.0), some) is None
     some.shutdown()
 
 
 # ---- bad images
 
-BAD = {0, 3, 7, 8, 15, 16, 17, 29}  # the first, the last, on both sides of pieces; 12 more follow
+BAD = {0, 3, 7, 8, 15, 16, 17, 29}  # the first, the last, on both sides of task boundaries; 12 more follow
 
 
 @pytest.mark.parametrize("count", [1, 8, 20])
@@ -304,7 +306,7 @@ def test_another_image_takes_the_place_of_a_bad_one_whoever_finds_out_when(load,
     good = Files(sizes)
     shown = [spare(i, 30, bad) for i in range(30)]
     if count > 1:
-        assert any(key("spare", i, 0) % 30 in bad for i in bad)  # the next in line is bad as well
+        assert any(derive_seed("spare", i, 0) % 30 in bad for i in bad)  # the next in line is bad as well
     rng = np.random.default_rng(0)
     for threads, ahead, order in (
         (1, 0, np.arange(30)),
@@ -351,7 +353,7 @@ def test_every_kind_of_damage_is_named(load, said, sizes_of, damage):
     assert len(said) == 1
     assert said[0].startswith("cannot read /images/4.png: ")
     assert words in said[0]
-    assert said[0].endswith("; another image takes its place")
+    assert said[0].endswith("; another image is used instead")
     with pytest.raises(BadImage, match=r"cannot read /images/4\.png: ."):
         list(load(images, range(6), seed=None, augment=Augment()))
 
@@ -391,9 +393,9 @@ def test_evaluation_ends_at_the_first_bad_image(load):
         next(batches)
 
 
-@pytest.mark.parametrize("small", [module.SMALL, 0])
+@pytest.mark.parametrize("small", [module.MAX_PIXELS_CROPPED_ON_DEVICE, 0])
 def test_bad_images_are_marked_where_that_is_asked_for(load, said, sizes_of, small, monkeypatch):
-    monkeypatch.setattr(module, "SMALL", small)  # images in memory go two ways
+    monkeypatch.setattr(module, "MAX_PIXELS_CROPPED_ON_DEVICE", small)  # images in memory go two ways
     bad, sizes = {0, 7, 8, 19}, sizes_of(20)
     order = np.random.default_rng(0).permutation(20)
     found = list(
@@ -406,7 +408,7 @@ def test_bad_images_are_marked_where_that_is_asked_for(load, said, sizes_of, sma
     assert sorted(line.split(":")[0] for line in said) == sorted(f"cannot read /images/{i}.png" for i in bad)
 
 
-def test_evaluation_of_what_is_kept_in_memory_does_not_even_begin(load):
+def test_evaluation_of_what_is_load_into_memory_does_not_even_begin(load):
     with pytest.raises(BadImage, match=r"^cannot read /images/11\.png"):
         load(Files([(9, 9)] * 20, bad=[11, 12]), range(8), seed=None, augment=Augment())
 
@@ -419,7 +421,7 @@ def test_as_many_bad_images_as_allowed_and_not_one_more(load, sizes_of):
         list(load(Files(sizes, bad=[0, 10, 19]), range(20), max_bad_fraction=0.1, threads=1))
     message = str(error.value)
     assert message.startswith("cannot read /images/19.png: ")
-    for words in ("bad image number 3 of 20", "max_bad_fraction=0.1", "mend or remove"):
+    for words in ("bad image number 3 of 20", "max_bad_fraction=0.1", "repair or remove"):
         assert words in message
     with pytest.raises(BadImage, match="max_bad_fraction=0 allows"):
         list(load(Files(sizes, bad=[7]), range(20)))
@@ -451,7 +453,7 @@ def test_one_good_image_stands_for_all(load, sizes_of):
 
 
 def test_many_bad_images_are_counted_not_named(load, said, monkeypatch):
-    monkeypatch.setattr(module, "NAMED", 3)
+    monkeypatch.setattr(module, "MAX_BAD_IMAGES_NAMED", 3)
     images = Files(mixed(40), bad=range(0, 40, 2))
     list(load(images, range(40), max_bad_fraction=0.6, threads=4))
     assert len([line for line in said if line.startswith("cannot read /images/")]) == 3
@@ -494,8 +496,16 @@ def test_closing_drops_what_was_not_begun(load, nothing_kept):
     images = Files(mixed(80))
     go_on = threading.Event()
     read = images.read
-    images.read = lambda index: (go_on.wait(20), read(index))[1] if index >= PIECE else read(index)
-    loader = load(images, range(PIECE), range(PIECE, 80), threads=1, ahead=1, seed=None, augment=Augment())
+    images.read = lambda index: (go_on.wait(20), read(index))[1] if index >= TASK else read(index)
+    loader = load(
+        images,
+        range(TASK),
+        range(TASK, 80),
+        threads=1,
+        ahead=1,
+        seed=None,
+        augment=Augment(),
+    )
     next(iter(loader))
     closing = threading.Thread(target=loader.close)
     closing.start()
@@ -503,7 +513,7 @@ def test_closing_drops_what_was_not_begun(load, nothing_kept):
     go_on.set()
     closing.join(20)
     assert not closing.is_alive()
-    assert PIECE <= len(images.reads) <= 3 * PIECE  # of 80
+    assert TASK <= len(images.reads) <= 3 * TASK  # of 80
 
 
 def test_with_no_batch_ahead_threads_rest_while_a_batch_is_used(load, nothing_kept):
@@ -525,9 +535,9 @@ def test_so_many_batches_are_ahead(load, nothing_kept):
     assert sorted(images.reads) == list(range(24))
 
 
-def test_torch_keeps_its_threads_except_in_the_pool():
+def test_torch_keeps_its_threads_except_in_the_decoding_threads():
     torch.set_num_threads(3)  # conftest.py sets it back
-    some = pool(2)
+    some = decoding_threads(2)
     try:
         assert {some.submit(torch.get_num_threads).result() for _ in range(20)} == {1}
         assert torch.get_num_threads() == 3
@@ -552,7 +562,7 @@ def test_where_no_more_threads_can_be_started_none_waits_for_them(monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", at_most_two)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        pool(4)
+        decoding_threads(4)
     until = time.monotonic() + 10
     while decode_threads() - before and time.monotonic() < until:
         time.sleep(0.01)
@@ -566,7 +576,7 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.splits import Subset
 from mixer_lightning.data.transforms import Augment
 
-loader.kept_in_memory = lambda *_: None
+loader.load_into_memory = lambda *_: None
 images = Subset(Arrays("black", np.zeros((9, 99, 99, 3), np.uint8), range(9)), np.arange(9))
 plan = [np.array([[0, i % 9, 0] for i in range(500)])] * 50
 batches = iter(loader.Loader(images, plan, Augment(), image_size=8, seed=0, threads=4, ahead=3, pin_memory=False))
@@ -590,22 +600,21 @@ def test_a_batch_goes_to_a_device_without_what_the_cpu_looks_at(load):
     there = batch.to(torch.device("meta"))
     assert there.images.device.type == there.labels.device.type == "meta"
     assert there.images.shape == batch.images.shape
-    assert there.views is batch.views is not None
-    assert there.draws is batch.draws is not None
+    assert there.crops is batch.crops is not None
+    assert there.params is batch.params is not None
     here = batch.to(torch.device("cpu"))
     assert torch.equal(here.images, batch.images)
     assert torch.equal(here.cropped(SIZE), batch.cropped(SIZE))
 
 
 def test_processes_that_are_silent_name_their_own_bad_images(capsys, monkeypatch):
-    from mixer_lightning.engine.training import show_log
-    from mixer_lightning.screen import Screen
+    from mixer_lightning.screen import Screen, show_logging
 
     log = logging.getLogger("mixer_lightning")
     before = (log.handlers, log.level, log.propagate)
     monkeypatch.setenv("RANK", "3")
     try:
-        show_log(Screen(silent=True))
+        show_logging(Screen(silent=True))
         logging.getLogger("mixer_lightning.data.loader").warning("cannot read x")
         logging.getLogger("mixer_lightning.data.sources.shards").warning("indexing")
     finally:

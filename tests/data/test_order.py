@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from mixer_lightning.data import order as orders
 from mixer_lightning.data.order import MicroBatchSampler, Order, seed_generators, split_batch
-from mixer_lightning.data.stateless_random import key
+from mixer_lightning.data.stateless_random import derive_seed
 
 Sample = tuple[int, int, int]  # epoch, image, repeat
 
@@ -23,10 +23,17 @@ windows = st.integers(1, 10)
 
 
 def stream(
-    order: Order, *, steps: int, batch: int, chunk: int, world: int = 1, start: int = 0, repeats: int = 1
+    order: Order,
+    *,
+    steps: int,
+    batch: int,
+    device_batch: int,
+    world: int = 1,
+    start: int = 0,
+    repeats: int = 1,
 ) -> list[list[Sample]]:
     """Chunks of all processes in the order of the arithmetic: one after the other, step by step."""
-    micro_batches = split_batch(batch_size=batch, device_batch=chunk, world_size=world)
+    micro_batches = split_batch(batch_size=batch, device_batch=device_batch, world_size=world)
     ranks = [
         list(
             MicroBatchSampler(
@@ -40,7 +47,7 @@ def stream(
         )
         for rank in range(world)
     ]
-    assert all(part.shape == (chunk, 3) and part.dtype == np.int64 for rank in ranks for part in rank)
+    assert all(part.shape == (device_batch, 3) and part.dtype == np.int64 for rank in ranks for part in rank)
     in_turn = [ranks[i % world][i // world] for i in range(world * len(ranks[0]))]
     return [[tuple(sample) for sample in part.tolist()] for part in in_turn]
 
@@ -139,7 +146,7 @@ def test_order_is_fixed_for_good():
         [8, 5, 0, 2, 7, 1, 6, 4, 9, 3],
         [0, 5, 8, 2, 6, 7, 1, 4, 9, 3],
     ]
-    assert stream(order, steps=3, batch=4, chunk=2, repeats=2) == [
+    assert stream(order, steps=3, batch=4, device_batch=2, repeats=2) == [
         [(0, 8, 0), (0, 5, 0)],
         [(0, 8, 1), (0, 5, 1)],
         [(0, 0, 0), (0, 2, 0)],
@@ -156,17 +163,19 @@ def test_order_is_fixed_for_good():
 @given(
     shard_sizes=shards,
     window=windows,
-    chunk=st.integers(1, 5),
+    device_batch=st.integers(1, 5),
     world=st.sampled_from([1, 2, 3]),
     accumulate=st.integers(1, 3),
     steps=st.integers(1, 12),
 )
 def test_every_sample_once_per_epoch_and_nothing_dropped(
-    shard_sizes, window, chunk, world, accumulate, steps
+    shard_sizes, window, device_batch, world, accumulate, steps
 ):
-    batch = chunk * world * accumulate
+    batch = device_batch * world * accumulate
     order = Order(shard_sizes, window=window, seed=7)
-    seen = list(itertools.chain(*stream(order, steps=steps, batch=batch, chunk=chunk, world=world)))
+    seen = list(
+        itertools.chain(*stream(order, steps=steps, batch=batch, device_batch=device_batch, world=world))
+    )
     assert len(seen) == steps * batch
     by_epoch = [[image for e, image, _ in seen if e == number] for number in range(seen[-1][0] + 1)]
     assert all(images == epoch(order, number) for number, images in enumerate(by_epoch[:-1]))
@@ -182,18 +191,20 @@ def test_every_sample_once_per_epoch_and_nothing_dropped(
     start=st.integers(0, 9),
     repeats=st.sampled_from([1, 2, 3]),
 )
-def test_chunks_do_not_depend_on_processes_or_on_where_a_sitting_began(
+def test_micro_batches_do_not_depend_on_processes_or_on_where_a_session_began(
     shard_sizes, window, world, start, repeats
 ):
     order = Order(shard_sizes, window=window, seed=7)
-    whole = stream(order, steps=10, batch=12, chunk=2, repeats=repeats)
-    parts = stream(order, steps=10, batch=12, chunk=2, world=world, start=start, repeats=repeats)
+    whole = stream(order, steps=10, batch=12, device_batch=2, repeats=repeats)
+    parts = stream(order, steps=10, batch=12, device_batch=2, world=world, start=start, repeats=repeats)
     assert parts == whole[start * 6 :]
 
 
 def test_repeated_augmentation_shows_a_third_of_the_images_three_times():
     seen = list(
-        itertools.chain(*stream(Order([30], window=1, seed=7), steps=5, batch=6, chunk=3, world=2, repeats=3))
+        itertools.chain(
+            *stream(Order([30], window=1, seed=7), steps=5, batch=6, device_batch=3, world=2, repeats=3)
+        )
     )
     counts = collections.Counter(image for _, image, _ in seen)
     assert len(counts) == 10
@@ -206,7 +217,7 @@ def test_repeated_augmentation_shows_a_third_of_the_images_three_times():
 
 
 def test_repeats_that_do_not_divide_the_set():
-    (samples,) = stream(Order([10], window=1, seed=0), steps=1, batch=10, chunk=10, repeats=3)
+    (samples,) = stream(Order([10], window=1, seed=0), steps=1, batch=10, device_batch=10, repeats=3)
     counts = collections.Counter(image for _, image, _ in samples)
     assert sorted(counts.values()) == [1, 3, 3, 3]
     assert set(counts) == set(epoch(Order([10], window=1, seed=0), 0)[:4])
@@ -214,16 +225,16 @@ def test_repeats_that_do_not_divide_the_set():
 
 
 @pytest.mark.parametrize(
-    ("batch", "chunk", "world", "words"),
+    ("batch", "device_batch", "world", "words"),
     [
         (100, 30, 1, ["device_batch 30", "20", "25"]),
         (10, None, 3, ["batch_size 10", "3 processes"]),
         (64, 128, 1, ["device_batch 128", "64"]),
     ],
 )
-def test_a_batch_that_does_not_divide_says_what_would(batch, chunk, world, words):
+def test_a_batch_that_does_not_divide_says_what_would(batch, device_batch, world, words):
     with pytest.raises(ValueError, match="does not divide") as error:
-        split_batch(batch_size=batch, device_batch=chunk, world_size=world)
+        split_batch(batch_size=batch, device_batch=device_batch, world_size=world)
     assert all(word in str(error.value) for word in words)
 
 
@@ -238,11 +249,11 @@ def test_seeding_covers_all_three_generators():
     def draw():
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
-    seed_generators(key("a", 1))
+    seed_generators(derive_seed("a", 1))
     first = draw()
-    seed_generators(key("a", 1))
+    seed_generators(derive_seed("a", 1))
     assert draw() == first
-    seed_generators(key("a", 2))
+    seed_generators(derive_seed("a", 2))
     assert all(x != y for x, y in zip(draw(), first, strict=True))
 
 

@@ -28,7 +28,7 @@ from mixer_lightning.data.sources.shards import shards
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote, "RETRY_WAITS_SECONDS", (0.0, 0.0, 0.0, 0.0))
     yield
     fsspec.filesystem("memory").store.clear()
 
@@ -274,7 +274,7 @@ def fetched(cache: Cache, file: File) -> bytes:
 
 @pytest.mark.parametrize("fault", [503, 500, "cut"])
 def test_what_fails_is_tried_again_after_a_while(root, server, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(remote, "WAITS", (1.0, 2.0, 4.0, 8.0))
+    monkeypatch.setattr(remote, "RETRY_WAITS_SECONDS", (1.0, 2.0, 4.0, 8.0))
     waits: list[float] = []
     cache = Cache(tmp_path / "copies", max_bytes=10**9, sleep=waits.append)
     path = root / "train-000.tar"
@@ -332,7 +332,8 @@ def test_a_full_disk_is_named(server, tmp_path, monkeypatch):
     cache = Cache(tmp_path / "copies", max_bytes=10**9, sleep=pytest.fail)
     monkeypatch.setattr(remote, "_run", full)
     with pytest.raises(
-        OSError, match=rf"{tmp_path}/copies is full: free some space, name a folder .* data\.cache"
+        OSError,
+        match=rf"{tmp_path}/copies is full: free some space, set data\.cache to a folder on another disk",
     ):
         cache.open(File("pipe:cat x", None))
     assert not cached(tmp_path / "copies")

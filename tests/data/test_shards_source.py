@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from mixer_lightning.data import stateless_random as draws
 from mixer_lightning.data.sources import Stored, cache, index, prepared
 from mixer_lightning.data.sources.shards import shards
+from mixer_lightning.data.stateless_random import hash32
 
 ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])
 
@@ -91,7 +91,7 @@ def test_every_sample_is_read_back(root):
     assert labels.dtype == np.int64
     assert labels.tolist() == [2, 0, 0, 1]
     assert train.hashes().dtype == np.uint32
-    assert train.hashes().tolist() == [draws.hash32(f"photo/{i:05d}") for i in range(9)]
+    assert train.hashes().tolist() == [hash32(f"photo/{i:05d}") for i in range(9)]
     train.prefetch([1, 0])  # nothing to fetch
 
 
@@ -112,7 +112,7 @@ def test_the_index_is_what_tarfile_and_webdataset_say(root, form):
         sample["__key__"] for sample in webdataset.WebDataset(str(root / "train-000.tar"), shardshuffle=False)
     ]
     assert [train.key(i) for i in range(5)] == keys
-    assert rows["hash"].tolist() == [draws.hash32(key) for key in keys]
+    assert rows["hash"].tolist() == [hash32(key) for key in keys]
 
 
 def test_a_shard_without_samples_takes_no_part(root):
@@ -124,7 +124,7 @@ def test_a_shard_without_samples_takes_no_part(root):
 
 
 def test_threads_read_side_by_side(root, monkeypatch):
-    monkeypatch.setattr(cache, "MOST_OPEN", 1)  # so that shards are closed under each other's hands
+    monkeypatch.setattr(cache, "MAX_OPEN_FILES", 1)  # so that shards are closed under each other's hands
     train = shards(root=str(root)).splits["train"]
     before = len(list(Path("/proc/self/fd").iterdir()))
     orders = [np.random.default_rng(seed).integers(0, 9, 400) for seed in range(8)]
@@ -431,7 +431,7 @@ def test_without_any_place_for_the_index_it_still_works(root, said):
         (root / f".{split}-index.lock").mkdir()
     train = shards(root=str(root), cache=str(root.parent / "file" / "cache")).splits["train"]
     assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
-    assert any("built anew each time" in line for line in said())
+    assert any("rebuilt each time" in line for line in said())
 
 
 def test_a_full_disk_only_costs_the_index(root, monkeypatch, said):
@@ -516,7 +516,7 @@ def prepared_set(root: Path, *, several: bool = False) -> Path:
                 infos = [info for info in tar if info.name.endswith(".png")]
             for info in infos:
                 number = int(info.name[-9:-4])
-                rows.append((info.offset_data // 512, info.size, number % 3, draws.hash32(info.name[:-4])))
+                rows.append((info.offset_data // 512, info.size, number % 3, hash32(info.name[:-4])))
                 labels.append([number % 3, (number + 1) % 3 if number % 2 else -1])
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             listed.append(
@@ -550,7 +550,7 @@ def test_a_prepared_set_is_taken_as_it_is(made, said, monkeypatch):
     assert (train.shard_sizes(), len(data.splits["val"]), len(data.classes)) == ([4, 5], 2, 4)
     assert [train.read(i) for i in range(9)] == [picture(i) for i in range(9)]
     assert every(train).tolist() == [i % 3 for i in range(9)]
-    assert train.hashes().tolist() == [draws.hash32(train.key(i)) for i in range(9)]
+    assert train.hashes().tolist() == [hash32(train.key(i)) for i in range(9)]
     assert said() == []
     assert not list(made.glob(".*"))
 

@@ -226,14 +226,14 @@ def test_joined_slices():
 # ---- how they lie on disk
 
 
-def test_what_is_not_in_shards_is_one_stretch():
+def test_what_is_not_in_shards_is_one_shard():
     files = Files(KEYS)
     assert shard_sizes(files) == [3000]
     assert shard_sizes(Subset(files, np.array([3, 5, 2999]))) == [3]
     assert not isinstance(files, Stored)
 
 
-def test_stretches_of_a_subset_count_its_images_in_each_shard():
+def test_shard_sizes_of_a_subset_count_its_images_in_each_shard():
     shards = Shards(KEYS[:10], [3, 0, 4, 1, 2])
     assert shard_sizes(shards) == [3, 0, 4, 1, 2]
     assert shard_sizes(Subset(shards, np.array([0, 2, 3, 6, 8, 9]))) == [2, 0, 2, 0, 2]
@@ -241,7 +241,7 @@ def test_stretches_of_a_subset_count_its_images_in_each_shard():
     assert shard_sizes(Subset(shards, np.arange(10))) == [3, 0, 4, 1, 2]
 
 
-def test_stretches_of_joined_splits_follow_each_other():
+def test_shard_sizes_of_joined_splits_follow_each_other():
     shards = Shards(KEYS[:10], [3, 7])
     assert shard_sizes(Joined([shards, Files(KEYS[:4]), Subset(shards, np.array([2, 3, 4]))])) == [
         3,
@@ -252,7 +252,7 @@ def test_stretches_of_joined_splits_follow_each_other():
     ]
 
 
-def test_stretches_hold_as_many_images_as_there_are():
+def test_shard_sizes_hold_as_many_images_as_there_are():
     data = dataset(train=Shards(KEYS, [500] * 6), val=Shards(KEYS[:9], [9]), test=Files(KEYS[:1]))
     images = choose(data, train="train[:30%]+val").splits["train"]
     assert isinstance(images, Stored)

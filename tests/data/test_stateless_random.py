@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mixer_lightning.data.stateless_random import hash32, key, sample_keys, uniform
+from mixer_lightning.data.stateless_random import derive_seed, hash32, sample_keys, uniform
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -44,8 +44,8 @@ def chi_square(counts: np.ndarray) -> float:
 
 
 def test_keys_of_names_are_fixed_for_good():
-    assert key(0, "order", 0) == 3471081512423777433
-    assert key("spare", 17, 0) == 4170898786704155442
+    assert derive_seed(0, "order", 0) == 3471081512423777433
+    assert derive_seed("spare", 17, 0) == 4170898786704155442
 
 
 def test_keys_of_samples_are_fixed_for_good():
@@ -59,7 +59,7 @@ def test_keys_of_samples_are_fixed_for_good():
     ]
 
 
-def test_draws_are_fixed_for_good():
+def test_numbers_are_fixed_for_good():
     keys = sample_keys(0, [[0, 0, 0], [299, 1281166, 2]])
     assert uniform(keys, "view", 2).tolist() == [
         [0.8732243515512278, 0.5713995087074002],
@@ -95,17 +95,17 @@ def test_keys_chain_its_output_function_over_epoch_image_and_repeat(seed):
     samples = [(0, 0, 0), (3, 1281166, 2), (2**40, 2**33 + 5, 7)]
     expected = []
     for sample in samples:
-        state = key(seed, "sample")
+        state = derive_seed(seed, "sample")
         for part in sample:
             state = finish((state + part * GOLDEN) & MASK)
         expected.append(state)
     assert sample_keys(seed, samples).tolist() == expected
 
 
-def test_draws_are_its_outputs_seeded_by_key_and_purpose():
+def test_numbers_are_its_outputs_seeded_by_key_and_purpose():
     keys = sample_keys(5, grid(2, 3, 2))
     for purpose, count in (("view", 23), ("flip", 1), ("", 3)):
-        streams = [splitmix64(finish(int(k) ^ key(purpose)), count) for k in keys]
+        streams = [splitmix64(finish(int(k) ^ derive_seed(purpose)), count) for k in keys]
         drawn = uniform(keys, purpose, count)
         assert drawn.dtype == np.float64
         assert drawn.tolist() == [[(x >> 11) / 2**53 for x in stream] for stream in streams]
@@ -114,7 +114,7 @@ def test_draws_are_its_outputs_seeded_by_key_and_purpose():
 # ---- independent of how they are asked for
 
 
-def test_a_sample_draws_the_same_alone_and_in_any_batch():
+def test_a_sample_gets_the_same_numbers_alone_and_in_any_batch():
     samples = grid(2, 50, 2)
     keys = sample_keys(3, samples)
     shuffled = np.random.default_rng(0).permutation(len(samples))
@@ -169,7 +169,7 @@ NEIGHBOURS = {
     "seeds": lambda: (uniform(keys_of(0, 0, 0), "view", 1), uniform(keys_of(1, 0, 0), "view", 1)),
     "images": lambda: (uniform(keys_of(0, 0, 0)[:-1], "view", 1), uniform(keys_of(0, 0, 0)[1:], "view", 1)),
     "purposes": lambda: (uniform(keys_of(0, 0, 0), "view", 1), uniform(keys_of(0, 0, 0), "flip", 1)),
-    "draws": lambda: np.split(uniform(keys_of(0, 0, 0), "view", 2), 2, axis=1),
+    "numbers": lambda: np.split(uniform(keys_of(0, 0, 0), "view", 2), 2, axis=1),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer_lightning.data.sources.tar import Member, members
+from mixer_lightning.data.sources.tar import Member, file_header, members
 
 FORMS = [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT]
 
@@ -160,3 +160,34 @@ def test_every_bit_of_a_header_counts(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="no tar header at byte 0"):
             listed(path)
+
+
+def test_long_names_get_an_extended_file_header():
+    assert len(file_header("short.jpg", 5)) == 512
+    long = file_header(f"{'n' * 300}.jpg", 5)
+    assert len(long) % 512 == 0
+    with tarfile.open(fileobj=io.BytesIO(long + bytes(512) + bytes(1024))) as tar:
+        assert tar.getnames() == [f"{'n' * 300}.jpg"]
+
+
+def test_folders_of_tars_older_than_posix_are_no_files(tmp_path):
+    """They have no type, only a slash at the end."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in ("folder/", "folder/a.jpg"):
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.AREGTYPE
+            tar.addfile(info)
+    assert listed(path) == truth(path) == [Member("folder/a.jpg", 1024, 0)]
+
+
+def test_checksums_of_signed_bytes_are_read_too(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("ä.jpg"))
+    whole = bytearray(path.read_bytes())
+    block = bytes(whole[:148]) + b" " * 8 + bytes(whole[156:512])
+    signed = sum(byte - 256 if byte > 127 else byte for byte in block)
+    whole[148:156] = f"{signed:06o}\0 ".encode()
+    path.write_bytes(whole)
+    assert listed(path) == truth(path) == [Member("ä.jpg", 512, 0)]

@@ -37,8 +37,8 @@ def extents(image: Image.Image, count: int = 1) -> tuple[np.ndarray, np.ndarray]
     return np.full(count, image.width), np.full(count, image.height)
 
 
-def seen(views: Crops, image: Image.Image, size: int) -> torch.Tensor:
-    return torch.stack([crop_one(pixels(image), views, i, size) for i in range(len(views))])
+def seen(crops: Crops, image: Image.Image, size: int) -> torch.Tensor:
+    return torch.stack([crop_one(pixels(image), crops, i, size) for i in range(len(crops))])
 
 
 def trained(
@@ -46,8 +46,8 @@ def trained(
 ) -> torch.Tensor:
     """What training makes of an image, `count` times: uint8 [count, 3, S, S]."""
     named = keys(count, seed=seed)
-    views = augment.train_crops(named, *extents(image, count), size)
-    return augment.alter(seen(views, image, size), augment.draw(named))
+    crops = augment.train_crops(named, *extents(image, count), size)
+    return augment.apply(seen(crops, image, size), augment.sample_params(named))
 
 
 def evaluated(augment: Augment, image: Image.Image, size: int) -> torch.Tensor:
@@ -100,7 +100,7 @@ def test_normalisation_is_torchvisions():
     reference = tv.Compose([tv.ToTensor(), tv.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])(image)
     batch = pixels(image)[None]
     torch.testing.assert_close(augment.eval_batch(batch)[0], reference)
-    images, targets = augment.train_batch(batch, torch.tensor([2]), augment.draw(keys(1)), 5)
+    images, targets = augment.train_batch(batch, torch.tensor([2]), augment.sample_params(keys(1)), 5)
     torch.testing.assert_close(images[0], reference)
     assert targets.tolist() == [[0, 0, 1, 0, 0]]
 
@@ -118,13 +118,13 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def boxes(augment: Augment, width: int, height: int, count: int) -> np.ndarray:
-    """left, top, width, height of random views: [4, count]."""
-    views = augment.train_crops(keys(count), np.full(count, width), np.full(count, height), 32)
-    assert (views.to_width == 32).all()
-    assert (views.to_height == 32).all()
-    assert not views.x.any()
-    assert not views.y.any()
-    return np.stack([views.left, views.top, views.width, views.height])
+    """left, top, width, height of random crops: [4, count]."""
+    crops = augment.train_crops(keys(count), np.full(count, width), np.full(count, height), 32)
+    assert (crops.to_width == 32).all()
+    assert (crops.to_height == 32).all()
+    assert not crops.x.any()
+    assert not crops.y.any()
+    return np.stack([crops.left, crops.top, crops.width, crops.height])
 
 
 def described(found: np.ndarray, width: int, height: int) -> dict[str, np.ndarray]:
@@ -188,14 +188,14 @@ def test_random_crops_have_the_stated_areas_and_aspects():
 def test_random_interpolation_is_each_half_of_the_time():
     image = photo()
     augment = Augment(crop="random_resized", crop_scale=(1.0, 1.0), crop_ratio=(1.25, 1.25))
-    views = dataclasses.replace(augment, interpolation="random").train_crops(
+    crops = dataclasses.replace(augment, interpolation="random").train_crops(
         keys(1000), *extents(image, 1000), 32
     )
-    kinds = [FILTERS[i] for i in views.filter]
+    kinds = [FILTERS[i] for i in crops.filter]
     assert binomtest(kinds.count("bicubic"), 1000).pvalue > 0.001
     assert set(kinds) == {"bilinear", "bicubic"}
     for name, resample in (("bilinear", 2), ("bicubic", 3)):
-        one = views[kinds.index(name) : kinds.index(name) + 1]
+        one = crops[kinds.index(name) : kinds.index(name) + 1]
         assert_close_by(seen(one, image, 32)[0], pixels(image.resize((32, 32), resample)))
         assert trained(dataclasses.replace(augment, interpolation=name), image, 32).equal(
             seen(one, image, 32)
@@ -212,9 +212,9 @@ def test_pad_shifts_over_black():
     image = photo(8, 8)
     padded = np.zeros((12, 12, 3), dtype=np.uint8)
     padded[2:10, 2:10] = np.asarray(image)
-    views = {(y, x): padded[y : y + 8, x : x + 8].tobytes() for y in range(5) for x in range(5)}
-    found = [view.permute(1, 2, 0).numpy().tobytes() for view in trained(augment, image, 8, count=1500)]
-    counts = [found.count(view) for view in views.values()]
+    crops = {(y, x): padded[y : y + 8, x : x + 8].tobytes() for y in range(5) for x in range(5)}
+    found = [crop.permute(1, 2, 0).numpy().tobytes() for crop in trained(augment, image, 8, count=1500)]
+    counts = [found.count(crop) for crop in crops.values()]
     assert sum(counts) == 1500
     assert min(counts) > 30  # 60 each
     assert max(counts) < 95
@@ -231,15 +231,15 @@ def test_resize_random_takes_parts_of_the_resized_image():
     image = photo(90, 60)
     whole = pixels(image.resize((60, 40), Image.Resampling.BILINEAR))  # 32 / .8 = 40
     corners = set()
-    views = augment.train_crops(keys(400), *extents(image, 400), 32)
-    for x, y, part in zip(views.x, views.y, seen(views, image, 32), strict=True):
+    crops = augment.train_crops(keys(400), *extents(image, 400), 32)
+    for x, y, part in zip(crops.x, crops.y, seen(crops, image, 32), strict=True):
         assert_close_by(part, whole[:, y : y + 32, x : x + 32])
         corners.add((int(y), int(x)))
     assert {y for y, _ in corners} == set(range(9))
     assert {x for _, x in corners} == set(range(29))
 
 
-def test_none_trains_on_the_evaluations_view():
+def test_none_trains_on_the_crop_of_evaluation():
     augment = Augment(eval_crop=0.875, eval_interpolation="bicubic", interpolation="bilinear")
     assert torch.equal(trained(augment, photo(), 32)[0], evaluated(augment, photo(), 32))
 
@@ -257,9 +257,9 @@ def test_flip_is_a_mirror_as_often_as_stated():
 def test_flip_does_not_tell_where_the_crop_is():
     augment = Augment(crop="random_resized", flip=0.5)
     named = keys(20_000)
-    views = augment.train_crops(named, np.full(20_000, 500), np.full(20_000, 400), 32)
-    flips = augment.draw(named).flip
-    for values in (views.left, views.top, views.width * views.height):
+    crops = augment.train_crops(named, np.full(20_000, 500), np.full(20_000, 400), 32)
+    flips = augment.sample_params(named).flip
+    for values in (crops.left, crops.top, crops.width * crops.height):
         assert abs(np.corrcoef(values, flips)[0, 1]) < 0.025
 
 
@@ -284,9 +284,9 @@ def test_a_sample_does_not_depend_on_its_batch(rand_augment):
 
     def run(which: np.ndarray) -> torch.Tensor:
         named = sample_keys(3, [(1, image, 0) for image in which])
-        views = augment.train_crops(named, widths[which], heights[which], 16)
-        shown = [crop_one(pixels(images[image]), views, i, 16) for i, image in enumerate(which)]
-        return augment.alter(torch.stack(shown), augment.draw(named))
+        crops = augment.train_crops(named, widths[which], heights[which], 16)
+        shown = [crop_one(pixels(images[image]), crops, i, 16) for i, image in enumerate(which)]
+        return augment.apply(torch.stack(shown), augment.sample_params(named))
 
     whole = run(np.arange(24))
     assert len({image.numpy().tobytes() for image in whole}) == 24
@@ -304,8 +304,8 @@ def test_every_part_of_a_samples_name_counts():
     }
     places = {}
     for what, (seed, sample) in ({"none": (0, (0, 0, 0))} | samples).items():
-        views = augment.train_crops(sample_keys(seed, [sample]), *extents(photo(500, 400)), 32)
-        places[what] = (views.left[0], views.top[0], views.width[0], views.height[0])
+        crops = augment.train_crops(sample_keys(seed, [sample]), *extents(photo(500, 400)), 32)
+        places[what] = (crops.left[0], crops.top[0], crops.width[0], crops.height[0])
     assert len(set(places.values())) == 5
 
 
@@ -316,7 +316,7 @@ def test_equal_seeds_equal_batches_and_other_seeds_other_ones():
     def run(seed: int):
         np.random.seed(seed)
         torch.manual_seed(seed)
-        return augment.train_batch(images, torch.arange(8), augment.draw(keys(8)), 8)
+        return augment.train_batch(images, torch.arange(8), augment.sample_params(keys(8)), 8)
 
     for ours, same, other in zip(run(3), run(3), run(4), strict=True):
         assert torch.equal(ours, same)
@@ -333,11 +333,11 @@ def test_rand_augment_has_the_recipes_colour_and_interpolation(rand_augment, int
     augment = Augment(rand_augment=rand_augment, mean=mean, interpolation=interpolation)
     images = torch.stack([pixels(photo(32, 32, seed=i)) for i in range(64)])
     part = RandAugment(rand_augment, interpolation=interpolation, mean=mean)
-    out = augment.alter(images, augment.draw(keys(64)))
-    assert torch.equal(out, part(images, part.draw(keys(64))))
+    out = augment.apply(images, augment.sample_params(keys(64)))
+    assert torch.equal(out, part(images, part.sample_params(keys(64))))
     for other in {"bilinear", "bicubic", "random"} - {interpolation}:
         different = dataclasses.replace(augment, interpolation=other)
-        same = torch.equal(different.alter(images, different.draw(keys(64))), out)
+        same = torch.equal(different.apply(images, different.sample_params(keys(64))), out)
         assert same == rand_augment.startswith("torchvision")  # whose operations take the nearest pixel
     fill = (124, 116, 104) if rand_augment.startswith("rand") else (0, 0, 0)
     corners = out[..., [0, 0, -1, -1], [0, -1, 0, -1]].transpose(1, 2).reshape(-1, 3)  # [64 * 4, 3]
@@ -351,9 +351,11 @@ def test_flip_rand_augment_jitter_follow_each_other():
     first = RandAugment("rand-m9-n2-p1", interpolation="bilinear", mean=[0.5] * 3)
     then = ColorJitter(0.4)
     flipped = images.flip(-1)
-    expected = then(first(flipped, first.draw(keys(32))), then.draw(keys(32)))
-    assert torch.equal(augment.alter(images, augment.draw(keys(32))), expected)
-    assert not torch.equal(first(then(flipped, then.draw(keys(32))), first.draw(keys(32))), expected)
+    expected = then(first(flipped, first.sample_params(keys(32))), then.sample_params(keys(32)))
+    assert torch.equal(augment.apply(images, augment.sample_params(keys(32))), expected)
+    assert not torch.equal(
+        first(then(flipped, then.sample_params(keys(32))), first.sample_params(keys(32))), expected
+    )
 
 
 def test_color_jitter_stays_within_its_range():
@@ -366,14 +368,14 @@ def test_color_jitter_stays_within_its_range():
 def test_the_order_is_mix_normalise_erase():
     augment = Augment(mixup=1.0, erase=1.0, erase_mode="const", mean=[0.2] * 3, std=[0.1] * 3)
     images = torch.full((64, 3, 16, 16), 255, dtype=torch.uint8)
-    out, _ = augment.train_batch(images, torch.arange(64) % 4, augment.draw(keys(64)), 4)
+    out, _ = augment.train_batch(images, torch.arange(64) % 4, augment.sample_params(keys(64)), 4)
     assert set(out.unique().round().tolist()) == {0.0, 8.0}  # erased to 0, the rest (1 - .2) / .1
 
 
 def test_several_labels_are_several_ones():
     labels = torch.tensor([[1, -1, -1], [0, 3, 4], [2, 2, -1]])
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
-    _, targets = Augment().train_batch(images, labels, Augment().draw(keys(3)), 5)
+    _, targets = Augment().train_batch(images, labels, Augment().sample_params(keys(3)), 5)
     assert targets.tolist() == [[0, 1, 0, 0, 0], [1, 0, 0, 1, 1], [0, 0, 1, 0, 0]]
 
 
@@ -385,7 +387,7 @@ def test_a_device_gets_the_same_batch_without_waiting(method):
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(64) % 7
     on_device, labels_there = images.cuda(), labels.cuda()
-    draws = augment.draw(keys(64))
+    params = augment.sample_params(keys(64))
 
     def seed_all() -> None:
         np.random.seed(5)
@@ -394,14 +396,14 @@ def test_a_device_gets_the_same_batch_without_waiting(method):
     torch.cuda.set_sync_debug_mode("error")
     try:
         seed_all()
-        there = augment.train_batch(on_device, labels_there, draws, 7)
+        there = augment.train_batch(on_device, labels_there, params, 7)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     seed_all()
-    here = augment.train_batch(images, labels, draws, 7)
+    here = augment.train_batch(images, labels, params, 7)
     torch.testing.assert_close(there[0].cpu(), here[0])
     torch.testing.assert_close(there[1].cpu(), here[1])
-    noise = Augment(erase=1.0).train_batch(on_device, labels_there, draws, 7)[0]
+    noise = Augment(erase=1.0).train_batch(on_device, labels_there, params, 7)[0]
     assert noise.abs().max() > 1  # outside of the range of pixels
 
 
@@ -426,7 +428,7 @@ def test_a_device_gets_the_same_batch_without_waiting(method):
         ("crop_ratio", (0, 1), "0 < low <= high"),
         ("mean", [0.5], "three numbers"),
         ("std", [0.5, 0.5, 0], "must be positive"),
-        ("eval_crop", 0, r"lie in \(0, 1\]"),
+        ("eval_crop", 0, r"be in \(0, 1\]"),
         ("rand_augment", "rand-m9-x3", "cannot read 'rand-m9-x3'"),
         ("rand_augment", "randaug-2-15", "cannot read"),
         ("rand_augment", "torchvision-m12-n2", "cannot read"),

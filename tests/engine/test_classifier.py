@@ -17,10 +17,14 @@ from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.signatures import build
 from mixer_lightning.data.crops import crop_one
 from mixer_lightning.data.loader import Batch
-from mixer_lightning.data.order import split_batch
+from mixer_lightning.data.order import MicroBatches, split_batch
+from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine.classifier import Classifier, NonFiniteLoss, Window
+from mixer_lightning.engine.classifier import Classifier
+from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.metrics import MetricAccumulator, NonFiniteLoss
 from mixer_lightning.engine.run import train
 
 
@@ -58,19 +62,13 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
 
 def classifier(model: nn.Module, **options: object) -> Classifier:
     settings: dict[str, object] = {
-        "augment": Augment(crop="none", flip=0.0),
         "loss": lambda logits, targets: F.cross_entropy(logits, targets),
         "optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
         "schedule": lambda step: 1.0,
-        "image_size": 2,
-        "num_classes": 4,
         "micro_batches": split_batch(batch_size=8, device_batch=8, world_size=1),
-        "rank": 0,
-        "seed": 0,
+        "machine": Machine(accelerator="cpu", precision="32-true", channels_last=False),
         "clip_grad_norm": None,
         "ema_decay": None,
-        "channels_last": False,
-        "compile": False,
     }
     return Classifier(model, **(settings | options))  # type: ignore[arg-type]
 
@@ -82,18 +80,49 @@ def linear() -> nn.Module:
 
 def batches(steps: int, size: int = 8) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
-    draws = Augment().draw(sample_keys(0, [(0, image, 0) for image in range(size)]))
+    params = Augment().sample_params(sample_keys(0, [(0, image, 0) for image in range(size)]))
     return [
         Batch(
             torch.randint(0, 256, (size, 3, 2, 2), dtype=torch.uint8, generator=generator),
             torch.randint(0, 4, (size,), generator=generator),
-            draws=draws,
+            params=params,
         )
         for _ in range(steps)
     ]
 
 
-def fit(module: Classifier, data: list[Batch], *, accumulate: int = 1) -> None:
+class Given(DataModule):
+    """Hands out the batches that it is given, to be augmented as any other."""
+
+    def __init__(self, given: list[Batch], augment: Augment, *, micro_batches: MicroBatches) -> None:
+        super().__init__(
+            Dataset("given", [*"abcd"], {}),
+            augment,
+            image_size=2,
+            micro_batches=micro_batches,
+            total_steps=len(given),
+            seed=0,
+            repeats=1,
+            shuffle_window=1,
+            max_bad_fraction=0.0,
+            rank=0,
+            threads=1,
+            ahead=0,
+            pin_memory=False,
+        )
+        self.given = given
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:  # type: ignore[override]
+        return torch.utils.data.DataLoader(self.given, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+
+PLAIN = Augment(crop="none", flip=0.0)
+
+
+def fit(
+    module: Classifier, data: list[Batch], *, accumulate: int = 1, augment: Augment = PLAIN
+) -> DataModule:
+    given = Given(data, augment, micro_batches=module.micro_batches)
     Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -102,10 +131,8 @@ def fit(module: Classifier, data: list[Batch], *, accumulate: int = 1) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(
-        module,
-        train_dataloaders=torch.utils.data.DataLoader(data, batch_size=None, collate_fn=lambda batch: batch),
-    )
+    ).fit(module, datamodule=given)
+    return given
 
 
 def test_steps_equal_a_loop_written_out(tmp_path):
@@ -142,59 +169,58 @@ def test_steps_equal_a_loop_written_out(tmp_path):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_window_is_the_mean_over_chunks_and_starts_anew():
-    window = Window()
+def test_accumulator_is_the_mean_over_chunks_and_starts_anew():
+    accumulator = MetricAccumulator()
     targets = torch.eye(4)
-    window.add(0, torch.tensor(1.0), torch.eye(4), targets)
-    window.add(0, torch.tensor(2.0), torch.eye(4).flip(0), targets)
-    window.add_grad_norm(torch.tensor(3.0))
-    assert window.read() == {"train/loss": 1.5, "train/top1": 0.5, "train/grad_norm": 3.0}
-    window.add(1, torch.tensor(5.0), torch.eye(4), targets)
-    assert window.read() == {"train/loss": 5.0, "train/top1": 1.0}
+    accumulator.add(0, torch.tensor(1.0), torch.eye(4), targets)
+    accumulator.add(0, torch.tensor(2.0), torch.eye(4).flip(0), targets)
+    accumulator.add_grad_norm(torch.tensor(3.0))
+    assert accumulator.read() == {"train/loss": 1.5, "train/top1": 0.5, "train/grad_norm": 3.0}
+    accumulator.add(1, torch.tensor(5.0), torch.eye(4), targets)
+    assert accumulator.read() == {"train/loss": 5.0, "train/top1": 1.0}
 
 
-def test_window_stays_on_its_device_after_it_was_read():
+def test_accumulator_stays_on_its_device_after_it_was_read():
     """Or NCCL would be asked to sum a tensor of the CPU when a checkpoint follows a line of the log."""
-    window = Window()
-    window.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
-    window.read()
-    assert window._sums is not None
-    assert window.sums() == [0.0] * 5
+    accumulator = MetricAccumulator()
+    accumulator.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    accumulator.read()
+    assert accumulator._sums is not None
+    assert accumulator.sums() == [0.0] * 5
 
 
 def test_an_infinite_norm_is_left_out_of_the_mean():
-    window = Window()
-    window.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
-    window.add_grad_norm(torch.tensor(float("inf")))
-    window.add_grad_norm(torch.tensor(3.0))
-    assert window.read()["train/grad_norm"] == 3.0
+    accumulator = MetricAccumulator()
+    accumulator.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    accumulator.add_grad_norm(torch.tensor(float("inf")))
+    accumulator.add_grad_norm(torch.tensor(3.0))
+    assert accumulator.read()["train/grad_norm"] == 3.0
 
 
-def test_window_goes_on_from_saved_sums():
+def test_accumulator_goes_on_from_saved_sums():
     targets = torch.eye(4)
-    window, other = Window(), Window()
-    window.add(0, torch.tensor(1.0), torch.eye(4), targets)
-    other.restore(window.sums())
-    for w in (window, other):
+    accumulator, other = MetricAccumulator(), MetricAccumulator()
+    accumulator.add(0, torch.tensor(1.0), torch.eye(4), targets)
+    other.restore(accumulator.sums())
+    for w in (accumulator, other):
         w.add(1, torch.tensor(4.0), torch.eye(4).flip(0), targets)
-    assert window.read() == other.read() == {"train/loss": 2.5, "train/top1": 0.5}
+    assert accumulator.read() == other.read() == {"train/loss": 2.5, "train/top1": 0.5}
 
 
 def test_first_bad_step_is_named():
-    window = Window()
+    accumulator = MetricAccumulator()
     for step, loss in enumerate([1.0, float("nan"), float("inf"), 1.0]):
-        window.add(step, torch.tensor(loss), torch.eye(4), torch.eye(4))
+        accumulator.add(step, torch.tensor(loss), torch.eye(4), torch.eye(4))
     with pytest.raises(NonFiniteLoss, match="step 2 "):
-        window.read()
+        accumulator.read()
 
 
 def test_evaluation_uses_the_average_and_leaves_training_mode(tmp_path):
     module = classifier(linear(), ema_decay=0.5)
     fit(module, batches(3))
-    (batch,) = batches(1)
-    images = batch.images
-    with module.evaluating() as logits:
-        got = logits(batch)
+    images = batches(1)[0].images
+    with module.evaluating() as network:
+        got = network.logits(images.float() / 127.5 - 1)
         assert not module.ema.module.training
     assert module.model.training
     expected = module.ema.module(images.float() / 127.5 - 1)
@@ -202,27 +228,26 @@ def test_evaluation_uses_the_average_and_leaves_training_mode(tmp_path):
     assert not torch.allclose(got, module.model(images.float() / 127.5 - 1))
 
 
-def test_images_that_are_still_to_be_viewed_are_viewed(tmp_path):
-    """Images in memory come whole, with their views: training and evaluation see what was drawn."""
+def test_images_that_are_still_to_be_cropped_are_cropped(tmp_path):
+    """Images in memory come whole, with their crops: training and evaluation see the sampled ones."""
     keys = sample_keys(0, [(0, image, 0) for image in range(8)])
     augment = Augment(crop="random_resized", flip=0.5)
     images = torch.randint(0, 256, (8, 3, 9, 7), dtype=torch.uint8)
     widths, heights = np.full(8, 7), np.full(8, 9)
-    labels, draws = torch.arange(8) % 4, augment.draw(keys)
-    whole = Batch(images, labels, augment.train_crops(keys, widths, heights, 2), draws)
-    cropped = Batch(whole.cropped(2), labels, None, draws)
+    labels, params = torch.arange(8) % 4, augment.sample_params(keys)
+    whole = Batch(images, labels, augment.train_crops(keys, widths, heights, 2), params)
+    cropped = Batch(whole.cropped(2), labels, None, params)
     assert cropped.images.shape == (8, 3, 2, 2)
-    modules = [classifier(linear(), augment=augment) for _ in range(2)]
+    modules = [classifier(linear()) for _ in range(2)]
     for module, batch in zip(modules, (whole, cropped), strict=True):
-        fit(module, [batch])
+        data = fit(module, [batch], augment=augment)
     assert not torch.equal(modules[0].model[1].weight, linear()[1].weight)
     assert torch.equal(modules[0].model[1].weight, modules[1].model[1].weight)
-    views = augment.eval_crops(widths, heights, 2)
-    seen = augment.eval_batch(torch.stack([crop_one(images[i], views, i, 2) for i in range(8)]))
-    with modules[0].evaluating() as logits:
-        torch.testing.assert_close(
-            logits(Batch(images, labels, views)), modules[0].model(seen), atol=0.02, rtol=0
-        )
+    crops = augment.eval_crops(widths, heights, 2)
+    seen = augment.eval_batch(torch.stack([crop_one(images[i], crops, i, 2) for i in range(8)]))
+    with modules[0].evaluating() as network:
+        got = network.logits(data.normalised_crops(Batch(images, labels, crops)))
+        torch.testing.assert_close(got, modules[0].model(seen), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize(

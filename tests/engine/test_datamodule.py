@@ -104,8 +104,8 @@ def micro_batches(data: DataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """All training batches as the network gets them, but for mixing: pixels and labels."""
     found = []
     for batch in data.train_dataloader():
-        assert batch.draws is not None
-        found.append((data.augment.alter(batch.cropped(data.image_size), batch.draws), batch.labels))
+        assert batch.params is not None
+        found.append((data.augment.apply(batch.cropped(data.image_size), batch.params), batch.labels))
     return found
 
 
@@ -140,7 +140,7 @@ def test_threads_batches_ahead_ranks_and_restarts_see_the_same_pixels(module, so
         assert equal([ranks[i % world_size][i // world_size] for i in range(24)], whole)
 
 
-def test_the_size_of_chunks_does_not_change_a_sample(module, source):
+def test_the_size_of_micro_batches_does_not_change_a_sample(module, source):
     whole = [torch.cat(parts) for parts in zip(*micro_batches(module(source)), strict=True)]
     for device_batch in (1, 8, 24):
         parts = micro_batches(module(source, device_batch=device_batch, threads=2))
@@ -207,7 +207,7 @@ def test_each_evaluation_image_once_for_any_number_of_processes(module, source, 
         assert torch.equal(pixels, whole)
 
 
-def test_evaluation_batches_are_no_larger_than_a_chunk(module):
+def test_evaluation_batches_are_no_larger_than_a_micro_batch(module):
     sizes = [len(batch.labels) for batch in module(digits(), device_batch=24).eval_loader("test")]
     assert sizes == [24] * 15
 
@@ -244,7 +244,7 @@ def test_bad_training_images_are_replaced_and_named_once(module, tmp_path, warne
     assert sorted(text.split(":")[0] for text in warned()) == [
         f"cannot read {tmp_path / name}" for name in BAD
     ]
-    assert all(text.endswith("another image takes its place") for text in warned())
+    assert all(text.endswith("another image is used instead") for text in warned())
     for threads, ahead in ((1, 3), (2, 0), (4, 4)):
         options = {"threads": threads, "ahead": ahead, "max_bad_fraction": 0.1}
         assert equal(micro_batches(module(data, **options)), whole)
@@ -311,7 +311,7 @@ def test_images_in_memory_are_replaced_the_same_way(module, tmp_path, monkeypatc
     kept = module(data, plain, max_bad_fraction=0.1)
     found = micro_batches(kept)
     assert kept.train_dataloader().images is not data.splits["train"]
-    monkeypatch.setattr("mixer_lightning.data.loader.IN_MEMORY", 0)
+    monkeypatch.setattr("mixer_lightning.data.loader.MAX_BYTES_IN_MEMORY", 0)
     read = module(data, plain, max_bad_fraction=0.1)
     assert equal(micro_batches(read), found)
     assert read.train_dataloader().images is data.splits["train"]

@@ -174,7 +174,7 @@ def test_ddp_without_a_launcher(refused, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_where_there_is_none(refused):
-    assert "take trainer=cpu" in refused("trainer=gpu")
+    assert "use trainer=cpu" in refused("trainer=gpu")
 
 
 # ------------------------------------------------------------------------------------- 2: the run directory
@@ -246,7 +246,7 @@ def test_a_few_corrupt_training_images_are_named_and_replaced(tmp_path, capsys, 
         for text in (said, log):
             (line,) = [line for line in text.splitlines() if str(path) in line]
             assert line.startswith(f"cannot read {path}: ")
-            assert line.rstrip().endswith("another image takes its place")
+            assert line.rstrip().endswith("another image is used instead")
     assert results.read_result(tmp_path / "run")["metrics"].keys() >= {"val/top1"}
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from conftest import TINY
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine import machine, training
+from mixer_lightning.engine import machine, setup, training
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.screen import Screen
 
@@ -202,7 +202,7 @@ def test_strategies(monkeypatch):
     assert strategy._timeout.total_seconds() == 180
 
 
-def test_in_words(monkeypatch):
+def test_the_machine_as_text(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert str(Machine(accelerator="cpu", precision="32-true")) == "cpu, 2 threads, float32"
     launch(monkeypatch, TORCHRUN)
@@ -222,10 +222,10 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> Any
         given.update(options)
         raise Caught
 
-    monkeypatch.setattr(training, "Trainer", trainer)
+    monkeypatch.setattr(setup, "Trainer", trainer)
     recipe = compose_one("train", [*TINY, "trainer=ddp", "trainer.accelerator=cpu", *words])
     with pytest.raises(Caught):
-        training.prepare(recipe, tmp_path, Screen(silent=True))
+        training.ready(recipe, tmp_path, Screen(silent=True))
     assert given["num_nodes"] == 1
     return given["plugins"]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from conftest import ROOT, TINY
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine.callbacks import Metrics
+from mixer_lightning.engine.callbacks import MetricsLog
 from mixer_lightning.engine.run import train
 from mixer_lightning.files import lock_run_dir
 
@@ -70,14 +70,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_asked_to_stop_at_any_step(tmp_path, undisturbed, monkeypatch, step, number, code):
     recipe = compose_one("train", RICH)
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def interrupted(self, trainer, module):
         on_step(self, trainer, module)
         if module.step == step:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    monkeypatch.setattr(MetricsLog, "on_step", interrupted)
     assert train(recipe, tmp_path / "run") == code
     monkeypatch.undo()
     assert outcome(tmp_path / "run")[0]["step"] == step
@@ -92,14 +92,14 @@ def test_killed_without_a_word(tmp_path, undisturbed, monkeypatch, step):
     class Crash(BaseException):
         pass
 
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def crashing(self, trainer, module):
         on_step(self, trainer, module)
         if module.step == step:
             raise Crash
 
-    monkeypatch.setattr(Metrics, "on_step", crashing)
+    monkeypatch.setattr(MetricsLog, "on_step", crashing)
     with pytest.raises(Crash):
         train(compose_one("train", RICH), tmp_path / "run")
     monkeypatch.undo()
@@ -131,26 +131,26 @@ def test_data_may_move_but_not_become_other_data(tmp_path, capsys):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8, 3), 9 * i, np.uint8)).save(path)
 
-    def sitting(place: str) -> int:
+    def session(place: str) -> int:
         words = (*RICH, "data=folder", f"data.root={tmp_path / place}", "image_size=8", "batch_size=4")
         return train(compose_one("train", [*words, "device_batch=4"]), tmp_path / "run")
 
-    assert sitting("birds") == 0
-    assert sitting("moved") == 0
+    assert session("birds") == 0
+    assert session("moved") == 0
     assert "has finished this recipe" in capsys.readouterr().out
     for finished in (True, False):
         if not finished:
             (tmp_path / "run" / results.RESULT).unlink()
-        assert sitting("other") == 2
+        assert session("other") == 2
         assert "on other data: other classes, 'b' there, 'c' here" in capsys.readouterr().out
-        assert sitting("more") == 2
+        assert session("more") == 2
         assert "10 train, 6 val there, 10 train, 8 val here" in capsys.readouterr().out
-    assert sitting("moved") == 0
+    assert session("moved") == 0
     assert (tmp_path / "run" / results.RESULT).exists()
 
 
-def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
-    """Photographs of many sizes are decoded anew each time; each sitting finds out that two are damaged."""
+def test_threads_bad_images_and_sessions_change_nothing(tmp_path, monkeypatch):
+    """Photographs of many sizes are decoded anew each time; each session finds out that two are damaged."""
     for i in range(40):
         path = tmp_path / "photos" / ("train" if i < 30 else "val") / ("cats", "dogs")[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
     words = (*RICH, "data=folder", f"data.root={tmp_path / 'photos'}", "image_size=8", "max_bad_fraction=0.1")
     words = (*words, "batch_size=12", "device_batch=6", "augment.crop=random_resized", "augment.flip=0.5")
     one, three = (compose_one("train", [*words, f"trainer.decode_threads={n}"]) for n in (1, 3))
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def interrupted(self, trainer, module):
         on_step(self, trainer, module)
@@ -169,16 +169,16 @@ def test_threads_bad_images_and_sittings_change_nothing(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
     assert train(one, tmp_path / "whole") == 0
-    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    monkeypatch.setattr(MetricsLog, "on_step", interrupted)
     assert train(three, tmp_path / "run") == 143
     monkeypatch.undo()
     assert train(three, tmp_path / "run") == 0
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undisturbed, monkeypatch):
+def test_the_layout_of_the_weights_may_change_between_sessions(tmp_path, undisturbed, monkeypatch):
     """Fused optimisers walk over memory: their state must follow the layout of the weights."""
-    on_step = Metrics.on_step
+    on_step = MetricsLog.on_step
 
     def interrupted(self, trainer, module):
         on_step(self, trainer, module)
@@ -187,7 +187,7 @@ def test_the_layout_of_the_weights_may_change_between_sittings(tmp_path, undistu
 
     words = (*TINY, "model=convmixer_96_4", "optimizer.eps=1e-3")
     assert train(compose_one("train", words), tmp_path / "whole") == 0
-    monkeypatch.setattr(Metrics, "on_step", interrupted)
+    monkeypatch.setattr(MetricsLog, "on_step", interrupted)
     assert train(compose_one("train", words), tmp_path / "run") == 143
     monkeypatch.undo()
     assert train(compose_one("train", [*words, "trainer.channels_last=false"]), tmp_path / "run") == 0
@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, undisturbed):
     assert train(recipe, run_dir) == 2
 
 
-def test_the_machine_may_change_between_sittings_but_not_the_recipe(tmp_path, capsys):
+def test_the_machine_may_change_between_sessions_but_not_the_recipe(tmp_path, capsys):
     assert train(compose_one("train", TINY), tmp_path / "run") == 0
     assert train(compose_one("train", [*TINY, "trainer.decode_threads=1"]), tmp_path / "run") == 0
     assert "has finished" in capsys.readouterr().out

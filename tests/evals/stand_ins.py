@@ -83,7 +83,7 @@ class Fixed:
             some = indices[first : first + self._batch]
             yield torch.from_numpy(values[some]), torch.from_numpy(self.data.splits[split].labels(some))
 
-    def views(self, split: str, indices: np.ndarray) -> Tensor:
+    def crops(self, split: str, indices: np.ndarray) -> Tensor:
         grey = torch.as_tensor(indices).to(torch.uint8)
         return grey[:, None, None, None].expand(-1, 3, 4, 4)
 

@@ -1,4 +1,4 @@
-"""Ties, several views, and each class by itself; counts of whole splits are in tests/test_evals.py."""
+"""Ties, several crops, and each class by itself; counts of whole splits are in tests/test_evals.py."""
 
 from __future__ import annotations
 

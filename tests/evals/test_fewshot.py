@@ -7,7 +7,7 @@ import pytest
 import torch
 from stand_ins import Fixed, dataset
 
-from mixer_lightning.evals.fewshot import Fewshot, draw, fit, ridge
+from mixer_lightning.evals.fewshot import Fewshot, fit, ridge, sample_shots
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_draws_are_the_first_of_a_permutation_of_each_class(generator):
     labels = generator.integers(0, 5, 200)
     labels[labels == 4] = 0
     labels[:3] = 4  # fewer than are asked for
-    found = draw(labels, [1, 5, 10], num_classes=6, seed=3)
+    found = sample_shots(labels, [1, 5, 10], num_classes=6, seed=3)
     numbers = np.random.default_rng(3)
     orders = [numbers.permutation([i for i, label in enumerate(labels) if label == k]) for k in range(6)]
     for shots, indices in found.items():
@@ -63,7 +63,7 @@ def test_draws_are_the_first_of_a_permutation_of_each_class(generator):
         [5, 5, 5, 5, 3, 0],
         [10, 10, 10, 10, 3, 0],
     ]
-    assert not np.array_equal(draw(labels, [1], num_classes=6, seed=4)[1], found[1])
+    assert not np.array_equal(sample_shots(labels, [1], num_classes=6, seed=4)[1], found[1])
 
 
 def clusters(count: int, *, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,11 +79,11 @@ def test_the_figure_is_the_mean_over_seeds_and_only_drawn_images_are_read():
     for shots in (1, 3):  # 4 and 12 points of 13 features; then 40
         figures = []
         for seed in (0, 5):
-            some = draw(labels, [shots], num_classes=4, seed=seed)[shots]
+            some = sample_shots(labels, [shots], num_classes=4, seed=seed)[shots]
             scores = second(x[some].astype(float), labels[some], test, num_classes=4)
             figures.append(np.mean(scores.argmax(axis=1) == truth))
         expected[f"fewshot/made_{shots}shot"] = np.mean(figures)
-    used = [draw(labels, [3], num_classes=4, seed=seed)[3] for seed in (0, 5)]
+    used = [sample_shots(labels, [3], num_classes=4, seed=seed)[3] for seed in (0, 5)]
     unread = np.setdiff1d(np.arange(400), np.concatenate(used))
     x[unread] = np.nan  # would spoil everything
     data = dataset(num_classes=4, train=labels, val=truth)

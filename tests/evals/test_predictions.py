@@ -21,12 +21,12 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.digits import digits
 from mixer_lightning.data.sources.folder import FolderImages, folder
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine.callbacks import Predictions
-from mixer_lightning.engine.classifier import Network, evaluating
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.inference import Network, Predictions, evaluating
+from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals.accuracy import Accuracy
 from mixer_lightning.evals.confusion import Confusion
-from mixer_lightning.evals.fewshot import Fewshot, draw
+from mixer_lightning.evals.fewshot import Fewshot, sample_shots
 
 AUGMENT = Augment(crop="random_resized", flip=0.5, eval_crop=0.875)
 EVALS = (Accuracy(crops=["short_side", "square"]), Fewshot(shots=[1, 5], seeds=[0, 1]), Confusion())
@@ -87,13 +87,8 @@ def predictions(
     folder: Path | None = None,
 ) -> Iterator[Predictions]:
     backbone = model(name, len(data.classes))
-    network = Network(
-        backbone,
-        augment,
-        image_size=8,
-        layout=torch.contiguous_format,
-        precision=contextlib.nullcontext,
-    )
+    machine = Machine(accelerator="cpu", precision="32-true", channels_last=False)
+    network = Network(backbone, machine)
     micro_batches = split_batch(
         batch_size=device_batch * world_size, device_batch=device_batch, world_size=world_size
     )
@@ -190,7 +185,7 @@ def test_any_number_of_processes_and_any_batch_size(source, photos, tmp_path):
 
 def test_fewshot_goes_on_without_bad_training_images_on_any_number_of_processes(photos, tmp_path, caplog):
     train = photos.splits["train"]
-    drawn = draw(train.labels(np.arange(40)), [5], num_classes=3, seed=0)[5]
+    drawn = sample_shots(train.labels(np.arange(40)), [5], num_classes=3, seed=0)[5]
     spared = [7, 3, 11, 30, 2]  # of which `everything` asks for the features
     bad = [train.name(int(index)) for index in drawn if index not in spared][::6]
     assert len(bad) > 1
@@ -218,22 +213,22 @@ def test_features_are_what_the_head_sees(name, photos):
         torch.testing.assert_close(predict.network.backbone.head(features), logits, rtol=1e-4, atol=1e-4)
 
 
-def test_other_views_are_those_of_another_recipe(photos):
+def test_other_crops_are_those_of_another_recipe(photos):
     square = Augment(eval_resize="square", eval_crop=0.5)
     with predictions(photos) as predict, predictions(photos, augment=square) as other:
 
-        def features(of: Predictions, split: str, **view: Any) -> torch.Tensor:
-            return of.all_gather(features for features, _ in of.features(split, **view))
+        def features(of: Predictions, split: str, **crop: Any) -> torch.Tensor:
+            return of.all_gather(features for features, _ in of.features(split, **crop))
 
         for split, some in (("val", None), ("train", None), ("train", np.array([5, 1]))):
             found = features(predict, split, eval_resize="square", eval_crop=0.5, indices=some)
             assert torch.equal(found, features(other, split, indices=some))
             usual = features(predict, split, indices=some)
             assert not torch.allclose(found, usual, atol=1e-3)
-            assert torch.equal(usual, features(predict, split, indices=some))  # the view was asked for once
+            assert torch.equal(usual, features(predict, split, indices=some))  # the crop was asked for once
         logits = [
-            predict.all_gather(each for each, _ in predict.logits("val", eval_resize=view))
-            for view in (None, "square")
+            predict.all_gather(each for each, _ in predict.logits("val", eval_resize=resize))
+            for resize in (None, "square")
         ]
         assert not torch.allclose(*logits, atol=1e-3)
 
@@ -253,15 +248,15 @@ def test_only_images_that_are_asked_for_are_read(photos):
     with predictions(photos) as predict:
         list(predict.features("train", indices=np.array([31, 4, 17])))
         assert (train.seen, val.seen) == ({31, 4, 17}, set())
-        pixels = predict.views("val", np.array([4, 0]))
+        pixels = predict.crops("val", np.array([4, 0]))
         assert val.seen == {0, 4}
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, 8, 8))
-        assert predict.views("val", np.array([], dtype=np.int64)).shape == (0, 3, 8, 8)
+        assert predict.crops("val", np.array([], dtype=np.int64)).shape == (0, 3, 8, 8)
 
 
 def test_what_is_shown_is_what_the_network_sees(photos):
     with predictions(photos) as predict:
-        pixels = predict.views("val", np.array([3, 0]))
+        pixels = predict.crops("val", np.array([3, 0]))
         (logits, _), *_ = predict.logits("val")
         seen = predict.network.backbone((pixels.float() - 127.5) / 127.5)
         torch.testing.assert_close(seen, logits[[3, 0]], rtol=1e-4, atol=1e-4)

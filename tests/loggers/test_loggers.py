@@ -18,6 +18,7 @@ from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
 from mixer_lightning.loggers import dashboards as loggers
+from mixer_lightning.loggers.wandb import wandb_logger
 
 SHORT = (*TINY, "duration.steps=6", "evals=none")
 
@@ -108,7 +109,7 @@ def netrc(tmp_path: Path, host: str) -> None:
 
 
 def test_without_a_key_it_is_offline(opened, tmp_path):
-    loggers.wandb(tmp_path / "run", "a/b")
+    wandb_logger(tmp_path / "run", "a/b")
     assert opened[0]["mode"] == "offline"
     assert opened[0]["name"] == "a/b"
     assert opened[0]["dir"] == str(tmp_path / "run")
@@ -116,7 +117,7 @@ def test_without_a_key_it_is_offline(opened, tmp_path):
 
 def test_with_a_key_it_is_online(opened, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    loggers.wandb(tmp_path / "run", "a/b")
+    wandb_logger(tmp_path / "run", "a/b")
     assert opened[0]["mode"] == "online"
 
 
@@ -133,15 +134,15 @@ def test_a_key_in_netrc(opened, tmp_path, monkeypatch, host, base_url, mode):
     netrc(tmp_path, host)
     if base_url:
         monkeypatch.setenv("WANDB_BASE_URL", base_url)
-    loggers.wandb(tmp_path / "run", "a/b")
+    wandb_logger(tmp_path / "run", "a/b")
     assert opened[0]["mode"] == mode
 
 
 def test_the_environment_decides_before_the_key(opened, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    loggers.wandb(tmp_path / "run", "a/b")
-    loggers.wandb(tmp_path / "run", "a/b", mode="disabled")
+    wandb_logger(tmp_path / "run", "a/b")
+    wandb_logger(tmp_path / "run", "a/b", mode="disabled")
     assert [call["mode"] for call in opened] == ["offline", "disabled"]
 
 
@@ -149,7 +150,7 @@ def test_the_environment_decides_before_the_key(opened, tmp_path, monkeypatch):
 def test_online_without_a_key_never_asks(opened, tmp_path, monkeypatch, where):
     if where == "environment":
         monkeypatch.setenv("WANDB_MODE", "online")
-    loggers.wandb(tmp_path / "run", "a/b", mode="online" if where == "option" else "auto")
+    wandb_logger(tmp_path / "run", "a/b", mode="online" if where == "option" else "auto")
     assert opened[0]["mode"] == "offline"
 
 
@@ -168,13 +169,13 @@ def test_a_server_that_does_not_answer(opened, tmp_path, monkeypatch, error):
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "teardown", lambda: None)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    loggers.wandb(tmp_path / "run", "a/b")
+    wandb_logger(tmp_path / "run", "a/b")
     assert calls == ["online", "offline"]
 
 
-def test_a_later_sitting_goes_on_in_the_same_run(opened, tmp_path):
+def test_a_later_session_goes_on_in_the_same_run(opened, tmp_path):
     for folder in ("one", "one", "two"):
-        loggers.wandb(tmp_path / folder, folder)
+        wandb_logger(tmp_path / folder, folder)
     first, again, other = (call["id"] for call in opened)
     assert first == again
     assert first != other
@@ -186,7 +187,7 @@ def test_a_real_run_keeps_its_id_and_says_how_to_upload(tmp_path, monkeypatch):
     seen, said = [], []
     for _ in range(2):
         dashboards = loggers.Dashboards(
-            {"wandb": lambda: loggers.wandb(tmp_path / "run", "a/b", project="tests")}, say=said.append
+            {"wandb": lambda: wandb_logger(tmp_path / "run", "a/b", project="tests")}, say=said.append
         )
         dashboards.open()
         seen.append(wandb.run.id)

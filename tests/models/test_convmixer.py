@@ -108,7 +108,7 @@ def test_stochastic_depth_drops_the_depthwise_branch_and_rescales() -> None:
 
 
 def test_image_size_must_be_a_multiple_of_the_patch() -> None:
-    with pytest.raises(ValueError, match="image_size 13 is no multiple of patch_size 2: 12 and 14 work"):
+    with pytest.raises(ValueError, match="image_size 13 is not a multiple of patch_size 2: 12 and 14 work"):
         small_convmixer(image_size=13)
 
 

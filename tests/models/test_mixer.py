@@ -161,7 +161,7 @@ def test_the_first_block_is_never_dropped() -> None:
 )
 def test_image_size_must_be_a_multiple_of_the_patch(image_size: int, nearest: str) -> None:
     with pytest.raises(
-        ValueError, match=f"image_size {image_size} is no multiple of patch_size 4: {nearest}"
+        ValueError, match=f"image_size {image_size} is not a multiple of patch_size 4: {nearest}"
     ):
         small_mixer(image_size=image_size)
 

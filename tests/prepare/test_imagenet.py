@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from pictures import picture
 
+from mixer_lightning.cli.prepare import parse
 from mixer_lightning.prepare import imagenet
-from mixer_lightning.prepare.feeds import open_feed
-from mixer_lightning.prepare.options import parse
+from mixer_lightning.prepare.open import open_source
 
 WNIDS = ["n01440764", "n01443537", "n02084071", "n02123045", "n03272010"]
 NAMES = ["tench", "goldfish", "dog", "tabby", "electric guitar"]
@@ -88,19 +88,19 @@ def archives(tmp_path: Path) -> Path:
     return source
 
 
-def feed(*words):
-    return open_feed(parse([*map(str, words), "output=/nowhere"]))
+def opened_source(*words):
+    return open_source(parse([*map(str, words), "output=/nowhere"]))
 
 
 def read(opened, start=(0, 0)):
-    """What a feed yields: (split, key, labels) -> bytes."""
+    """What a source yields: (split, key, labels) -> bytes."""
     found = [((s.split, s.key, s.labels), s.read()) for s in opened.samples(start)]
     assert len(dict(found)) == len(found)
     return dict(found)
 
 
 def test_labels_are_those_of_class_folders(archives):
-    opened = feed("data=imagenet1k", f"source={archives}")
+    opened = opened_source("data=imagenet1k", f"source={archives}")
     expected = {}
     for label, wnid in enumerate(sorted(WNIDS)):  # as torchvision's ImageFolder counts folders
         for name, data in photos(wnid).items():
@@ -115,7 +115,7 @@ def test_labels_are_those_of_class_folders(archives):
 
 
 def test_archives_and_class_folders_make_the_same_shards(archives, tmp_path):
-    from mixer_lightning.prepare.program import prepare
+    from mixer_lightning.prepare.program import write_shards
     from mixer_lightning.screen import Screen
 
     folders = tmp_path / "folders"
@@ -127,7 +127,7 @@ def test_archives_and_class_folders_make_the_same_shards(archives, tmp_path):
         path.write_bytes(data)
     for data, source in (("imagenet1k", archives), ("folder", folders)):
         words = [f"data={data}", f"source={source}", f"output={tmp_path / data}", "shards=2", "threads=2"]
-        assert prepare(parse(words), Screen()) == 0
+        assert write_shards(parse(words), Screen()) == 0
     shards = sorted(path.name for path in (tmp_path / "folder").glob("*.tar"))
     assert {name[:5] for name in shards} == {"train", "val-0"}
     for name in shards:
@@ -158,20 +158,22 @@ def test_the_devkit_is_read_as_torchvision_reads_it(archives, monkeypatch):
 
 
 def test_reading_goes_on_at_any_place(archives):
-    opened = feed("data=imagenet1k", f"source={archives}")
+    opened = opened_source("data=imagenet1k", f"source={archives}")
     everything = list(opened.samples((0, 0)))
     for i, sample in enumerate(everything):
-        rest = [(s.key, s.place, s.read(), s.done) for s in opened.samples(sample.place)]
-        assert rest == [(s.key, s.place, s.read(), s.done) for s in everything[i + 1 :]]
+        rest = [(s.key, s.cursor, s.read(), s.done) for s in opened.samples(sample.cursor)]
+        assert rest == [(s.key, s.cursor, s.read(), s.done) for s in everything[i + 1 :]]
     assert everything[-1].done <= opened.total
 
 
 def test_parts_behind_are_not_read(archives, monkeypatch):
-    opened = feed("data=imagenet1k", f"source={archives}")
-    places = [s.place for s in opened.samples((0, 0)) if s.split == "val"]
+    opened = opened_source("data=imagenet1k", f"source={archives}")
+    places = [s.cursor for s in opened.samples((0, 0)) if s.split == "val"]
     read_bytes = []
-    true = imagenet.Tape.read
-    monkeypatch.setattr(imagenet.Tape, "read", lambda tape, n: read_bytes.append(n) or true(tape, n))
+    true = imagenet.ArchiveStream.read
+    monkeypatch.setattr(
+        imagenet.ArchiveStream, "read", lambda archive, n: read_bytes.append(n) or true(archive, n)
+    )
     list(opened.samples(places[-1]))
     assert sum(read_bytes) < 30_000 + 2**21  # headers, not images; twice the end of an archive is looked at
     assert max(n for n in read_bytes if n < 2**20) == 512
@@ -179,18 +181,18 @@ def test_parts_behind_are_not_read(archives, monkeypatch):
 
 def test_one_split_needs_only_its_archives(archives):
     (archives / imagenet.DEVKIT).unlink()
-    opened = feed("data=imagenet1k", f"source={archives}", "splits=train")
+    opened = opened_source("data=imagenet1k", f"source={archives}", "splits=train")
     assert len(opened.classes) == 1000  # the list that timm has
     labels = {labels for _, _, labels in read(opened)}
     assert labels == {(0,), (1,), (281,), (546,)}  # the dog is no class of ILSVRC 2012
-    assert opened.left_out == {"n02084071"}
+    assert opened.unknown_classes == {"n02084071"}
     with pytest.raises(
         ValueError, match=r"ILSVRC2012_devkit_t12\.tar\.gz missing in .*splits=train or splits=val"
     ):
-        feed("data=imagenet1k", f"source={archives}")
+        opened_source("data=imagenet1k", f"source={archives}")
     (archives / imagenet.TRAIN).unlink()
     with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar missing"):
-        feed("data=imagenet1k", f"source={archives}", "splits=train")
+        opened_source("data=imagenet1k", f"source={archives}", "splits=train")
 
 
 def test_a_cut_archive_is_refused_before_the_start(archives):
@@ -204,13 +206,13 @@ def test_a_cut_archive_is_refused_before_the_start(archives):
     with tarfile.open(path) as outer:
         assert len(outer.getnames()) == 3
     with pytest.raises(ValueError, match=r"is cut"):
-        feed("data=imagenet1k", f"source={archives}")
+        opened_source("data=imagenet1k", f"source={archives}")
 
 
 def test_more_validation_images_than_labels_are_refused(archives):
     devkit(archives / imagenet.DEVKIT, TRUTH[:3])
     with pytest.raises(ValueError, match=r"labels for images 1 to 3"):
-        read(feed("data=imagenet1k", f"source={archives}", "splits=val"))
+        read(opened_source("data=imagenet1k", f"source={archives}", "splits=val"))
 
 
 # ---- ImageNet-21k
@@ -232,10 +234,10 @@ def test_classes_are_found_in_the_headers(tmp_path, layout):
     if layout == "folder":
         for name, data in inner.items():
             (tmp_path / name).write_bytes(data)
-        opened = feed("data=imagenet21k", f"source={tmp_path}", "variant=winter21")
+        opened = opened_source("data=imagenet21k", f"source={tmp_path}", "variant=winter21")
     else:
         (tmp_path / layout).write_bytes(tar(inner))
-        opened = feed("data=imagenet21k", f"source={tmp_path}")  # the name tells the release
+        opened = opened_source("data=imagenet21k", f"source={tmp_path}")  # the name tells the release
     wnids = [WNIDS[0], WNIDS[3], MISSING]
     assert opened.wnids == wnids
     assert opened.classes == ["tench", "tabby", MISSING]  # no word is known for the last
@@ -244,7 +246,7 @@ def test_classes_are_found_in_the_headers(tmp_path, layout):
     assert opened.val_share == pytest.approx(25_600 / 14_197_122)
     everything = list(opened.samples((0, 0)))
     for i, sample in enumerate(everything):
-        assert [s.key for s in opened.samples(sample.place)] == [s.key for s in everything[i + 1 :]]
+        assert [s.key for s in opened.samples(sample.cursor)] == [s.key for s in everything[i + 1 :]]
 
 
 @pytest.mark.parametrize("choice", ["google", "fall11", "file"])
@@ -252,18 +254,18 @@ def test_a_compressed_archive_takes_a_list_of_classes(tmp_path, choice):
     path = tmp_path / "winter21_whole.tar.gz"
     path.write_bytes(gzip.compress(tar(class_tars([WNIDS[3], MISSING, WNIDS[0]], "winter21_whole/"))))
     with pytest.raises(ValueError, match=r"classes is missing.*classes=fall11 \(21,841.*gunzip"):
-        feed("data=imagenet21k", f"source={path}")
+        opened_source("data=imagenet21k", f"source={path}")
     with pytest.raises(ValueError, match=r"only be read from front to end"):
-        feed("data=imagenet21k", f"source={path}", "classes=found")
+        opened_source("data=imagenet21k", f"source={path}", "classes=found")
     wnids = [WNIDS[3], WNIDS[0], WNIDS[1]]
     if choice == "file":
         (tmp_path / "wnids.txt").write_text("\n".join(wnids) + "\n")
     else:
         wnids = imagenet.bundled(choice)
     word = str(tmp_path / "wnids.txt") if choice == "file" else choice
-    opened = feed("data=imagenet21k", f"source={path}", f"classes={word}")
+    opened = opened_source("data=imagenet21k", f"source={path}", f"classes={word}")
     assert read(opened) == expected_21k([WNIDS[3], WNIDS[0]], wnids)
-    assert opened.left_out == {MISSING}
+    assert opened.unknown_classes == {MISSING}
 
 
 def test_class_folders_of_the_processed_release_are_read_in_one_stream(tmp_path):
@@ -274,7 +276,7 @@ def test_class_folders_of_the_processed_release_are_read_in_one_stream(tmp_path)
                 files[f"imagenet21k_resized/imagenet21k_{split}/{wnid}/{split}_{name}"] = data
     path = tmp_path / "imagenet21k_resized.tar.gz"
     path.write_bytes(gzip.compress(tar(files)))
-    opened = feed("data=imagenet21k", f"source={tmp_path}", "classes=fall11_p", "variant=fall11_p")
+    opened = opened_source("data=imagenet21k", f"source={tmp_path}", "classes=fall11_p", "variant=fall11_p")
     classes = imagenet.bundled("fall11_p")
     known = [wnid for wnid in WNIDS[:2] if wnid in classes]
     assert known
@@ -286,9 +288,9 @@ def test_class_folders_of_the_processed_release_are_read_in_one_stream(tmp_path)
         for name, data in photos(wnid, 2).items()
     }
     assert (set(opened.splits), opened.val_share) == ({"train", "val"}, 0)
-    only_val = read(feed("data=imagenet21k", f"source={path}", "variant=fall11_p", "splits=val"))
+    only_val = read(opened_source("data=imagenet21k", f"source={path}", "variant=fall11_p", "splits=val"))
     assert only_val == {key: data for key, data in found.items() if key[0] == "val"}
-    assert feed("data=imagenet21k", f"source={path}").release == "imagenet21k winter21_p"
+    assert opened_source("data=imagenet21k", f"source={path}").release == "imagenet21k winter21_p"
 
 
 @pytest.mark.parametrize(
@@ -302,22 +304,26 @@ def test_bundled_lists_have_the_published_length(name, count):
 
 def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path):
     with pytest.raises(ValueError, match=r"no archive of ImageNet-21k .*data=folder"):
-        feed("data=imagenet21k", f"source={tmp_path}")
+        opened_source("data=imagenet21k", f"source={tmp_path}")
     path = tmp_path / "mine.tar"
     path.write_bytes(tar(class_tars(WNIDS[:1])))
     with pytest.raises(ValueError, match=r"variant is missing: mine\.tar"):
-        feed("data=imagenet21k", f"source={path}")
+        opened_source("data=imagenet21k", f"source={path}")
     (tmp_path / "other.txt").write_text(f"{WNIDS[1]}\n")
     with pytest.raises(ValueError, match=r"none of the 1 classes of the archive"):
-        feed("data=imagenet21k", f"source={path}", "variant=fall11", f"classes={tmp_path / 'other.txt'}")
+        opened_source(
+            "data=imagenet21k", f"source={path}", "variant=fall11", f"classes={tmp_path / 'other.txt'}"
+        )
     (tmp_path / "other.txt").write_text(f"{WNIDS[0]}\n{WNIDS[0]}\n")
     with pytest.raises(ValueError, match=r"n01440764 more than once"):
-        feed("data=imagenet21k", f"source={path}", "variant=fall11", f"classes={tmp_path / 'other.txt'}")
+        opened_source(
+            "data=imagenet21k", f"source={path}", "variant=fall11", f"classes={tmp_path / 'other.txt'}"
+        )
     with pytest.raises(ValueError, match=r"no file gogle"):
-        feed("data=imagenet21k", f"source={path}", "variant=fall11", "classes=gogle")
+        opened_source("data=imagenet21k", f"source={path}", "variant=fall11", "classes=gogle")
     path.rename(tmp_path / "fall11_whole.tar")
     with pytest.raises(ValueError, match=r"fall11_whole\.tar is fall11, not winter21"):
-        feed("data=imagenet21k", f"source={tmp_path / 'fall11_whole.tar'}", "variant=winter21")
+        opened_source("data=imagenet21k", f"source={tmp_path / 'fall11_whole.tar'}", "variant=winter21")
 
 
 @pytest.mark.parametrize("val_share", [None, 0.5])
@@ -334,7 +340,7 @@ def test_a_val_split_that_came_out_empty_is_said(tmp_path, monkeypatch, capsys, 
     words = ["data=imagenet21k", f"source={tmp_path}", "variant=winter21", f"output={out}", "threads=1"]
     words += [f"val_share={val_share}"] if val_share else []
     for said_again in (False, True):
-        assert program.prepare(parse(words), Screen()) == 0
+        assert program.write_shards(parse(words), Screen()) == 0
         said = " ".join("".join(capsys.readouterr()).split())
         if not said_again:
             assert "shards: up to 1 train, 1 val" in said

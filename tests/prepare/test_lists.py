@@ -8,12 +8,12 @@ import os
 import pytest
 from pictures import picture
 
-from mixer_lightning.prepare.feeds import open_feed
-from mixer_lightning.prepare.options import parse
+from mixer_lightning.cli.prepare import parse
+from mixer_lightning.prepare.open import open_source
 
 
-def feed(*words):
-    return open_feed(parse([*map(str, words), "output=/nowhere"]))
+def opened_source(*words):
+    return open_source(parse([*map(str, words), "output=/nowhere"]))
 
 
 def read(opened, start=(0, 0)):
@@ -28,7 +28,7 @@ def test_names_paths_and_several_labels(tmp_path):
     away.write_bytes(b"three")
     source = tmp_path / "x.tsv"
     source.write_text(f"\ufeffa b/1.jpg\tcat, dog\r\n\nü.PNG\tant\n{away}\tdog,dog\n", encoding="utf-8")
-    opened = feed("data=list", f"source={source}")
+    opened = opened_source("data=list", f"source={source}")
     assert opened.classes == ["ant", "cat", "dog"]
     assert read(opened) == [
         ("train", "a b/1", (1, 2), b"one"),
@@ -46,7 +46,7 @@ def test_a_folder_of_lists_and_json_lines(tmp_path):
     rows = [{"path": "0.jpg", "labels": ["b", "c, d"]}, {"path": "1.jpg", "label": "a"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "val.tsv").write_text("2.jpg\tb\n")
-    opened = feed("data=jft300m", f"source={tmp_path}")
+    opened = opened_source("data=jft300m", f"source={tmp_path}")
     assert (opened.name, opened.classes) == ("jft300m", ["a", "b", "c, d"])
     everything = read(opened)
     assert everything == [
@@ -56,9 +56,9 @@ def test_a_folder_of_lists_and_json_lines(tmp_path):
     ]
     samples = list(opened.samples((0, 0)))
     for i, sample in enumerate(samples):
-        assert read(opened, sample.place) == everything[i + 1 :]
+        assert read(opened, sample.cursor) == everything[i + 1 :]
     assert [s.done for s in samples] == [1, 2, 3]
-    assert feed("data=list", f"source={tmp_path}", "splits=val").total == 1
+    assert opened_source("data=list", f"source={tmp_path}", "splits=val").total == 1
 
 
 def test_two_lists_of_one_split_are_refused(tmp_path):
@@ -68,26 +68,26 @@ def test_two_lists_of_one_split_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"holds train\.tsv and train\.txt, and only one .* of train\. Remove"
     ):
-        feed("data=list", f"source={tmp_path}")
-    assert feed("data=list", f"source={tmp_path / 'train.txt'}").total == 1
+        opened_source("data=list", f"source={tmp_path}")
+    assert opened_source("data=list", f"source={tmp_path / 'train.txt'}").total == 1
     (tmp_path / "train.txt").rename(tmp_path / "readme.txt")
-    assert feed("data=list", f"source={tmp_path}").total == 2
+    assert opened_source("data=list", f"source={tmp_path}").total == 2
 
 
 def test_numbers_are_labels_unless_they_are_names(tmp_path):
     (tmp_path / "0.jpg").write_bytes(b"x")
     source = tmp_path / "val.txt"
     source.write_text("0.jpg\t2\n0.jpg\t0,1\n")
-    opened = feed("data=list", f"source={source}", "split=val")
+    opened = opened_source("data=list", f"source={source}", "split=val")
     assert opened.classes == ["0", "1", "2"]
     assert [(split, labels) for split, _, labels, _ in read(opened)] == [("val", (2,)), ("val", (0, 1))]
     names = tmp_path / "names.txt"
     names.write_text("ant\nbee\ncat\ndog\n")
-    opened = feed("data=list", f"source={source}", f"classes={names}")
+    opened = opened_source("data=list", f"source={source}", f"classes={names}")
     assert opened.classes == ["ant", "bee", "cat", "dog"]
     assert [labels for _, _, labels, _ in read(opened)] == [(2,), (0, 1)]
     names.write_text("2\n1\n0\n")
-    opened = feed("data=list", f"source={source}", f"classes={names}")
+    opened = opened_source("data=list", f"source={source}", f"classes={names}")
     assert [labels for _, _, labels, _ in read(opened)] == [(0,), (2, 1)]
 
 
@@ -95,12 +95,12 @@ def test_large_numbers_may_be_labels_or_names(tmp_path):
     (tmp_path / "0.jpg").write_bytes(b"x")
     source, names = tmp_path / "x.tsv", tmp_path / "names.txt"
     source.write_text("0.jpg\t100199\n0.jpg\t00007\n")
-    assert len(feed("data=list", f"source={source}").classes) == 100_200
+    assert len(opened_source("data=list", f"source={source}").classes) == 100_200
     source.write_text("0.jpg\t5551234567\n0.jpg\t-ish\n")
-    assert feed("data=list", f"source={source}").classes == ["-ish", "5551234567"]
+    assert opened_source("data=list", f"source={source}").classes == ["-ish", "5551234567"]
     source.write_text("0.jpg\t5551234567\n")
     names.write_text("12\n5551234567\n")
-    opened = feed("data=list", f"source={source}", f"classes={names}")
+    opened = opened_source("data=list", f"source={source}", f"classes={names}")
     assert [labels for _, _, labels, _ in read(opened)] == [(1,)]
 
 
@@ -131,7 +131,7 @@ def test_mistakes_are_found_before_the_start(tmp_path, text, names, message):
         (tmp_path / "names.txt").write_text(names)
         words.append(f"classes={tmp_path / 'names.txt'}")
     with pytest.raises(ValueError, match=message):
-        feed(*words)
+        opened_source(*words)
 
 
 @pytest.mark.parametrize(
@@ -150,20 +150,20 @@ def test_mistakes_are_found_before_the_start(tmp_path, text, names, message):
 def test_wrong_json_lines_are_named(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match=r"x\.jsonl, line 1"):
-        feed("data=list", f"source={tmp_path / 'x.jsonl'}")
+        opened_source("data=list", f"source={tmp_path / 'x.jsonl'}")
 
 
 def test_the_size_is_estimated_from_evenly_spaced_files(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(bytes(1000 * (i + 1)))
     (tmp_path / "x.tsv").write_text("".join(f"{i % 3}.jpg\ta\n" for i in range(6000)))
-    assert feed("data=list", f"source={tmp_path / 'x.tsv'}").splits["train"].num_bytes == pytest.approx(
-        12e6, rel=0.02
-    )
+    assert opened_source("data=list", f"source={tmp_path / 'x.tsv'}").splits[
+        "train"
+    ].num_bytes == pytest.approx(12e6, rel=0.02)
 
 
 def test_names_that_are_not_utf8_are_found(tmp_path):
     name = b"\xff.jpg"
     (tmp_path / os.fsdecode(name)).write_bytes(picture(0))
     (tmp_path / "x.tsv").write_bytes(name + b"\tcat\n")
-    assert read(feed("data=list", f"source={tmp_path / 'x.tsv'}"))[0][3] == picture(0)
+    assert read(opened_source("data=list", f"source={tmp_path / 'x.tsv'}"))[0][3] == picture(0)

@@ -24,11 +24,12 @@ import pytest
 from pictures import picture
 from PIL import Image
 
+from mixer_lightning.cli.prepare import parse
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import lock_run_dir
-from mixer_lightning.prepare import feeds, program, work
-from mixer_lightning.prepare.mending import difference_hash
-from mixer_lightning.prepare.options import parse
+from mixer_lightning.prepare import open as opening
+from mixer_lightning.prepare import plan, program, readers, state
+from mixer_lightning.prepare.cleaning import difference_hash
 from mixer_lightning.reports import prepare as picture_of
 from mixer_lightning.screen import Screen
 
@@ -45,14 +46,14 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*words: Any, **pace: Any) -> int:
     try:
-        return program.prepare(parse([str(word) for word in [*words, "threads=2"]]), Screen(), **pace)
+        return program.write_shards(parse([str(word) for word in [*words, "threads=2"]]), Screen(), **pace)
     except SystemExit as stop:
         return int(str(stop.code))
 
 
 @pytest.fixture
 def prepare(capsys: pytest.CaptureFixture[str]) -> Prepare:
-    """prepare("data=...", "source=...") -> exit code and what was said; `pace` as for program.prepare."""
+    """prepare("data=...", "source=...") -> exit code and what was said; `pace` as for program.write_shards."""
 
     def run_and_listen(*words: Any, **pace: Any) -> tuple[int, str]:
         capsys.readouterr()
@@ -340,7 +341,7 @@ class Rows:
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several, pixels):
-    monkeypatch.setattr(feeds, "AT_A_TIME", 4)
+    monkeypatch.setattr(readers, "LABELS_PER_CALL", 4)
     made = SimpleNamespace(
         name="rows",
         classes=["x", "y", "z"],
@@ -349,7 +350,7 @@ def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several
             for split, count in (("train", 11), ("test", 7))
         },
     )
-    monkeypatch.setattr(feeds, "_build", lambda options: made)
+    monkeypatch.setattr(opening, "build_dataset", lambda options: made)
     code, said = prepare("data=folder", f"source={tmp_path}", f"output={tmp_path / 'out'}")
     assert code == 0, said
     for split, count in (("train", 11), ("test", 7)):
@@ -366,10 +367,10 @@ def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several
             else:
                 assert files["cls"] == str(labels[i]).encode()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == {"unreadable": 2}
-    feed = feeds.from_dataset(made, parse(["data=folder", "output=x"]))
-    samples = list(feed.samples((0, 0)))
+    source = readers.read_dataset(made, parse(["data=folder", "output=x"]))
+    samples = list(source.samples((0, 0)))
     for i, sample in enumerate(samples):
-        assert [s.key for s in feed.samples(sample.place)] == [s.key for s in samples[i + 1 :]]
+        assert [s.key for s in source.samples(sample.cursor)] == [s.key for s in samples[i + 1 :]]
 
 
 # ---- bad images, near-duplicates, sizes
@@ -405,7 +406,7 @@ def test_bad_images_are_listed_and_left_out(prepare, photos, tmp_path):
 
 
 def test_too_many_bad_images_stop_it(prepare, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "NEVER_TOO_MANY", 3)
+    monkeypatch.setattr(state, "TOLERATED_BAD_IMAGES", 3)
     for path in list(photos.parent.glob("osprey*"))[:5]:
         path.write_bytes(b"")
     words = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
@@ -487,7 +488,7 @@ def test_folders_of_others_are_left_alone(prepare, photos, tmp_path):
 
 def test_what_cannot_fit_is_refused_with_numbers(prepare, photos, tmp_path, monkeypatch):
     usage = SimpleNamespace(total=10**9, used=10**9 - 30_000, free=30_000)
-    monkeypatch.setattr(work.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
     code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
     assert (code, "only 30 kB are free" in said) == (2, True)
     assert not (tmp_path / "out").exists()
@@ -499,21 +500,24 @@ def test_what_cannot_fit_is_refused_with_numbers(prepare, photos, tmp_path, monk
 
 def test_the_estimate_of_resized_images_depends_on_their_number():
     options = parse(["data=list", "source=/x", "output=/y", "short_side=500"])
-    photographs = feeds.Extent(1_000_000, 10**12)  # of 1 MB each
-    assert work._bytes_written(photographs, options) == pytest.approx(
+    photographs = readers.Extent(1_000_000, 10**12)  # of 1 MB each
+    assert plan.estimate_shard_bytes(photographs, options) == pytest.approx(
         1e6 * (500 * 667 * 2.5 / 8 + 2048), rel=1e-2
     )
-    small = feeds.Extent(1_000_000, 10**9)  # of 1 kB each: they stay as they are
-    assert work._bytes_written(small, options) == 10**9 + 2048 * 10**6
+    small = readers.Extent(1_000_000, 10**9)  # of 1 kB each: they stay as they are
+    assert plan.estimate_shard_bytes(small, options) == 10**9 + 2048 * 10**6
 
 
 def test_places_that_may_not_be_written_are_refused(prepare, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(work.os, "access", lambda path, mode: path.name != "closed")
+    monkeypatch.setattr(plan.os, "access", lambda path, mode: path.name != "closed")
     (tmp_path / "closed").mkdir()
     words = ("data=list", f"source={photos}")
     for key, more in (("output", []), ("write_hashes", [f"output={tmp_path / 'out'}"])):
         code, said = prepare(*words, *more, f"{key}={tmp_path / 'closed' / 'a' / 'b'}")
-        assert (code, f"{key}: {tmp_path / 'closed'} is no folder that may be written" in said) == (2, True)
+        assert (code, f"{key}: {tmp_path / 'closed'} is not a folder that may be written" in said) == (
+            2,
+            True,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -545,7 +549,7 @@ def test_a_second_program_is_refused(prepare, photos, tmp_path):
         (["data=digits", "short_side=0"], "short_side must be at least 1"),
         (["data=digits", "max_distance=3"], "max_distance needs hashes"),
         (["data=digits", "verify=maybe"], "neither true nor false"),
-        (["data=digits", "shard_bytes=1PB"], "no number of bytes"),
+        (["data=digits", "shard_bytes=1PB"], "not a number of bytes"),
         (["data=digits", "hashes=/none"], "there is no file /none"),
         (["data=digits", "classes=found"], "digits names its own"),
     ],
@@ -561,7 +565,7 @@ def test_mistakes_are_said_before_anything_is_started(prepare, tmp_path, monkeyp
 def test_mistakes_are_said_at_once():
     """Without torch, which takes seconds to come."""
     code = (
-        "import sys; from mixer_lightning.prepare.program import main\n"
+        "import sys; from mixer_lightning.cli.prepare import main\n"
         "try: main(['data=lsit'])\n"
         "except SystemExit as stop: print(stop.code, {'torch', 'numpy', 'hydra'} & set(sys.modules))"
     )
@@ -688,7 +692,7 @@ def test_asked_to_stop_it_commits_first(prepare, photos, tmp_path, monkeypatch, 
     words = ("data=list", f"source={photos}", "shards=2", f"output={tmp_path / 'out'}")
     prepare(*words[:3], f"output={tmp_path / 'whole'}")
     taken = 0
-    true = work.Preparation.take
+    true = state.State.take
 
     def take(self, sample, outcome):
         nonlocal taken
@@ -697,7 +701,7 @@ def test_asked_to_stop_it_commits_first(prepare, photos, tmp_path, monkeypatch, 
             os.kill(os.getpid(), number)
         true(self, sample, outcome)
 
-    monkeypatch.setattr(work.Preparation, "take", take)
+    monkeypatch.setattr(state.State, "take", take)
     code, said = prepare(*words)
     assert code == expected
     assert "after 17 images; the same command goes on from there" in said
@@ -715,7 +719,7 @@ def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(work.Preparation, "finish", full)
+        patch.setattr(state.State, "finish", full)
         code, said = prepare(*words)
     assert (code, "No space left on device" in said, "goes on from there" in said) == (1, True, True)
     code, said = prepare(*words, "shards=7", "threads=1")
@@ -731,7 +735,7 @@ def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkey
 
 def test_memory_holds_no_more_than_the_buffer(photos, tmp_path, monkeypatch):
     most = 0
-    true = work.Preparation.take
+    true = state.State.take
 
     def take(self, sample, outcome):
         nonlocal most
@@ -742,7 +746,7 @@ def test_memory_holds_no_more_than_the_buffer(photos, tmp_path, monkeypatch):
         assert waiting == self.waiting_bytes
         most = max(most, waiting)
 
-    monkeypatch.setattr(work.Preparation, "take", take)
+    monkeypatch.setattr(state.State, "take", take)
     assert (
         run("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "shards=3", buffer_bytes=4000) == 0
     )

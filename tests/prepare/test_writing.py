@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mixer_lightning.data.sources.names import tar_key
 from mixer_lightning.data.sources.samples import samples
 from mixer_lightning.data.stateless_random import hash32
-from mixer_lightning.prepare.writing import Entry, Shard, header, write_index
+from mixer_lightning.prepare.writing import Entry, Shard, write_index
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -103,7 +103,7 @@ def test_restored_it_goes_on_as_if_nothing_had_been_written_since(tmp_path):
         (tmp_path / name).mkdir()
     whole = grown(tmp_path / "whole", ENTRIES)
     shard = grown(tmp_path / "killed", ENTRIES[:2])
-    committed = (shard.bytes, shard.samples)
+    committed = (shard.num_bytes, shard.samples)
     for entry in ENTRIES[2:]:
         shard.add(entry)
     shard.write()  # and the journal never heard of it
@@ -121,14 +121,6 @@ def test_less_on_disk_than_was_committed_is_refused(tmp_path):
     shard = grown(tmp_path, ENTRIES[:2])
     with pytest.raises(ValueError, match=r"has 4,608 bytes, but 9,999 were written: delete"):
         Shard(shard.path, 1).restore(9999, 2, finished=False)
-
-
-def test_long_names_get_an_extended_header():
-    assert len(header("short.jpg", 5)) == 512
-    long = header(f"{'n' * 300}.jpg", 5)
-    assert len(long) % 512 == 0
-    with tarfile.open(fileobj=io.BytesIO(long + bytes(512) + bytes(1024))) as tar:
-        assert tar.getnames() == [f"{'n' * 300}.jpg"]
 
 
 @given(

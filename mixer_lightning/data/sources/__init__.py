@@ -1,4 +1,6 @@
-"""Where samples are stored: every function of this package returns a `Dataset`.
+"""What every way of storing samples offers: `Images` of a split, and a `Dataset` of splits with their classes.
+
+The modules of this package each read one kind of storage; their functions return a `Dataset`.
 
 Legend: N images of a split, B images asked for, L labels an image has at most.
 """
@@ -30,13 +32,13 @@ class Images(Protocol):
         """Number of images, N."""
 
     def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
-        """Class indices [B]; or [B, L] where images have several, short rows filled up with -1."""
+        """Class indices [B]; or [B, L] where images have several, short rows padded with -1."""
 
     def read(self, index: int) -> bytes | Pixels:
         """An encoded file, or RGB pixels [H, W, 3]; raises OSError or ValueError when it cannot be read."""
 
     def key(self, index: int) -> str:
-        """What this image is called in its data set, the same wherever it is stored: a relative path, a row."""
+        """The image's identifier in its data set, the same wherever it is stored: a relative path, a row."""
 
     def name(self, index: int) -> str:
         """Where this image is, for messages: a file, a shard and member, or a row."""
@@ -44,16 +46,16 @@ class Images(Protocol):
 
 @runtime_checkable
 class Stored(Protocol):
-    """What `Images` in shards know besides: how they lie on disk."""
+    """What `Images` in shards offer besides: how they are laid out on disk."""
 
     def shard_sizes(self) -> list[int]:
-        """Numbers of consecutive images that lie together, one for each shard; their sum is N."""
+        """Numbers of consecutive images in each shard; their sum is N."""
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """These shards are read next, in about this order."""
 
     def hashes(self) -> npt.NDArray[np.uint32]:
-        """`draws.hash32` of every image's key, without a number of `names.numbered`, [N]."""
+        """`stateless_random.hash32` of every image's key, without a number of `names.numbered`, [N]."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,14 @@ class Dataset:
     splits: dict[str, Images]
 
     def record(self) -> dict[str, Any]:
-        """What a run keeps of its data, to know it again wherever it is stored then."""
+        """What a run stores about its data, to recognise it wherever it is stored later."""
         return {
             "classes": list(self.classes),
             "images": {name: len(images) for name, images in self.splits.items()},
         }
 
     def refuse_another(self, record: Mapping[str, Any], run_dir: Path) -> None:
-        """See that this is the data of which `run_dir` holds a `record`.
+        """Check that this is the data of which `run_dir` holds a `record`.
 
         Raises:
             ValueError: classes or numbers of images differ.

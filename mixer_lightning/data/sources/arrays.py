@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Arrays:
-    """Pixels uint8 [N, H, W, 3] and their labels [N] or [N, L]; a batch of them is one look-up.
+    """Pixels uint8 [N, H, W, 3] and their labels [N] or [N, L]; a batch of them is one indexing operation.
 
-    `rows` are the numbers by which messages and `key` call the images, 0 ... N - 1 unless given.
+    `rows` are the numbers that messages and `key` give to the images, 0 ... N - 1 unless given.
     """
 
     def __init__(

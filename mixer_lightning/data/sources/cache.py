@@ -1,8 +1,8 @@
-"""A folder of bounded size for files from far away, which threads and processes of a machine share.
+"""A least-recently-used cache of remote files: a folder of bounded size, shared by a machine's threads and processes.
 
-A file is fetched under a temporary name, checked and renamed, so what bears its name is whole. Locks of the file
-system, which end with their process, keep others from fetching it too, and keep it from being removed while somebody
-has it open. Otherwise the files that were not opened for longest make room for new ones.
+A file is fetched under a temporary name, checked and renamed, so a file under its final name is complete. File locks,
+which end with their process, keep other processes from fetching it too, and keep it from being removed while it is open
+anywhere. Otherwise the files that were not opened for longest are removed for new ones.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from mixer_lightning.data.sources.remote import File, fetch, sha256_of
 
 log = logging.getLogger(__name__)
 
-FETCHERS = 4  # threads of a process that look ahead
-MOST_OPEN = 64  # files that one reader keeps open
+MAX_FETCH_THREADS = 4  # of a process, for prefetching
+MAX_OPEN_FILES = 64  # of one reader
 
 
 class Cache:
-    """Opens files by address; those of this machine where they are, others as copies in `folder`."""
+    """Opens files by address; local ones in place, remote ones as copies in `folder`."""
 
     def __init__(
         self, folder: Path, *, max_bytes: int, sleep: Callable[[float], object] = time.sleep
     ) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self._sleep = sleep
-        self._wanted: deque[File] = deque()
-        self._fetchers = 0
+        self._queue: deque[File] = deque()
+        self._num_fetching = 0
         self._lock = threading.Lock()  # of the two above
         self._has_warned = False
 
     def open(self, file: File) -> int:
-        """A descriptor to read from; close it in the end.
+        """A file descriptor to read from; the caller closes it.
 
         Raises:
             FileNotFoundError, OSError: the file does not exist or cannot be fetched; the message names it.
@@ -50,19 +50,19 @@ class Cache:
         if not file.is_remote:
             return os.open(file.address, os.O_RDONLY)
         while True:
-            descriptor = self._opened(file)
+            descriptor = self._open_copy(file)
             if descriptor is None:
-                descriptor = self._fetched(file)
+                descriptor = self._fetch(file)
             if descriptor is not None:
                 return descriptor
-            time.sleep(0.05)  # somebody else fetches it
+            time.sleep(0.05)  # another process fetches it
 
     def has(self, file: File) -> bool:
         """Whether a file could be opened without fetching it."""
         return not file.is_remote or self._path(file).exists()
 
     def prefetch(self, files: Sequence[File]) -> None:
-        """Fetch these in the background, in this order, as far as they fit; what was expected before is forgotten."""
+        """Fetch these in the background, in this order, as far as they fit; earlier requests are dropped."""
         remote = [file for file in files if file.is_remote]
         sizes = accumulate(file.bytes or 0 for file in remote)
         fitting = [file for file, size in zip(remote, sizes, strict=True) if size <= self.max_bytes]
@@ -72,18 +72,18 @@ class Cache:
             with contextlib.suppress(OSError):
                 os.utime(self._path(file))
         with self._lock:
-            self._wanted = deque(file for file in fitting if not self.has(file))
-            for _ in range(min(FETCHERS, len(self._wanted)) - self._fetchers):
-                self._fetchers += 1
-                threading.Thread(target=self._look_ahead, name="fetch", daemon=True).start()
+            self._queue = deque(file for file in fitting if not self.has(file))
+            for _ in range(min(MAX_FETCH_THREADS, len(self._queue)) - self._num_fetching):
+                self._num_fetching += 1
+                threading.Thread(target=self._fetch_queued, name="fetch", daemon=True).start()
 
-    def most_open(self, files: Sequence[File]) -> int:
-        """How many of these a reader may keep open: what is open stays, and shall leave half of the room to others."""
+    def max_open(self, files: Sequence[File]) -> int:
+        """How many of these a reader may keep open: open files stay, and must leave half of the space to others."""
         largest = max((file.bytes or 0 for file in files if file.is_remote), default=0)
-        return max(1, min(MOST_OPEN, self.max_bytes // 2 // largest)) if largest else MOST_OPEN
+        return max(1, min(MAX_OPEN_FILES, self.max_bytes // 2 // largest)) if largest else MAX_OPEN_FILES
 
     def drop_if_altered(self, file: File) -> None:
-        """Forget a copy whose sha256 is not the file's."""
+        """Remove a copy whose sha256 is not the file's."""
         path = self._path(file)
         if path.exists() and sha256_of(path) != file.sha256:
             path.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ class Cache:
         name = hashlib.sha256(f"{file.address}\n{file.version}".encode()).hexdigest()[:32]
         return self.folder / f"{name}.tar"
 
-    def _opened(self, file: File) -> int | None:
+    def _open_copy(self, file: File) -> int | None:
         path = self._path(file)
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -105,25 +105,25 @@ class Cache:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             return None
-        with contextlib.suppress(OSError):  # it belongs to somebody else
+        with contextlib.suppress(OSError):  # it belongs to another user
             os.utime(descriptor)
         return descriptor
 
-    def _fetched(self, file: File) -> int | None:
-        """A descriptor of the file, fetched just now; None if it is there or somebody else fetches it."""
+    def _fetch(self, file: File) -> int | None:
+        """A descriptor of the file, fetched just now; None if it is there or another process fetches it."""
         path = self._path(file)
-        part = path.with_name(f"{path.stem}-{file.bytes or 0}.part")  # says how much room it will take
+        part = path.with_name(f"{path.stem}-{file.bytes or 0}.part")  # says how much space it will use
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._folder_alone():  # or it might be taken for a leftover before it is locked
+        with self._folder_lock():  # or it might count as a leftover before it is locked
             own = part.open("a+b")
-            is_ours = _lock(own.fileno())
+            is_ours = _try_lock(own.fileno())
         with own:
             if not is_ours or not _is_at(own.fileno(), part):  # renamed or removed since it was opened
                 return None
             try:
                 if path.exists():
                     return None
-                self._make_room(keep=path)
+                self._free_space(keep=path)
                 fetch(file, part, sleep=self._sleep)
                 os.fsync(own.fileno())
                 part.rename(path)
@@ -131,7 +131,7 @@ class Cache:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise OSError(
-                    f"{self.folder} is full: free some space, name a folder on another disk with data.cache, or lower "
+                    f"{self.folder} is full: free some space, set data.cache to a folder on another disk, or lower "
                     f"data.cache_bytes ({self.max_bytes:,})"
                 ) from error
             finally:
@@ -139,47 +139,47 @@ class Cache:
                     part.unlink()
             fcntl.flock(own, fcntl.LOCK_SH)
             if file.bytes is None:
-                self._make_room(keep=path)
+                self._free_space(keep=path)
             return os.dup(own.fileno())
 
-    def _look_ahead(self) -> None:
+    def _fetch_queued(self) -> None:
         while True:
             with self._lock:
-                if not self._wanted:
-                    self._fetchers -= 1
+                if not self._queue:
+                    self._num_fetching -= 1
                     return
-                file = self._wanted.popleft()
+                file = self._queue.popleft()
             try:
-                descriptor = self._fetched(file)
+                descriptor = self._fetch(file)
             except (OSError, ValueError) as error:
-                log.debug("not fetched ahead: %s", error)  # who reads the file will hear it
+                log.debug("not prefetched: %s", error)  # reading the file will raise it
             else:
                 if descriptor is not None:
                     os.close(descriptor)
 
-    # ------------------------------------------------------------------------------------------ room
+    # ------------------------------------------------------------------------------------------ space
 
-    def _make_room(self, *, keep: Path) -> None:
-        """Remove files that nobody has open until all the others, and those under way, fit."""
-        with self._folder_alone():
-            room = self.max_bytes
+    def _free_space(self, *, keep: Path) -> None:
+        """Remove files that are open nowhere until the others, and those being fetched, fit."""
+        with self._folder_lock():
+            space = self.max_bytes
             for part in self.folder.glob("*.part"):
-                if not _removed(part):  # left by a process that ended
-                    room -= int(part.stem.rpartition("-")[2])
+                if not _remove_unless_open(part):  # left by a process that ended
+                    space -= int(part.stem.rpartition("-")[2])
             copies = []
             for path in self.folder.glob("*.tar"):
                 with contextlib.suppress(FileNotFoundError):
                     state = path.stat()
                     copies.append((state.st_mtime_ns, state.st_size, path))
-                    room -= state.st_size
+                    space -= state.st_size
             for _, size, path in sorted(copies):
-                if room < 0 and path != keep and _removed(path):
-                    room += size
-        if room < 0:
+                if space < 0 and path != keep and _remove_unless_open(path):
+                    space += size
+        if space < 0:
             self._warn("the shards that are open do not fit")
 
     @contextlib.contextmanager
-    def _folder_alone(self) -> Iterator[None]:
+    def _folder_lock(self) -> Iterator[None]:
         with (self.folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -195,8 +195,8 @@ class Cache:
             )
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock an open file for this descriptor alone, if nobody else has a lock on it; whether that was so."""
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file exclusively without waiting; whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -205,21 +205,21 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether a path still leads to an open file."""
+    """Whether a path is still that of an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _removed(path: Path) -> bool:
-    """Remove a file unless somebody has it open; whether it is gone."""
+def _remove_unless_open(path: Path) -> bool:
+    """Remove a file unless it is open anywhere; whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:
-        if not _lock(descriptor):
+        if not _try_lock(descriptor):
             return False
         if _is_at(descriptor, path):
             path.unlink()

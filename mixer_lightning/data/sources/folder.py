@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 SPLITS = ("train", "val", "test")
 LAYOUT = "<root>/train/<class>/<image> and the same under val/ or test/"
-MISNAMED = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 class FolderImages:
@@ -53,10 +53,10 @@ class FolderImages:
 def folder(*, root: str, name: str = "folder") -> Dataset:
     """Images in class folders: `<root>/train/<class>/...`, and `val/` or `test/` (or both) alike.
 
-    Class folders right under `root`, with no split's folder among them, are train alone; data/splits.py cuts others
-    from it. Classes are the folder names of train in sorted order; images may lie deeper inside their class folder.
+    Class folders directly under `root`, with no split's folder among them, are train alone; data/splits.py slices
+    others from it. Classes are the folder names of train in sorted order; images may be in subfolders of their class.
     Files that are not images by their suffix (any case of jpg, jpeg, png, webp, bmp, ppm, tif, tiff) and hidden ones
-    are passed over. `name` is what messages and results call the data set.
+    are skipped. `name` is the data set's name in messages and results.
 
     Raises FileNotFoundError or ValueError naming the folder that is missing, empty or has classes unknown to train.
     """
@@ -64,9 +64,9 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
     found = class_folders(base)
     present = {split: base / split for split in SPLITS if split in found}
     for each in found:
-        split = each.lower() if each.lower() in SPLITS else MISNAMED.get(each.lower(), each)
+        split = each.lower() if each.lower() in SPLITS else SPLIT_ALIASES.get(each.lower(), each)
         if split in SPLITS and split not in present:
-            raise ValueError(f"{name}: {base / each} is taken for no split. Call it {split}, for {LAYOUT}.")
+            raise ValueError(f"{name}: {base / each} is not a split. Call it {split}, for {LAYOUT}.")
     if not present:
         present = {"train": base}
     if "train" not in present:
@@ -96,10 +96,10 @@ def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
     """All images of one split, labelled by the position of their folder in `classes`."""
     labels_of = {each: label for label, each in enumerate(classes)}
     found = class_folders(split)
-    strangers = [each for each in found if each not in labels_of]
-    if strangers:
+    unknown_classes = [each for each in found if each not in labels_of]
+    if unknown_classes:
         raise ValueError(
-            f"{name}: {split} has {len(strangers)} class folder(s) that train/ lacks: {_some(strangers)}. "
+            f"{name}: {split} has {len(unknown_classes)} class folder(s) that train/ lacks: {_some(unknown_classes)}. "
             "Every class needs training images."
         )
     if not found:

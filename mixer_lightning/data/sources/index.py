@@ -1,6 +1,6 @@
-"""Where every image of a split lies: 16 bytes each, in a file that is mapped into memory.
+"""Where every image of a split is stored: 16 bytes each, in a memory-mapped file.
 
-`prepare` writes the index beside its shards. For shards of others it is built when first needed, from the headers of
+`prepare` writes the index beside its shards. For other shards it is built when first needed, from the headers of
 the tars, by one process of a machine while the others wait.
 
 Legend: N images, L labels an image has at most.
@@ -24,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.data.sources.cache import Cache
-from mixer_lightning.data.sources.locks import alone, told
+from mixer_lightning.data.sources.locks import log_progress, once_per_machine
 from mixer_lightning.data.sources.remote import File, expand, find
 from mixer_lightning.data.sources.samples import ROW, samples
 from mixer_lightning.files import atomic_write, write_text
 
 log = logging.getLogger(__name__)
 
-THREADS = 8  # they mostly wait for the file system
+NUM_THREADS = 8  # they mostly wait for the file system
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Index:
     """The images of a split."""
 
     rows: npt.NDArray[np.void]  # ROW [N]
-    labels: npt.NDArray[np.int32] | None  # [N, L], short rows filled up with -1; None where L is 1
+    labels: npt.NDArray[np.int32] | None  # [N, L], short rows padded with -1; None where L is 1
     shards: list[tuple[str, int, int]]  # name, bytes and number of images of each
 
     @property
     def largest_label(self) -> int:
-        """The largest class index of all."""
+        """The largest class index."""
         return int(self.rows["label"].max() if self.labels is None else self.labels.max())
 
 
@@ -81,7 +81,7 @@ def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDA
 # ------------------------------------------------------------------------------- shards without an index
 
 
-def files_of(name: str, base: str, split: str, pattern: str | list[str] | None) -> list[File]:
+def find_shards(name: str, base: str, split: str, pattern: str | list[str] | None) -> list[File]:
     """The shards of a split with their sizes, none where there is no such split.
 
     Raises:
@@ -96,7 +96,7 @@ def files_of(name: str, base: str, split: str, pattern: str | list[str] | None) 
     twice = [address for address, count in Counter(addresses).items() if count > 1]
     if twice:
         raise ValueError(f"{name}: data.{split}={pattern} names {twice[0]} more than once.")
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         files = list(pool.map(find, addresses))
     missing = [address for address, file in zip(addresses, files, strict=True) if file is None]
     if missing or (pattern is not None and not addresses):
@@ -106,7 +106,7 @@ def files_of(name: str, base: str, split: str, pattern: str | list[str] | None) 
     return [file for file in files if file is not None]
 
 
-def obtain(
+def load_or_build(
     split: str,
     files: Sequence[File],
     classes: list[str] | None,
@@ -115,30 +115,32 @@ def obtain(
     folders: Sequence[Path],
     store: Cache,
 ) -> Index:
-    """The index of shards that came without one: as kept in one of `folders`, or else built, and kept in the first.
+    """The index of shards that came without one: as stored in one of `folders`, or else built, and stored in the first.
 
-    `split` is what its files are called. It is built anew when a shard has changed, or the classes (labels may be
+    `split` is the stem of its files' names. It is rebuilt when a shard has changed, or the classes (labels may be
     written as their names).
 
     Raises:
-        ValueError, OSError: a shard is damaged or cannot be read, or a sample is not as it should be; both are named.
+        ValueError, OSError: a shard is damaged or cannot be read, or a sample is malformed; both are named.
     """
     fingerprint = _fingerprint(files, classes)
-    if (index := _kept(folders, split, fingerprint)) is not None:
+    if (index := _load(folders, split, fingerprint)) is not None:
         return index
-    with alone(folders, f"{split}-index", fingerprint, name=name) as turn:
-        if (index := _kept(folders, split, fingerprint)) is not None:
+    with once_per_machine(folders, f"{split}-index", fingerprint, name=name) as lock:
+        if (index := _load(folders, split, fingerprint)) is not None:
             return index
         log.info("%s: reading the headers of %s %s shards, once", name, f"{len(files):,}", split)
         index = build(files, classes, name=name, store=store)
         try:
-            if turn.folder is not None:
-                _keep(turn.folder, split, fingerprint, index)
-                return _kept([turn.folder], split, fingerprint) or index  # in a file that all processes share
+            if lock.folder is not None:
+                _save(lock.folder, split, fingerprint, index)
+                return (
+                    _load([lock.folder], split, fingerprint) or index
+                )  # memory-mapped, so that all processes share it
         except OSError as error:
             log.warning("%s: %s", name, error)
         places = " nor in ".join(map(str, folders))
-        log.warning("%s: the index can be kept neither in %s; it is built anew each time", name, places)
+        log.warning("%s: the index can be stored neither in %s; it is rebuilt each time", name, places)
         return index
 
 
@@ -157,8 +159,8 @@ def build(files: Sequence[File], classes: list[str] | None, *, name: str, store:
         finally:
             os.close(descriptor)
 
-    with ThreadPoolExecutor(min(THREADS, store.most_open(files))) as pool:
-        parts = list(told(pool.map(read_headers, files), f"{name}: indexed", len(files)))
+    with ThreadPoolExecutor(min(NUM_THREADS, store.max_open(files))) as pool:
+        parts = list(log_progress(pool.map(read_headers, files), f"{name}: indexed", len(files)))
     rows = np.concatenate([rows for rows, _, _ in parts])
     if len(rows) == 0:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
@@ -173,34 +175,34 @@ def build(files: Sequence[File], classes: list[str] | None, *, name: str, store:
     return Index(rows, labels, shards)
 
 
-def _kept(folders: Iterable[Path], split: str, fingerprint: str) -> Index | None:
+def _load(folders: Iterable[Path], split: str, fingerprint: str) -> Index | None:
     for folder in folders:
         try:
-            about = json.loads((folder / f"{split}-index.json").read_text())
-            if about["fingerprint"] == fingerprint:
-                shards = [(each["name"], each["bytes"], each["samples"]) for each in about["shards"]]
-                return read(folder, split, shards, about["labels_per_image"])
-        except (OSError, ValueError, KeyError, TypeError):  # absent, or not one of ours
+            metadata = json.loads((folder / f"{split}-index.json").read_text())
+            if metadata["fingerprint"] == fingerprint:
+                shards = [(each["name"], each["bytes"], each["samples"]) for each in metadata["shards"]]
+                return read(folder, split, shards, metadata["labels_per_image"])
+        except (OSError, ValueError, KeyError, TypeError):  # absent, or written by something else
             continue
     return None
 
 
-def _keep(folder: Path, split: str, fingerprint: str, index: Index) -> None:
+def _save(folder: Path, split: str, fingerprint: str, index: Index) -> None:
     def save(array: npt.NDArray[Any], file: BinaryIO) -> None:
         np.save(file, array, allow_pickle=False)
 
     atomic_write(folder / f"{split}-index.npy", partial(save, index.rows))
     if index.labels is not None:
         atomic_write(folder / f"{split}-labels.npy", partial(save, index.labels))
-    about = {
+    metadata = {
         "fingerprint": fingerprint,
         "labels_per_image": 1 if index.labels is None else index.labels.shape[1],
         "shards": [{"name": name, "bytes": size, "samples": count} for name, size, count in index.shards],
     }
-    write_text(folder / f"{split}-index.json", json.dumps(about))
+    write_text(folder / f"{split}-index.json", json.dumps(metadata))
 
 
 def _fingerprint(files: Sequence[File], classes: list[str] | None) -> str:
-    """Changes with any shard's name, size or time, and with the classes; not with the folder they lie in."""
+    """Changes with any shard's name, size or time, and with the classes; not with the folder they are in."""
     states = [(file.name, file.bytes, file.version) for file in files]
     return hashlib.sha256(json.dumps(["index 2", states, classes]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Work that one process of a machine does for all: the others wait, and share what came of it."""
+"""Work that one process of a machine does for all: the others wait, and share its outcome."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_LINES = 30.0
-SECONDS_OF_AN_ERROR = 60.0  # its cause may have gone after that
+LOG_INTERVAL_SECONDS = 30.0
+ERROR_LIFETIME_SECONDS = 60.0  # its cause may be gone after that
 
 
-class Turn(NamedTuple):
-    """The right to do a piece of work."""
+class MachineLock(NamedTuple):
+    """Held by the one process of this machine that does the work."""
 
-    folder: Path | None  # to keep the outcome in; None where no folder may be written
-    is_done: bool  # by another process, while this one was running already
+    folder: Path | None  # to store the outcome in; None where no folder is writable
+    is_done: bool  # another process did the work after this one had started
 
 
 @contextmanager
-def alone(folders: Iterable[Path], what: str, fingerprint: str, *, name: str) -> Iterator[Turn]:
-    """Keep other processes from doing the same, with a lock in the first folder that may be written.
+def once_per_machine(
+    folders: Iterable[Path], what: str, fingerprint: str, *, name: str
+) -> Iterator[MachineLock]:
+    """Let one process at a time do `what`, by a lock in the first of `folders` that is writable.
 
-    An error is handed on to the processes that were running when it came up: of those that a launcher starts together
-    only one is heard by the user, and all are ended as soon as one fails.
+    An error is passed on to the processes that were running when it was raised: of those that a launcher starts
+    together, the user sees the messages of one only, and all are ended as soon as one fails.
     """
     for folder in folders:
         try:
@@ -46,47 +48,47 @@ def alone(folders: Iterable[Path], what: str, fingerprint: str, *, name: str) ->
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("%s: waiting for another process, which is at %s", name, what)
+                log.info("%s: waiting for another process, which works on %s", name, what)
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 pass  # a file system without locks
-            error = _outcome(file, fingerprint)
+            error = _read_outcome(file, fingerprint)
             if error:
                 raise ValueError(error)
             try:
-                yield Turn(folder, error is not None)
+                yield MachineLock(folder, error is not None)
             except (ValueError, OSError) as caught:
-                _note(file, fingerprint, str(caught))
+                _write_outcome(file, fingerprint, str(caught))
                 raise
-            _note(file, fingerprint, "")
+            _write_outcome(file, fingerprint, "")
         return
-    yield Turn(None, False)
+    yield MachineLock(None, False)
 
 
-def told(outcomes: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Hand outcomes on, and say every half minute how many there were."""
+def log_progress(outcomes: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Pass `outcomes` on, and log every half minute how many there were."""
     last = time.perf_counter()
     for count, outcome in enumerate(outcomes, start=1):
         yield outcome
-        if time.perf_counter() - last > SECONDS_BETWEEN_LINES:
+        if time.perf_counter() - last > LOG_INTERVAL_SECONDS:
             last = time.perf_counter()
             log.info("%s %s of %s shards", what, f"{count:,}", f"{total:,}")
 
 
-def _outcome(file: TextIO, fingerprint: str) -> str | None:
-    """What another process of this machine came to since this one began: an error, or "" for none; None: nothing."""
+def _read_outcome(file: TextIO, fingerprint: str) -> str | None:
+    """The outcome of another process of this machine since this one started: an error, or ""; None: no outcome."""
     file.seek(0)
     try:
         note = json.load(file)
-        theirs = (note["fingerprint"], note["host"]) == (fingerprint, socket.gethostname())
-        since = max(_began(), time.time() - SECONDS_OF_AN_ERROR) if note["error"] else _began()
+        is_same = (note["fingerprint"], note["host"]) == (fingerprint, socket.gethostname())
+        since = max(_start_time(), time.time() - ERROR_LIFETIME_SECONDS) if note["error"] else _start_time()
         is_new = note["pid"] != os.getpid() and note["seconds"] > since
-        return str(note["error"]) if theirs and is_new else None
-    except (ValueError, KeyError, TypeError):  # nobody has been at it
+        return str(note["error"]) if is_same and is_new else None
+    except (ValueError, KeyError, TypeError):  # no process has written one
         return None
 
 
-def _note(file: TextIO, fingerprint: str, error: str) -> None:
+def _write_outcome(file: TextIO, fingerprint: str, error: str) -> None:
     about = {"fingerprint": fingerprint, "host": socket.gethostname(), "pid": os.getpid()}
     with contextlib.suppress(OSError):  # a full disk: the others do the work themselves
         file.truncate(0)
@@ -94,7 +96,7 @@ def _note(file: TextIO, fingerprint: str, error: str) -> None:
         file.flush()
 
 
-def _began() -> float:
-    """The time at which this process began, or nearly so: when it loaded `logging`."""
+def _start_time() -> float:
+    """About the time at which this process started: when it imported `logging`."""
     record = logging.makeLogRecord({})
     return record.created - record.relativeCreated / 1000

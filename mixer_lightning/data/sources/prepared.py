@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shlex
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,22 +14,14 @@ from typing import Any, Literal
 
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, read
-from mixer_lightning.data.sources.locks import alone, told
+from mixer_lightning.data.sources.locks import log_progress, once_per_machine
+from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File, content, fetch, find, is_remote, sha256_of
 
 log = logging.getLogger(__name__)
 
 THREADS = 16  # they wait for the file system or the network
 SHOWN = 5  # shards that a message names
-
-#: Options that dataset.json holds and a command need not say, as they are what prepare takes by itself.
-DEFAULTS = {"split": "train", "verify": True, "max_distance": 0, "shard_bytes": 10**9, "seed": 0}
-NO_KEYS = (
-    "resampling",
-    "cmyk_quality",
-    "overrides",
-    "write_hashes",
-)  # follow from others, or change no shard
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
     path = f"{base}/dataset.json"
     text = content(path)
     if text is None:
-        return Description(None, {}, "", command(name, {}))
+        return Description(None, {}, "", prepare_command(name, {}))
     try:
         about = json.loads(text)
         classes = about["classes"]
@@ -78,30 +69,8 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
     if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
         raise ValueError(f'{name}: "classes" in {path} must be a list of names.')
     options = about.get("options")
-    again = command(name, options if isinstance(options, dict) else {})
+    again = prepare_command(name, options if isinstance(options, dict) else {})
     return Description(classes, splits, hashlib.sha256(text).hexdigest(), again)
-
-
-def command(name: str, options: dict[str, Any]) -> str:
-    """What makes a set of these options of dataset.json again; of none, what would make the set of this name.
-
-    dataset.json holds no paths: those are left to be filled in.
-    """
-    words = {"data": str(options.get("data", name)), "source": "<archives>", "output": "<path>"}
-    overrides = [str(each) for each in options.get("overrides") or []]
-    if any(each.startswith("data.root=") for each in overrides):
-        del words["source"]
-    for key, value in options.items():
-        if key in (*words, "source", *NO_KEYS) or value is None or value == DEFAULTS.get(key):
-            continue
-        if str(value).startswith("sha256 "):
-            words[key] = "<file>"
-        elif isinstance(value, list):
-            words[key] = ",".join(map(str, value))
-        else:
-            words[key] = str(value).lower() if isinstance(value, bool) else str(value)
-    said = [f"{key}={value if value[:1] == '<' else shlex.quote(value)}" for key, value in words.items()]
-    return " ".join(["mixer prepare", *said, *map(shlex.quote, overrides)])
 
 
 def _described(base: str, split: dict[str, Any], where: str, *, verify: Literal["size", "full"]) -> Described:
@@ -166,8 +135,8 @@ def check(
         for file, state in zip(files, states, strict=True)
     ]
     fingerprint = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-    with alone([folder], f"verify-{socket.gethostname()}", fingerprint, name=name) as turn:
-        if not turn.is_done:
+    with once_per_machine([folder], f"verify-{socket.gethostname()}", fingerprint, name=name) as lock:
+        if not lock.is_done:
             log.info("%s: comparing the sha256 of %s shards", name, f"{len(files):,}")
             _refuse(name, base, list(_altered(name, files, store)), len(files), again)
 
@@ -191,7 +160,7 @@ def _altered(name: str, files: list[File], store: Cache) -> Iterator[str]:
         return sha256_of(Path(file.address)) != file.sha256
 
     with ThreadPoolExecutor(THREADS) as pool:
-        outcomes = told(pool.map(altered, here), f"{name}: verified", len(here))
+        outcomes = log_progress(pool.map(altered, here), f"{name}: verified", len(here))
         for file, is_altered in zip(here, outcomes, strict=True):
             if is_altered:
                 yield f"{file.name} has another sha256"
@@ -225,7 +194,7 @@ def index_of(name: str, base: str, split: str, about: Description, folder: Path)
         if is_remote(base):
             place = folder / about.digest[:16]
             arrays = ["index"] if described.labels_per_image == 1 else ["index", "labels"]
-            with alone([place], split, about.digest, name=name):
+            with once_per_machine([place], split, about.digest, name=name):
                 for array in arrays:
                     _copy(f"{base}/{split}-{array}.npy", place / f"{split}-{array}.npy")
         return read(place, split, shards, described.labels_per_image)

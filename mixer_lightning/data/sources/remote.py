@@ -16,20 +16,20 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PIPE = "pipe:"
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second, third, fourth and last try
-SECONDS_OF_SILENCE = 60  # after which an HTTP server counts as gone
+RETRY_WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before the second, third, fourth and last try
+READ_TIMEOUT_SECONDS = 60  # of HTTP servers
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-VERSIONS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "updated", "mtime", "created")
+VERSION_FIELDS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "updated", "mtime", "created")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as it should be."""
+    """A file and what its content must be."""
 
     address: str
     bytes: int | None  # None: not known before it was fetched
-    version: str = ""  # another one where the content has changed
-    sha256: str | None = None  # None: not to be checked
+    version: str = ""  # differs where the content has changed
+    sha256: str | None = None  # None: not checked
 
     @property
     def is_remote(self) -> bool:
@@ -38,7 +38,7 @@ class File:
 
     @property
     def name(self) -> str:
-        """What it is called wherever its folder lies; far away, the address."""
+        """A local file's name without its folder; a remote file's address."""
         return self.address if self.is_remote else Path(self.address).name
 
 
@@ -60,7 +60,7 @@ def expand(pattern: str, root: str) -> list[str]:
 
     Raises:
         ValueError: its braces are not closed, or a package is missing.
-        OSError: a folder far away cannot be listed.
+        OSError: a remote folder cannot be listed.
     """
     from braceexpand import braceexpand
 
@@ -87,7 +87,7 @@ def _listed(pattern: str) -> list[str]:
         return sorted(str(files.unstrip_protocol(path)) for path in files.glob(inside))
 
     try:
-        return retried(listed, pattern)
+        return with_retries(listed, pattern)
     except FileNotFoundError:
         return []
 
@@ -109,8 +109,8 @@ def examine(address: str) -> File:
         files, inside = _file_system(address)
         return dict(files.info(inside))
 
-    info = retried(information, address)
-    version = next((f"{key} {info[key]}" for key in VERSIONS if info.get(key)), "")
+    info = with_retries(information, address)
+    version = next((f"{key} {info[key]}" for key in VERSION_FIELDS if info.get(key)), "")
     return File(address, info.get("size"), version)
 
 
@@ -123,7 +123,7 @@ def find(address: str) -> File | None:
 
 
 def content(address: str) -> bytes | None:
-    """All of a small file, None if it does not exist."""
+    """The content of a small file, None if it does not exist."""
     if not is_remote(address):
         path = Path(address)
         return path.read_bytes() if path.exists() else None
@@ -133,19 +133,19 @@ def content(address: str) -> bytes | None:
         return bytes(files.cat_file(inside))
 
     try:
-        return retried(read, address)
+        return with_retries(read, address)
     except (FileNotFoundError, PermissionError):  # S3 forbids what does not exist to those who may not list
         return None
 
 
 def fetch(file: File, path: Path, *, sleep: Callable[[float], object] = time.sleep) -> None:
-    """Write a file's bytes to `path`; only a whole one counts.
+    """Write a file's bytes to `path`, and check that it is complete.
 
     Raises:
-        OSError: it could not be had, as often as it was tried; or the disk is full.
+        OSError: it could not be fetched in any of the tries; or the disk is full.
     """
 
-    def whole() -> None:
+    def fetch_once() -> None:
         if file.address.startswith(PIPE):
             _run(file.address.removeprefix(PIPE).strip(), path)
         else:
@@ -157,7 +157,7 @@ def fetch(file: File, path: Path, *, sleep: Callable[[float], object] = time.sle
         if file.sha256 is not None and sha256_of(path) != file.sha256:
             raise OSError("its sha256 is not that of dataset.json")
 
-    retried(whole, file.address, sleep=sleep)
+    with_retries(fetch_once, file.address, sleep=sleep)
 
 
 def sha256_of(path: Path) -> str:
@@ -166,20 +166,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def retried(work: Callable[[], T], address: str, *, sleep: Callable[[float], object] = time.sleep) -> T:
-    """The outcome of `work`, tried five times where a network may be at fault.
+def with_retries(work: Callable[[], T], address: str, *, sleep: Callable[[float], object] = time.sleep) -> T:
+    """The result of `work`, tried five times where the network may be the cause.
 
     Raises:
         FileNotFoundError, OSError: naming the address.
         ValueError: the address needs a package that is missing.
     """
-    for wait in (*WAITS, None):
+    for wait in (*RETRY_WAITS_SECONDS, None):
         try:
             return work()
         except ImportError as error:
             package = PACKAGES.get(address.partition(":")[0])
-            mend = f"pip install {package}" if package else str(error)
-            raise ValueError(f"{address} cannot be read without another package: {mend}") from error
+            fix = f"pip install {package}" if package else str(error)
+            raise ValueError(f"{address} cannot be read without another package: {fix}") from error
         except ValueError as error:
             raise ValueError(f"{address}: {error}") from error
         except Exception as error:  # the libraries behind fsspec have errors of their own
@@ -195,7 +195,9 @@ def retried(work: Callable[[], T], address: str, *, sleep: Callable[[float], obj
                 raise FileNotFoundError(f"{address} does not exist") from error
             if wait is None:
                 reason = str(error.__cause__ or error) or type(error).__name__
-                raise OSError(f"{address} could not be read in {len(WAITS) + 1} tries: {reason}") from error
+                raise OSError(
+                    f"{address} could not be read in {len(RETRY_WAITS_SECONDS) + 1} tries: {reason}"
+                ) from error
             sleep(wait)
     raise AssertionError
 
@@ -208,8 +210,8 @@ def _file_system(address: str) -> tuple[Any, str]:
     if address.startswith(("http://", "https://")):
         import aiohttp
 
-        # aiohttp gives up after five minutes, however well it goes
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=SECONDS_OF_SILENCE)
+        # aiohttp gives up after five minutes, even while data arrives
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=READ_TIMEOUT_SECONDS)
         options["client_kwargs"] = {"timeout": timeout}
     return fsspec.core.url_to_fs(address, **options)  # type: ignore[no-any-return]
 
@@ -221,5 +223,5 @@ def _run(command: str, path: Path) -> None:
             command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, check=False
         )
     if done.returncode:
-        words = done.stderr.decode(errors="replace").strip().splitlines()
-        raise OSError(f"the command ended with {done.returncode}{f': {words[-1]}' if words else ''}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(f"the command ended with {done.returncode}{f': {lines[-1]}' if lines else ''}")

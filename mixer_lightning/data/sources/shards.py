@@ -1,8 +1,8 @@
-"""WebDataset shards (tar files), on this machine or far away, read at random through an index of our own.
+"""WebDataset shards (tar files), local or remote, with random access through an index.
 
-webdataset itself streams, and cannot resume or order samples without regard to the number of readers; besides, it
-takes a shard that was cut between two files for a whole one. Here an index says where every image lies. Reading one is
-a single `pread`, in any order, from any number of threads; shards far away are fetched whole, into a cache.
+webdataset itself streams, and cannot resume or order samples independently of the number of readers; it also
+accepts a shard that was truncated between two files as complete. Here an index says where every image is. Reading one
+is a single `pread`, in any order, from any number of threads; remote shards are fetched whole, into a cache.
 
 Legend: N images of a split, B images asked for, L labels an image has at most.
 """
@@ -27,11 +27,12 @@ import numpy.typing as npt
 
 from mixer_lightning.data.sources import Dataset, Images, prepared, remote
 from mixer_lightning.data.sources.cache import Cache
-from mixer_lightning.data.sources.index import Index, files_of, obtain
+from mixer_lightning.data.sources.index import Index, find_shards, load_or_build
 from mixer_lightning.data.sources.names import too_sparse
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
+from mixer_lightning.files import cache_home
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
@@ -52,20 +53,20 @@ def shards(
     """Samples in the shards that `<root>/dataset.json` lists (`prepare` writes it), else in `<root>/<split>-*.tar`.
 
     `root` is a folder or a URL that fsspec reads (https://, s3://, ...; credentials come from the environment).
-    `train`, `val`, `test` name the shards of a split themselves: patterns with {000..009}, {a,b} or *, relative to
+    `train`, `val`, `test` name the shards of a split explicitly: patterns with {000..009}, {a,b} or *, relative to
     root, or paths, URLs, commands (`pipe:curl -s https://host/x-{000..009}.tar`); or lists of these.
 
     A sample is a run of files in a shard that share their name up to the first dot: one image (jpg, jpeg, png, webp)
     and its labels, in a `.cls` file (a class index, or a class name of dataset.json) or a `.json` file ({"label": 1} or
-    {"labels": [1, 5]}). The classes are {"classes": ["name of class 0", ...]} in dataset.json; without it they are
-    called by their number. `num_classes` is the size of the head, where it shall exceed the number of classes that are
+    {"labels": [1, 5]}). The classes are {"classes": ["name of class 0", ...]} in dataset.json; without it their
+    names are their indices. `num_classes` is the size of the head, where it is to exceed the number of classes that are
     named or found.
 
-    Shards of `prepare` must have the sizes of dataset.json and, with verify="full", also the sha256; those far away are
-    held to it when they are fetched. For others an index is built when first needed, and kept in
-    `<root>/<split>-index.*` or under `cache`; a shard that changes in size or time makes it void.
+    Shards of `prepare` must have the sizes of dataset.json and, with verify="full", also the sha256; remote ones are
+    checked when they are fetched. For others an index is built when first needed, and stored in
+    `<root>/<split>-index.*` or under `cache`; it is rebuilt when a shard changes in size or time.
 
-    `cache` (default ~/.cache/mixer_lightning) keeps copies of shards from far away, at most `cache_bytes`.
+    `cache` (default ~/.cache/mixer_lightning) keeps copies of remote shards, at most `cache_bytes`.
 
     Raises FileNotFoundError, OSError or ValueError naming the folder, or the shard and sample, and what is wrong.
     """
@@ -74,8 +75,8 @@ def shards(
             f"{name}: a command gives shards, no folder: set data.train='{root}' instead of data.root."
         )
     base = remote.absolute(root)
-    home = Path(cache).expanduser().absolute() if cache else _cache_home()
-    own = home / "indexes" / _short(base)  # for what cannot be kept under root
+    home = Path(cache).expanduser().absolute() if cache else cache_home()
+    own = home / "indexes" / _short(base)  # for what cannot be stored under root
     store = Cache(home / "shards", max_bytes=cache_bytes)
     about = prepared.describe(name, base, verify=verify)
     patterns = {"train": train, "val": val, "test": test}
@@ -94,11 +95,11 @@ def shards(
             splits[split] = ShardImages(described[split].files, index, store)
             largest = max(largest, index.largest_label)
             continue
-        files = [] if about.splits and pattern is None else files_of(name, base, split, pattern)
+        files = [] if about.splits and pattern is None else find_shards(name, base, split, pattern)
         if files:
             folders = [Path(base), own] if Path(base).is_dir() else [own]
             stem = split if pattern is None else f"{split}-{_short(json.dumps(pattern))}"
-            index = obtain(stem, files, about.classes, name=name, folders=folders, store=store)
+            index = load_or_build(stem, files, about.classes, name=name, folders=folders, store=store)
             sizes = [size for _, size, _ in index.shards]
             files = [replace(file, bytes=size) for file, size in zip(files, sizes, strict=True)]
             splits[split] = ShardImages(files, index, store)
@@ -118,7 +119,7 @@ class ShardImages:
         self._block, self._size, self._hash = (index.rows[field] for field in ("block", "size", "hash"))
         self._labels = index.rows["label"] if index.labels is None else index.labels
         self._ends = list(accumulate(samples for _, _, samples in index.shards))
-        self._most_open = store.most_open(files)
+        self._max_open = store.max_open(files)
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()  # the latest used last
         self._lock = threading.Lock()  # of the line above
 
@@ -126,11 +127,11 @@ class ShardImages:
         return len(self._size)
 
     def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
-        """Class indices [B], or [B, L] filled up with -1."""
+        """Class indices [B], or [B, L] padded with -1."""
         return self._labels[indices].astype(np.int64)
 
     def read(self, index: int) -> bytes:
-        """The image's file; OSError or ValueError when its shard cannot be fetched or is cut."""
+        """The image's file; OSError or ValueError when its shard cannot be fetched or is truncated."""
         shard, offset, size = self._place(index)
         data = self._descriptor(shard).read(size, offset)
         if len(data) < size:
@@ -140,7 +141,7 @@ class ShardImages:
         return data
 
     def key(self, index: int) -> str:
-        """The name of the sample's files in their shard, without what follows the first dot."""
+        """The name of the sample's files in their shard, up to the first dot."""
         return split_name(self._member(index).name)[0]
 
     def name(self, index: int) -> str:
@@ -157,11 +158,11 @@ class ShardImages:
         return [end - begin for begin, end in zip([0, *self._ends], self._ends, strict=False)]
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """These shards are read next: those far away are fetched in the background, in this order."""
+        """These shards are read next: remote ones are fetched in the background, in this order."""
         self._store.prefetch([self._files[shard] for shard in shards])
 
     def hashes(self) -> npt.NDArray[np.uint32]:
-        """`draws.hash32` of every image's key, without a number of `names.numbered`, [N]."""
+        """`stateless_random.hash32` of every image's key, without a number of `names.numbered`, [N]."""
         return np.array(self._hash)
 
     def _place(self, index: int) -> tuple[int, int, int]:
@@ -169,7 +170,7 @@ class ShardImages:
         return bisect_right(self._ends, index), int(self._block[index]) * BLOCK, int(self._size[index])
 
     def _member(self, index: int) -> Member:
-        """What the shard says of the file; its headers are read from behind the image before it."""
+        """The file's tar header, searched from the end of the image before it."""
         shard, offset, _ = self._place(index)
         start = 0
         if index > 0 and bisect_right(self._ends, index - 1) == shard:
@@ -181,7 +182,7 @@ class ShardImages:
         raise ValueError(f"{self._files[shard].address} has no file at byte {offset:,}")
 
     def _descriptor(self, shard: int) -> _Descriptor:
-        """The opened shard, which threads share."""
+        """The open shard, shared by threads."""
         with self._lock:
             if (descriptor := self._open.get(shard)) is not None:
                 self._open.move_to_end(shard)
@@ -190,19 +191,19 @@ class ShardImages:
         with self._lock:
             descriptor = self._open.setdefault(shard, descriptor)
             self._open.move_to_end(shard)
-            if len(self._open) > self._most_open:
+            if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return descriptor
 
 
 class _Descriptor:
-    """An open file, closed when nobody holds it any more: keep this and not its number."""
+    """An open file, closed when the last reference is gone: keep this and not its number."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def read(self, size: int, offset: int) -> bytes:
-        """`pread` keeps no position, so it may be called by many at once."""
+        """By `pread`, which has no file position, so that many threads may read at once."""
         return os.pread(self.number, size, offset)
 
     def __del__(self) -> None:
@@ -222,7 +223,7 @@ def _refuse_ids(name: str, base: str, largest: int, num_images: int) -> None:
         raise ValueError(
             f"{name}: labels go up to {largest:,}, but there are {num_images:,} images: they look like ids, and the "
             f"head would have {largest + 1:,} classes. Write class indices, or class names and {base}/dataset.json; "
-            f"or set data.num_classes={largest + 1}, if it is meant."
+            f"or set data.num_classes={largest + 1}, if that is intended."
         )
 
 
@@ -243,10 +244,6 @@ def _classes(
             f"{name}: num_classes is {num_classes}, but there are {len(classes)} classes under {base}."
         )
     return classes + [str(label) for label in range(len(classes), num_classes)]
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixer_lightning"
 
 
 def _short(text: str) -> str:

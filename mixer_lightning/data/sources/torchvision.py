@@ -23,7 +23,7 @@ from mixer_lightning.data.sources.folder import FolderImages, class_folders, sca
 
 log = logging.getLogger(__name__)
 
-SECONDS_TO_CONNECT = 15  # after which a silent network counts as none
+CONNECT_TIMEOUT_SECONDS = 15
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def pets(*, root: str, download: bool) -> Dataset:
     base = _root(root)
     files = {f"oxford-iiit-pet/{url.rpartition('/')[2]}": md5 for url, md5 in OxfordIIITPet._RESOURCES}
     parts = {
-        split: _obtain("pets", base, files, download, partial(OxfordIIITPet, base, theirs))
+        split: obtain("pets", base, files, download, partial(OxfordIIITPet, base, theirs))
         for split, theirs in (("train", "trainval"), ("test", "test"))
     }
     splits: dict[str, Images] = {
@@ -64,7 +64,7 @@ def flowers(*, root: str, download: bool) -> Dataset:
     base = _root(root)
     files = {f"flowers-102/{file}": md5 for file, md5 in Flowers102._file_dict.values()}
     parts = {
-        split: _obtain("flowers", base, files, download, partial(Flowers102, base, split))
+        split: obtain("flowers", base, files, download, partial(Flowers102, base, split))
         for split in ("train", "val", "test")
     }
     splits: dict[str, Images] = {
@@ -89,7 +89,7 @@ def imagenet1k(*, root: str) -> Dataset:
     )
     if not base.is_dir():
         raise FileNotFoundError(f"imagenet1k: no folder {base}. {layout}")
-    with _one_at_a_time(base, needed=not all((base / split).is_dir() for split in ("train", "val"))):
+    with _locked(base, needed=not all((base / split).is_dir() for split in ("train", "val"))):
         for split, archive in (("train", archives[0]), ("val", archives[1])):
             if (base / split).is_dir():
                 continue
@@ -118,8 +118,8 @@ def _cifar(name: Literal["cifar10", "cifar100"], root: str, download: bool) -> D
     source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     base = _root(root)
     files = {source.filename: source.tgz_md5}
-    train = _obtain(name, base, files, download, partial(source, base, train=True))
-    test = _obtain(name, base, files, download, partial(source, base, train=False))
+    train = obtain(name, base, files, download, partial(source, base, train=True))
+    test = obtain(name, base, files, download, partial(source, base, train=False))
     return Dataset(
         name,
         list(train.classes),
@@ -131,7 +131,7 @@ def _cifar(name: Literal["cifar10", "cifar100"], root: str, download: bool) -> D
 
 
 def _files(name: str, paths: list[Path], labels: list[int]) -> FolderImages:
-    """Images by path, all of which must exist: an unpacking that was interrupted leaves some out."""
+    """Images by path, all of which must exist: an interrupted unpacking leaves some out."""
     folder = paths[0].parent
     present = {path.name for path in folder.iterdir()}
     missing = [path.name for path in paths if path.name not in present]
@@ -150,10 +150,10 @@ def _root(root: str) -> Path:
     return Path(root).expanduser().absolute()
 
 
-def _obtain(name: str, base: Path, files: dict[str, str], download: bool, source: Callable[..., T]) -> T:
-    """`source(download=...)` of torchvision, after its archives `files` (path under `base` -> md5) were seen to.
+def obtain(name: str, base: Path, files: dict[str, str], download: bool, source: Callable[..., T]) -> T:
+    """`source(download=...)` of torchvision, once its archives `files` (path under `base` -> md5) are there.
 
-    Archives that are in place are unpacked even with `download` off. Raises FileNotFoundError naming what is missing.
+    Archives that are there are unpacked even with `download` off. Raises FileNotFoundError naming what is missing.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -172,8 +172,8 @@ def _obtain(name: str, base: Path, files: dict[str, str], download: bool, source
         log.info("%s: downloading %s to %s", name, ", ".join(missing), base)
     seconds = socket.getdefaulttimeout()
     try:
-        with _one_at_a_time(base, needed=True):
-            socket.setdefaulttimeout(SECONDS_TO_CONNECT)
+        with _locked(base, needed=True):
+            socket.setdefaulttimeout(CONNECT_TIMEOUT_SECONDS)
             return source(download=True)
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
         doing = "download" if missing else "unpack"
@@ -185,8 +185,8 @@ def _obtain(name: str, base: Path, files: dict[str, str], download: bool, source
 
 
 @contextmanager
-def _one_at_a_time(base: Path, *, needed: bool) -> Iterator[None]:
-    """Keeps other processes of this machine out while archives under `base` are fetched and unpacked."""
+def _locked(base: Path, *, needed: bool) -> Iterator[None]:
+    """Keep other processes of this machine waiting while archives under `base` are fetched and unpacked."""
     if not needed:
         yield
         return
@@ -221,9 +221,9 @@ def _check_wnids(split: Path, wnids: list[str]) -> None:
             "Remove it to unpack the official archives anew, or sort them."
         )
     found = class_folders(split)
-    strangers, missing = sorted(set(found) - set(wnids)), sorted(set(wnids) - set(found))
-    if strangers or missing:
-        example = f"{strangers[0]} is not one of them" if strangers else f"{missing[0]} is missing"
+    unknown, missing = sorted(set(found) - set(wnids)), sorted(set(wnids) - set(found))
+    if unknown or missing:
+        example = f"{unknown[0]} is not one of them" if unknown else f"{missing[0]} is missing"
         raise ValueError(
             f"imagenet1k: {split} has {len(found):,} class folders instead of the 1,000 of ILSVRC 2012 ({example}). "
             "For other classes use data=folder."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.data.sources.folder import FolderImages
-from mixer_lightning.data.sources.torchvision import _obtain
+from mixer_lightning.data.sources.torchvision import obtain
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -99,7 +99,7 @@ def unpacked(
     if found is None:
         with_archive = [place for place in places if any((place / file).is_file() for file in archives)]
         base = with_archive[0] if with_archive else places[0]
-        _obtain(f"vtab_{task.name}", base, archives, download, partial(source, base))
+        obtain(f"vtab_{task.name}", base, archives, download, partial(source, base))
         found = need(task, [base], inside, marker, how="Unpack its archive")
     return found
 

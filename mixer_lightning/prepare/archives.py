@@ -1,21 +1,20 @@
 """Tar archives read from front to end, also inside each other and compressed, and never unpacked to disk.
 
-`tarfile` takes an archive that was cut between two files for a whole one; this reader does not. What it
-yields is a `Member`, itself a stream, so `members(member)` reads an archive inside an archive.
+`tarfile` takes an archive that was cut between two files for a whole one; this reader does not. What it yields is an
+`ArchiveMember`, itself a stream, so `archive_members(member, ...)` reads an archive inside an archive.
 """
 
 from __future__ import annotations
 
 import gzip
-import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-BLOCK = 512  # tar files consist of blocks of this many bytes
-PIECE = 2**20  # bytes read at a time
-LONGEST_PADDING = 2**20  # bytes of zeros at the end of a tar; common programs write 10,240 or less
+from mixer_lightning.data.sources import tar
+
+READ_BYTES = 2**20  # at a time
 
 
 class Stream(Protocol):
@@ -28,12 +27,12 @@ class Stream(Protocol):
         """Go on after `count` bytes; ValueError when there are not as many."""
 
 
-class Tape:
+class ArchiveStream:
     """An archive file on disk, plain or gzip: its first bytes tell, whatever its name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb", buffering=PIECE)
+        self._file = path.open("rb", buffering=READ_BYTES)
         self._bytes = path.stat().st_size
         self.compressed = is_gzip(path)
         self._stream: BinaryIO | gzip.GzipFile = (
@@ -50,7 +49,7 @@ class Tape:
     def skip(self, count: int) -> None:
         """Go on after `count` bytes, without reading them unless the file is compressed."""
         if self.compressed:
-            while count and (data := self.read(min(count, PIECE))):
+            while count and (data := self.read(min(count, READ_BYTES))):
                 count -= len(data)
         elif self._file.tell() + count <= self._bytes:
             self._file.seek(count, 1)
@@ -67,7 +66,7 @@ class Tape:
         self._file.close()
 
 
-class Member:
+class ArchiveMember:
     """A file inside a tar: read it, or leave it, before asking for the next."""
 
     def __init__(self, name: str, size: int, stream: Stream, where: str) -> None:
@@ -96,72 +95,42 @@ class Member:
 def is_gzip(path: Path) -> bool:
     """Whether a file's first bytes are those of gzip."""
     with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+        return file.read(2) == tar.GZIP_MAGIC
 
 
-def members(stream: Stream, where: str, *, nested: bool = False) -> Iterator[Member]:
-    """The regular files of a tar in order; ValueError when it is cut or is no tar.
+def archive_members(stream: Stream, where: str, *, nested: bool = False) -> Iterator[ArchiveMember]:
+    """The regular files of a tar in order; ValueError when it is cut or is not a tar.
 
     A tar ends with zeros. One inside another may also end where its own size says, because that much is there.
     """
-    name: str | None = None
-    size: int | None = None
+    extension = tar.Extension()
     while True:
-        header = stream.read(BLOCK)
-        if not header and nested:
+        block = stream.read(tar.BLOCK)
+        if not block and nested:
             return
-        if len(header) < BLOCK:
+        if len(block) < tar.BLOCK:
             raise ValueError(f"{where} is cut: a tar ends with blocks of zeros. Fetch it again.")
-        if not any(header):
+        if not any(block):
             if not nested:
                 _check_end(stream, where)
             return
         try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.TarError as error:
-            raise ValueError(f"{where} is no tar, or damaged ({error}). Fetch it again.") from error
-        member = Member(info.name, info.size, stream, where)
-        if info.type in (
-            tarfile.GNUTYPE_LONGNAME,
-            tarfile.GNUTYPE_LONGLINK,
-            tarfile.XHDTYPE,
-            tarfile.XGLTYPE,
-        ):
-            data = member.read()  # describes the file that follows
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                name = data.rstrip(b"\0").decode(errors="surrogateescape")
-            elif info.type == tarfile.XHDTYPE:
-                fields = _pax(data)
-                name = fields.get("path", name)
-                size = int(fields["size"]) if "size" in fields else size
-        else:
-            if info.isreg():
-                length = info.size if size is None else size
-            else:  # a folder or link has nothing behind its header, whatever its size says
-                length = 0 if info.type in tarfile.SUPPORTED_TYPES else info.size
-            member = Member(name or info.name, length, stream, where)
-            if info.isreg():
-                yield member
-            member.skip()
-            name = size = None
-        stream.read(-member.size % BLOCK)
+            header = extension.apply(tar.parse_header(block))
+            member = ArchiveMember(header.name, header.size, stream, where)
+            if header.is_extension:
+                extension.read(header, member.read())
+        except tar.TarError as error:
+            raise ValueError(f"{where} is not a tar, or damaged ({error}). Fetch it again.") from error
+        if header.is_regular:
+            yield member
+        member.skip()
+        stream.read(tar.padding(header.size))
 
 
 def _check_end(stream: Stream, where: str) -> None:
     """ValueError unless a few zeros and nothing else follow: a file made to size and not filled has many."""
-    rest = stream.read(LONGEST_PADDING + 1)
-    if len(rest) > LONGEST_PADDING or any(rest):
+    rest = stream.read(tar.MAX_PADDING + 1)
+    if len(rest) > tar.MAX_PADDING or any(rest):
         raise ValueError(
             f"{where} is empty in the middle, as if it had not been fetched to the end. Fetch it again."
         )
-
-
-def _pax(data: bytes) -> dict[str, str]:
-    """Records "<length> <key>=<value>\\n"."""
-    fields = {}
-    while data[:1].isdigit():
-        length, _, _ = data.partition(b" ")
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        fields[key.decode()] = value.decode(errors="surrogateescape")
-        data = data[int(length) :]
-    return fields

@@ -9,11 +9,11 @@ import pytest
 from pictures import picture
 from PIL import Image, ImageDraw
 
-from mixer_lightning.prepare.mending import Rules, difference_hash, mend, read_hashes
+from mixer_lightning.prepare.cleaning import CleaningOptions, clean_image, difference_hash, read_hashes
 
 
-def mended(encoded, suffix="jpg", **rules):
-    return mend(lambda: encoded, suffix, Rules(**rules))
+def cleaned(encoded, suffix="jpg", **options):
+    return clean_image(lambda: encoded, suffix, CleaningOptions(**options))
 
 
 def opened(encoded):
@@ -52,7 +52,7 @@ def jpeg(image: Image.Image, **how) -> bytes:
 )
 def test_usual_images_keep_their_bytes(form, mode, suffix, verify):
     encoded = picture(1, form, mode=mode)
-    found = mended(encoded, suffix, verify=verify)
+    found = cleaned(encoded, suffix, verify=verify)
     assert (found.encoded, found.suffix, found.notes) == (encoded, suffix, ())
     assert found.bytes_read == len(encoded)
 
@@ -62,22 +62,22 @@ def test_orientation_is_kept_as_stored(verify):
     exif = Image.Exif()
     exif[0x0112] = 6
     encoded = jpeg(drawing(0), exif=exif)
-    assert mended(encoded, verify=verify).encoded == encoded
+    assert cleaned(encoded, verify=verify).encoded == encoded
 
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_png_named_jpeg_gets_its_right_name(verify):
     encoded = picture(2, "PNG")
-    found = mended(encoded, "jpg", verify=verify)
+    found = cleaned(encoded, "jpg", verify=verify)
     assert (found.encoded, found.suffix) == (encoded, "png")
     assert [note.kind for note in found.notes] == ["misnamed"]
-    assert mended(encoded, "").notes == ()  # a source that does not say
+    assert cleaned(encoded, "").notes == ()  # a source that does not say
 
 
 def test_cmyk_becomes_an_rgb_jpeg_of_the_same_picture():
     rgb = drawing(3)
     encoded = jpeg(rgb.convert("CMYK"), quality=95)
-    found = mended(encoded, verify=False)
+    found = cleaned(encoded, verify=False)
     image = opened(found.encoded)
     assert (image.mode, image.format, found.suffix) == ("RGB", "JPEG", "jpg")
     assert [note.kind for note in found.notes] == ["CMYK"]
@@ -88,7 +88,7 @@ def test_cmyk_becomes_an_rgb_jpeg_of_the_same_picture():
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF"])
 def test_other_formats_become_png_without_loss(form):
     encoded = picture(4, form)
-    found = mended(encoded, form.lower())
+    found = cleaned(encoded, form.lower())
     np.testing.assert_array_equal(
         np.asarray(opened(found.encoded)), np.asarray(opened(encoded).convert("RGB"))
     )
@@ -97,7 +97,7 @@ def test_other_formats_become_png_without_loss(form):
 
 def test_pixels_become_png_without_loss():
     pixels = np.random.default_rng(5).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    found = mended(pixels, "")
+    found = cleaned(pixels, "")
     np.testing.assert_array_equal(np.asarray(opened(found.encoded)), pixels)
     assert (found.suffix, found.notes, found.bytes_read) == ("png", (), 162)
 
@@ -109,7 +109,7 @@ def test_pixels_become_png_without_loss():
     ids=["no bytes", "zeros", "a page"],
 )
 def test_what_is_no_image_is_left_out(encoded, kind, verify):
-    found = mended(encoded, verify=verify)
+    found = cleaned(encoded, verify=verify)
     assert not found.kept
     assert [(note.kind, note.done) for note in found.notes] == [(kind, "left out")]
 
@@ -118,20 +118,20 @@ def test_what_is_no_image_is_left_out(encoded, kind, verify):
 def test_truncated_images_are_found_by_decoding(form):
     encoded = picture(6, form, size=(80, 60))
     cut = encoded[: len(encoded) // 2]
-    assert [note.kind for note in mended(cut).notes] == ["truncated"]
-    assert not mended(cut).kept
-    assert mended(cut, form.lower().replace("jpeg", "jpg"), verify=False).encoded == cut  # as asked for
+    assert [note.kind for note in cleaned(cut).notes] == ["truncated"]
+    assert not cleaned(cut).kept
+    assert cleaned(cut, form.lower().replace("jpeg", "jpg"), verify=False).encoded == cut  # as asked for
 
 
 def test_a_missing_file_is_left_out_and_a_failing_disk_stops_all(tmp_path):
-    found = mend((tmp_path / "none.jpg").read_bytes, "jpg", Rules())
+    found = clean_image((tmp_path / "none.jpg").read_bytes, "jpg", CleaningOptions())
     assert [(note.kind, note.reason) for note in found.notes] == [("unreadable", "No such file or directory")]
 
     def fail():
         raise OSError(5, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):
-        mend(fail, "jpg", Rules())
+        clean_image(fail, "jpg", CleaningOptions())
 
 
 # ---- sizes
@@ -139,7 +139,7 @@ def test_a_missing_file_is_left_out_and_a_failing_disk_stops_all(tmp_path):
 
 @pytest.mark.parametrize(("size", "expected"), [((300, 200), (150, 100)), ((200, 301), (100, 150))])
 def test_larger_images_shrink_to_the_short_side(size, expected):
-    image = opened(mended(jpeg(drawing(7, size)), short_side=100, quality=90).encoded)
+    image = opened(cleaned(jpeg(drawing(7, size)), short_side=100, quality=90).encoded)
     assert image.size == expected
     small = drawing(7, size).resize(expected, Image.Resampling.BOX)
     assert np.abs(np.asarray(image, float) - np.asarray(small, float)).mean() < 6
@@ -149,24 +149,24 @@ def test_resizing_is_antialiased():
     """A pattern finer than the new pixels becomes grey, instead of some other pattern."""
     stripes = np.zeros((400, 400, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    levels = np.asarray(opened(mended(stripes, short_side=50).encoded).convert("L"), float)
+    levels = np.asarray(opened(cleaned(stripes, short_side=50).encoded).convert("L"), float)
     assert 120 < levels.mean() < 135
     assert levels[5:-5, 5:-5].std() < 4
 
 
 def test_smaller_images_keep_their_bytes():
     encoded = jpeg(drawing(8, (100, 300)))
-    assert mended(encoded, short_side=100).encoded == encoded
+    assert cleaned(encoded, short_side=100).encoded == encoded
 
 
 def test_quality_is_what_was_asked_for_and_grey_stays_grey():
     encoded = jpeg(drawing(9).convert("L"))
-    found = [mended(encoded, short_side=100, quality=quality).encoded for quality in (50, 95)]
+    found = [cleaned(encoded, short_side=100, quality=quality).encoded for quality in (50, 95)]
     assert len(found[0]) < len(found[1])
     assert opened(found[0]).mode == "L"
     reference = io.BytesIO()
     drawing(9).resize((150, 100), Image.Resampling.LANCZOS).save(reference, "JPEG", quality=50)
-    own = opened(mended(jpeg(drawing(9)), short_side=100, quality=50).encoded)
+    own = opened(cleaned(jpeg(drawing(9)), short_side=100, quality=50).encoded)
     assert own.quantization == opened(reference.getvalue()).quantization
 
 
@@ -193,15 +193,15 @@ def test_the_hash_compares_neighbours():
 def test_an_image_near_one_of_a_list_is_left_out():
     near = np.array([difference_hash(drawing(i)) for i in range(5)], dtype=np.uint64)
     copy = jpeg(drawing(3).resize((240, 160)), quality=60)
-    found = mended(copy, near=near, max_distance=6)
+    found = cleaned(copy, near=near, max_distance=6)
     assert not found.kept
     assert found.notes[0].kind == "near-duplicate"
     assert f"{int(near[3]):016x}" in found.notes[0].reason
-    assert mended(jpeg(drawing(17)), near=near, max_distance=6).kept
+    assert cleaned(jpeg(drawing(17)), near=near, max_distance=6).kept
     almost = np.array([difference_hash(opened(copy)) ^ 0b111], dtype=np.uint64)
-    assert mended(copy, near=almost, max_distance=2).kept
-    assert not mended(copy, near=almost, max_distance=3).kept
-    assert mended(copy, near=np.zeros(0, np.uint64)).kept
+    assert cleaned(copy, near=almost, max_distance=2).kept
+    assert not cleaned(copy, near=almost, max_distance=3).kept
+    assert cleaned(copy, near=np.zeros(0, np.uint64)).kept
 
 
 def test_lists_of_hashes_are_read_and_checked(tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mixer_lightning.prepare.tars import BLOCK, Member, Tape, members
+from mixer_lightning.data.sources.tar import BLOCK
+from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members
 
 NAMES = ("a.jpg", "folder/b.jpg", "empty.jpg", f"{'deep/' * 18}{'n' * 60}.jpg")
 LONGER = ("ä/ö.jpg", f"{'n' * 300}.jpg")
@@ -33,11 +34,11 @@ def archive(names, *, form=tarfile.GNU_FORMAT, mode="w") -> bytes:
 
 
 def listed(path: Path) -> list[tuple[str, bytes]]:
-    tape = Tape(path)
+    stream = ArchiveStream(path)
     try:
-        return [(file.name, file.read()) for file in members(tape, str(path))]
+        return [(file.name, file.read()) for file in archive_members(stream, str(path))]
     finally:
-        tape.close()
+        stream.close()
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -61,16 +62,16 @@ def test_files_that_are_left_are_skipped_also_inside_another_tar(tmp_path, compr
             info.size = len(inner)
             tar.addfile(info, io.BytesIO(inner))
     (tmp_path / "x.tar").write_bytes(gzip.compress(outer.getvalue()) if compress else outer.getvalue())
-    tape = Tape(tmp_path / "x.tar")
+    stream = ArchiveStream(tmp_path / "x.tar")
     found = []
-    for tar in members(tape, "x.tar"):
-        for file in members(tar, tar.where, nested=True):
+    for tar in archive_members(stream, "x.tar"):
+        for file in archive_members(tar, tar.where, nested=True):
             if file.name != "2.jpg":
                 found.append((tar.name, file.name, len(file.read(100)) + len(file.read())))
             if (tar.name, file.name) == ("n1.tar", "2.jpg"):
                 break  # the rest of this tar is passed over
     assert found == [("n1.tar", "1.jpg", 500), ("n2.tar", "1.jpg", 500), ("n2.tar", "3.jpg", 1100)]
-    assert tape.position() <= (tmp_path / "x.tar").stat().st_size
+    assert stream.position() <= (tmp_path / "x.tar").stat().st_size
 
 
 def test_wherever_a_tar_is_cut_it_says_so(tmp_path):
@@ -96,7 +97,7 @@ def test_wherever_a_tar_is_cut_it_says_so(tmp_path):
 def test_a_cut_is_noticed_when_files_are_skipped(tmp_path):
     (tmp_path / "x.tar").write_bytes(archive(["1.jpg"])[:1200])
     with pytest.raises(ValueError, match=r"x\.tar is cut after 1,200 bytes"):
-        list(members(Tape(tmp_path / "x.tar"), "x.tar"))
+        list(archive_members(ArchiveStream(tmp_path / "x.tar"), "x.tar"))
 
 
 def test_cut_gzip_and_other_files_are_refused(tmp_path):
@@ -105,7 +106,7 @@ def test_cut_gzip_and_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"x\.tar\.gz is damaged or cut"):
         listed(path)
     path.write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(ValueError, match=r"no tar"):
+    with pytest.raises(ValueError, match=r"is not a tar"):
         listed(path)
 
 
@@ -115,8 +116,20 @@ def test_a_tar_inside_another_may_lack_its_zeros_but_not_its_data():
             self.seek(count, 1)
 
     data = archive(["1.jpg"])
-    whole = Member("n1.tar", 3 * BLOCK, Bytes(data[: 3 * BLOCK]), "x.tar")  # folder, file, its 500 bytes
-    assert [file.name for file in members(whole, "n1.tar", nested=True)] == ["1.jpg"]
-    short = Member("n1.tar", 3 * BLOCK - 100, Bytes(data[: 3 * BLOCK]), "x.tar")
+    whole = ArchiveMember(
+        "n1.tar", 3 * BLOCK, Bytes(data[: 3 * BLOCK]), "x.tar"
+    )  # folder, file, its 500 bytes
+    assert [file.name for file in archive_members(whole, "n1.tar", nested=True)] == ["1.jpg"]
+    short = ArchiveMember("n1.tar", 3 * BLOCK - 100, Bytes(data[: 3 * BLOCK]), "x.tar")
     with pytest.raises(ValueError, match=r"cut"):
-        list(members(short, "n1.tar", nested=True))
+        list(archive_members(short, "n1.tar", nested=True))
+
+
+def test_a_damaged_extended_header_is_refused(tmp_path):
+    whole = bytearray(archive(["1.jpg"], form=tarfile.PAX_FORMAT))
+    start = whole.index(b" mtime=1.5\n") - 2
+    for record in (b"0  mtime=1.5\n", b"99 mtime=1.5\n", b"12 size=-512\n"):
+        whole[start : start + len(record)] = record
+        (tmp_path / "x.tar").write_bytes(whole)
+        with pytest.raises(ValueError, match=r"x\.tar is not a tar, or damaged \(an extended header"):
+            listed(tmp_path / "x.tar")

@@ -1,9 +1,9 @@
-"""What is done with one image: checked, kept as it is, mended, made smaller or left out. Safe in any thread.
+"""One image checked, and kept as it is, converted, resized or left out. Thread-safe.
 
-An image's bytes are kept unless it must change: CMYK JPEGs become RGB JPEGs, formats other than JPEG, PNG and
-WebP become PNG, as do pixels, and with `short_side` a larger image becomes a smaller JPEG. What is written
-anew holds the pixels as stored: EXIF orientation is not applied, as nowhere here, and neither it nor a colour
-profile is carried over.
+An image's bytes are kept unless it must change: CMYK JPEGs become RGB JPEGs, formats other than JPEG, PNG and WebP
+become PNG, as do pixels, and with `short_side` a larger image becomes a smaller JPEG. What is encoded anew holds the
+pixels as stored: EXIF orientation is not applied, as nowhere in this project, and neither it nor a colour profile is
+carried over.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from mixer_lightning.data.decode import decode
-from mixer_lightning.prepare.options import CMYK_QUALITY
+from mixer_lightning.prepare.options import CMYK_QUALITY, RESIZED_QUALITY, Options
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
 
+#: Pillow's formats that are kept as they are, and their suffixes in a shard.
 KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 LEFT_OUT = "left out"
+#: Kinds of notes that count as bad images; `max_bad` limits them.
+BAD_KINDS = ("unreadable", "empty", "truncated", "not an image", "too large", "damaged")
 
 
 class Note(NamedTuple):
@@ -37,7 +40,7 @@ class Note(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """An image made ready, or left out: then `encoded` is empty."""
+    """A cleaned image; `encoded` is empty where it is left out."""
 
     encoded: bytes
     suffix: str
@@ -52,19 +55,36 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class CleaningOptions:
     """What is asked of every image."""
 
-    verify: bool = True
+    verify: bool = Options.verify
     short_side: int | None = None
-    quality: int = 90
+    quality: int = RESIZED_QUALITY
     near: npt.NDArray[np.uint64] | None = None  # difference hashes [H] of images to leave out
-    max_distance: int = 0
+    max_distance: int = Options.max_distance
     write_hashes: bool = False
 
+    @property
+    def needs_hash(self) -> bool:
+        """Whether every image's difference hash is asked for."""
+        return self.near is not None or self.write_hashes
 
-def mend(read: Callable[[], bytes | Pixels], suffix: str, rules: Rules) -> Outcome:
-    """One image made ready.
+    @classmethod
+    def of(cls, options: Options) -> CleaningOptions:
+        """Those of a command line; ValueError when its file of hashes is not one."""
+        return cls(
+            verify=options.verify,
+            short_side=options.short_side,
+            quality=options.quality or RESIZED_QUALITY,
+            near=None if options.hashes is None else read_hashes(options.hashes),
+            max_distance=options.max_distance,
+            write_hashes=options.write_hashes is not None,
+        )
+
+
+def clean_image(read: Callable[[], bytes | Pixels], suffix: str, options: CleaningOptions) -> Outcome:
+    """Check one image and convert or resize it where needed. `suffix` is the format that its file name claims.
 
     Raises:
         OSError: the source cannot be read just now; a missing or broken file is left out instead.
@@ -75,38 +95,37 @@ def mend(read: Callable[[], bytes | Pixels], suffix: str, rules: Rules) -> Outco
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return Outcome(b"", "", (Note("unreadable", reason, LEFT_OUT),))
     if not isinstance(encoded, bytes):
-        return _finish(Image.fromarray(encoded), None, "png", (), encoded.nbytes, rules)
+        return _finish(Image.fromarray(encoded), None, "png", (), encoded.nbytes, options)
     try:
-        return _mend_file(encoded, suffix, rules)._replace(bytes_read=len(encoded))
+        return _clean_file(encoded, suffix, options)._replace(bytes_read=len(encoded))
     except ValueError as error:
         return Outcome(b"", "", (Note(_kind(encoded, str(error)), str(error), LEFT_OUT),), None, len(encoded))
 
 
-def _mend_file(encoded: bytes, suffix: str, rules: Rules) -> Outcome:
-    """The same for an encoded file; ValueError when it cannot be decoded."""
+def _clean_file(encoded: bytes, suffix: str, options: CleaningOptions) -> Outcome:
+    """`clean_image` for an encoded file; ValueError when it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(encoded)) as header:
             form, mode, size = str(header.format), header.mode, header.size
     except Exception:
         decode(encoded)  # says what is wrong
         raise
-    shrinks = rules.short_side is not None and min(size) > rules.short_side
-    hashes = rules.near is not None or rules.write_hashes
+    shrinks = options.short_side is not None and min(size) > options.short_side
     cmyk = form in ("JPEG", "MPO") and mode == "CMYK"
     foreign = form not in KEPT_FORMATS
-    if not (rules.verify or shrinks or hashes or cmyk or foreign):
+    if not (options.verify or shrinks or options.needs_hash or cmyk or foreign):
         return _kept(encoded, form, suffix)
     image = decode(encoded)
     if mode in ("1", "L"):
         image = image.convert("L")  # grey stays grey: its three channels are equal
     if cmyk:
         notes = (Note("CMYK", "a CMYK JPEG", f"written anew as RGB JPEG, quality {CMYK_QUALITY}"),)
-        return _finish(image, _jpeg(image, CMYK_QUALITY), "jpg", notes, len(encoded), rules)
+        return _finish(image, _jpeg(image, CMYK_QUALITY), "jpg", notes, len(encoded), options)
     if foreign:
         notes = (Note("other format", f"{form} images are not kept in shards", "written anew as PNG"),)
-        return _finish(image, None, "png", notes, len(encoded), rules)
+        return _finish(image, None, "png", notes, len(encoded), options)
     kept = _kept(encoded, form, suffix)
-    return _finish(image, encoded, kept.suffix, () if shrinks else kept.notes, len(encoded), rules)
+    return _finish(image, encoded, kept.suffix, () if shrinks else kept.notes, len(encoded), options)
 
 
 def _kept(encoded: bytes, form: str, suffix: str) -> Outcome:
@@ -124,30 +143,31 @@ def _finish(
     suffix: str,
     notes: tuple[Note, ...],
     bytes_read: int,
-    rules: Rules,
+    options: CleaningOptions,
 ) -> Outcome:
-    """What needs the decoded image: its hash, its neighbours, its size. Without `encoded` it becomes a PNG."""
-    value = None
-    if rules.near is not None or rules.write_hashes:
-        value = difference_hash(image)
-    if rules.near is not None and value is not None and (found := _nearest(value, rules.near)) is not None:
+    """What needs the decoded image: its hash, near-duplicates, its size. Without `encoded` it becomes a PNG."""
+    value = difference_hash(image) if options.needs_hash else None
+    if (
+        options.near is not None
+        and value is not None
+        and (found := _nearest(value, options.near)) is not None
+    ):
         distance, neighbour = found
-        if distance <= rules.max_distance:
+        if distance <= options.max_distance:
             reason = f"{distance} bits from {neighbour:016x}"
             return Outcome(b"", "", (*notes, Note("near-duplicate", reason, LEFT_OUT)), value, bytes_read)
-    if rules.short_side is not None and min(image.size) > rules.short_side:
-        scale = rules.short_side / min(image.size)
+    if options.short_side is not None and min(image.size) > options.short_side:
+        scale = options.short_side / min(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         small = image.resize(size, Image.Resampling.LANCZOS)
-        return Outcome(_jpeg(small, rules.quality), "jpg", notes, value, bytes_read)
+        return Outcome(_jpeg(small, options.quality), "jpg", notes, value, bytes_read)
     return Outcome(_png(image) if encoded is None else encoded, suffix, notes, value, bytes_read)
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
     file = io.BytesIO()
-    subsampling = (
-        0 if quality >= CMYK_QUALITY else 2
-    )  # 4:4:4 where it shall look like the original, else 4:2:0
+    # 4:4:4 where it shall look like the original, else 4:2:0
+    subsampling = 0 if quality >= CMYK_QUALITY else 2
     image.save(file, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
     return file.getvalue()
 
@@ -159,15 +179,15 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _kind(encoded: bytes, reason: str) -> str:
-    """The reason why an image cannot be decoded, in a word."""
+    """The category of BAD_KINDS for an image that cannot be decoded, from what the decoder said."""
     if not any(encoded[:4096]):
         return "empty"
-    for words, kind in (
+    for phrase, kind in (
         ("truncated", "truncated"),
         ("known format", "not an image"),
         ("decompression bomb", "too large"),
     ):
-        if words in reason.lower():
+        if phrase in reason.lower():
             return kind
     return "damaged"
 
@@ -199,18 +219,18 @@ def read_hashes(path: Path) -> npt.NDArray[np.uint64]:
     """Difference hashes of a file, [H]: 16 hexadecimal digits a line.
 
     Raises:
-        ValueError: a line is no hash.
+        ValueError: a line is not a hash.
     """
     values = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-        word = line.strip()
-        if word:
+        digits = line.strip()
+        if digits:
             try:
-                if len(word) != 16:
+                if len(digits) != 16:
                     raise ValueError
-                values.append(int(word, 16))
+                values.append(int(digits, 16))
             except ValueError:
                 raise ValueError(
-                    f"hashes: line {number:,} of {path} is {word[:40]!r}, not 16 hexadecimal digits"
+                    f"hashes: line {number:,} of {path} is {digits[:40]!r}, not 16 hexadecimal digits"
                 ) from None
     return np.array(values, dtype=np.uint64)

@@ -1,0 +1,47 @@
+"""Options that `mixer prepare` takes by itself, and the command that writes a set of shards (again)."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, NamedTuple
+
+
+class Defaults(NamedTuple):
+    """What `prepare` does where its command line says nothing else."""
+
+    split: str = "train"
+    verify: bool = True
+    max_distance: int = 0
+    shard_bytes: int = 10**9
+    seed: int = 0
+
+
+DEFAULTS = Defaults()
+
+#: Recorded in dataset.json, but no option of its own: they follow from others, or change no shard.
+DERIVED = ("resampling", "cmyk_quality", "overrides", "write_hashes")
+
+
+def prepare_command(name: str, options: dict[str, Any]) -> str:
+    """The command that writes a set with these options of dataset.json; without options, one for data=<name>.
+
+    dataset.json holds no paths: those are left to be filled in.
+    """
+    settings = {"data": str(options.get("data", name)), "source": "<archives>", "output": "<path>"}
+    overrides = [str(each) for each in options.get("overrides") or []]
+    if any(each.startswith("data.root=") for each in overrides):
+        del settings["source"]
+    defaults = DEFAULTS._asdict()
+    for key, value in options.items():
+        if key in (*settings, "source", *DERIVED) or value is None or value == defaults.get(key):
+            continue
+        if str(value).startswith("sha256 "):
+            settings[key] = "<file>"
+        elif isinstance(value, list):
+            settings[key] = ",".join(map(str, value))
+        else:
+            settings[key] = str(value).lower() if isinstance(value, bool) else str(value)
+    arguments = [
+        f"{key}={value if value[:1] == '<' else shlex.quote(value)}" for key, value in settings.items()
+    ]
+    return " ".join(["mixer prepare", *arguments, *map(shlex.quote, overrides)])

@@ -1,0 +1,182 @@
+"""last.ckpt and best.ckpt: what they hold, when they are written, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from mixer_lightning import results
+from mixer_lightning.engine.callbacks import MetricsLog, StepCallback
+from mixer_lightning.engine.classifier import Classifier
+from mixer_lightning.engine.metrics import NonFiniteLoss
+from mixer_lightning.files import atomic_write
+from mixer_lightning.screen import last_line
+
+
+def read_last(run_dir: Path) -> dict[str, Any] | None:
+    """last.ckpt of a run; None where it has not saved yet.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = run_dir / results.LAST
+    if not path.exists():
+        return None
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({last_line(error)}). Restore it from a copy, or delete it to train anew."
+        ) from error
+
+
+class Checkpoints(StepCallback):
+    """Keeps last.ckpt, and best.ckpt by `monitor`; without a validation split best.ckpt is the final state.
+
+    A checkpoint is written to a temporary file that then takes the old one's place: killed at any moment, the run
+    directory holds a whole one. `record` is what every checkpoint says of its run besides. With the `state` of an
+    earlier session, fitting goes on where that one stood.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        every_steps: int,
+        total_steps: int,
+        record: Mapping[str, Any],
+        monitor: str | None,
+        metrics: MetricsLog,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
+        self.record, self.monitor, self.metrics, self.state = dict(record), monitor, metrics, state
+        self.best: dict[str, float] | None = None
+        self.saved_step = -1
+        self._began = time.perf_counter()
+        self._seconds_before = 0.0
+        if state is not None:
+            self.best, self.saved_step = state["best"], state["step"]
+            self._seconds_before = state["wall_seconds"]
+            metrics.train_seconds, metrics.steps_timed = state["train_seconds"], state["steps_timed"]
+            metrics.latest = dict(state["metrics"])
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time of the run over all its sessions."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The module is on its device: load the state of the earlier session."""
+        if self.state is not None:
+            assert isinstance(pl_module, Classifier)
+            restore(pl_module, self.state)
+            self.state = None
+
+    def on_metrics(self, trainer: Trainer, module: Classifier, values: Mapping[str, float]) -> None:
+        """Keep the weights when the monitored metric is the best so far."""
+        if self.monitor is None or self.monitor not in values:
+            return
+        value = values[self.monitor]
+        if self.best is None or value > self.best["value"]:
+            self.best = {"value": value, "step": module.step}
+            self._write(trainer, results.BEST, self.record | evaluated_weights(module))
+
+    def on_step(self, trainer: Trainer, module: Classifier) -> None:
+        """Save if it is time."""
+        if module.step % self.every_steps == 0 or module.step == self.total_steps:
+            self.save(trainer, module)
+
+    def save(self, trainer: Trainer, module: Classifier) -> None:
+        """Write last.ckpt. All processes call it; the first writes."""
+        if self.saved_step == module.step:
+            return
+        self.metrics.pause()
+        state = self.record | snapshot(module)
+        state["best"], state["metrics"] = self.best, self.metrics.latest
+        state["wall_seconds"], state["train_seconds"] = self.wall_seconds, self.metrics.train_seconds
+        state["steps_timed"] = self.metrics.steps_timed
+        # best.ckpt first: a last.ckpt of the last step says that all is done.
+        if module.step == self.total_steps and self.best is None:
+            self._write(trainer, results.BEST, self.record | evaluated_weights(module))
+        self._write(trainer, results.LAST, state)
+        self.saved_step = module.step
+        self.metrics.resume()
+
+    def _write(self, trainer: Trainer, name: str, state: Mapping[str, Any]) -> None:
+        if trainer.global_rank == 0:
+            path = self.run_dir / name
+            try:
+                atomic_write(path, lambda file: torch.save(state, file))
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+                raise OSError(
+                    f"cannot write {path}: {error}. The file that stood there before is intact"
+                ) from error
+
+
+# ------------------------------------------------------------------------------------- what a checkpoint holds
+
+
+def snapshot(module: Classifier) -> dict[str, Any]:
+    """Everything of a module that the next session needs, in plain containers and tensors.
+
+    Raises:
+        NonFiniteLoss: a loss or a weight is not finite: no such state is kept.
+    """
+    assert module.optimizer is not None
+    module.accumulator.check()
+    _check_weights(module)
+    module.average_batch_norm()
+    state: dict[str, Any] = {
+        "step": module.step,
+        "state_dict": {f"model.{name}": value for name, value in module.model.state_dict().items()},
+        "optimizer": module.optimizer.state_dict(),
+        "precision": module.trainer.precision_plugin.state_dict(),
+        "window": module.accumulator.sums(),
+    }
+    if module.ema is not None:
+        state["ema"] = module.ema.module.state_dict()
+        state["ema_updates"] = int(module.ema.n_averaged)
+    return state
+
+
+def evaluated_weights(module: Classifier) -> dict[str, Any]:
+    """The weights that were evaluated, without what only training needs."""
+    weights = module.weights.state_dict()
+    return {"step": module.step, "state_dict": {f"model.{name}": value for name, value in weights.items()}}
+
+
+def restore(module: Classifier, state: Mapping[str, Any]) -> None:
+    """Put a module where `snapshot` stood."""
+    module.step = state["step"]
+    module.model.load_state_dict({k.removeprefix("model."): v for k, v in state["state_dict"].items()})
+    optimizer = module.configure_optimizers()
+    optimizer.load_state_dict(state["optimizer"])
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            # Fused kernels walk over memory: the layout must be the parameter's.
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    if state["precision"]:  # empty unless the earlier session scaled its loss
+        module.trainer.precision_plugin.load_state_dict(state["precision"])
+    if module.ema is not None:
+        module.ema.module.load_state_dict(state["ema"])
+        module.ema.n_averaged.fill_(state["ema_updates"])
+    if module.machine.rank == 0:  # the sums are those of all processes
+        module.accumulator.restore(state["window"])
+
+
+def _check_weights(module: Classifier) -> None:
+    """A finite loss may still have made a step to infinity."""
+    norms = torch._foreach_norm([p.detach() for p in module.model.parameters()])
+    if not torch.isfinite(torch.stack(norms)).all():
+        raise NonFiniteLoss(
+            f"step {module.step:,} made weights that are not finite. Lower optimizer.lr, lengthen the warm-up, "
+            "or set clip_grad_norm"
+        )

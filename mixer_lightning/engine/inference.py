@@ -1,0 +1,113 @@
+"""From images to logits and features: the one path of evaluations, few-shot and predict."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixer_lightning.data.crops import Integers
+from mixer_lightning.data.loader import Loader
+from mixer_lightning.data.transforms import Augment
+from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.distributed import all_gather_interleaved
+from mixer_lightning.engine.machine import Machine
+from mixer_lightning.evals import Resize
+
+
+@contextlib.contextmanager
+def evaluating(backbone: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; afterwards as before."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        backbone.train(training)
+
+
+class Network:
+    """A backbone at the precision and memory layout of a machine, on whose device it is."""
+
+    def __init__(self, backbone: nn.Module, machine: Machine) -> None:
+        self.backbone: Any = backbone
+        self.machine, self.memory_format = machine, machine.memory_format(backbone)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, S, S] to float32 [B, K]."""
+        with self.machine.autocast():
+            logits: Tensor = self.backbone(images.contiguous(memory_format=self.memory_format))
+        return logits.float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, S, S] to what the head's linear layer sees, pooled in float32: [B, F]."""
+        with self.machine.autocast():
+            features = self.backbone.forward_features(images.contiguous(memory_format=self.memory_format))
+        pooled: Tensor = self.backbone.forward_head(features.float(), pre_logits=True)
+        return pooled
+
+
+class Predictions:
+    """The `Predict` of evaluations (evals/__init__.py): a network over the splits of a DataModule."""
+
+    def __init__(
+        self, network: Network, module: DataModule, *, device: torch.device, folder: Path | None
+    ) -> None:
+        self.network, self.module, self.data = network, module, module.source
+        self.device, self.folder = device, folder
+
+    def local_indices(self, split: str) -> Integers:
+        """Indices [n] of this process's images, in the order of `logits`."""
+        images = self.module.eval_plan(len(self.data.splits[split])).images
+        return np.arange(images.start, images.stop, images.step)
+
+    def logits(self, split: str, *, eval_resize: Resize | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (logits [B, K], labels) of this process's images of a split."""
+        augment = self._augment(eval_resize=eval_resize)
+        yield from self._batches(self.module.eval_loader(split, augment), self.network.logits)
+
+    def features(
+        self,
+        split: str,
+        *,
+        eval_resize: Resize | None = None,
+        eval_crop: float | None = None,
+        indices: Integers | None = None,
+        mark_bad: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (features [B, F], labels) of this process's images of a split, or of some images of it."""
+        augment = self._augment(eval_resize=eval_resize, eval_crop=eval_crop)
+        if indices is None:
+            yield from self._batches(self.module.eval_loader(split, augment), self.network.features)
+        else:
+            with self.module.some_loader(split, indices, augment, mark_bad=mark_bad) as loader:
+                yield from self._batches(loader, self.network.features)
+
+    def crops(self, split: str, indices: Integers) -> Tensor:
+        """The pixels that the network gets of some images, uint8 [B, 3, S, S], on the CPU."""
+        with self.module.some_loader(split, indices, shared=False) as loader:
+            size = self.module.image_size
+            crops = [batch.to(self.device).cropped(size).cpu() for batch in loader]
+        return torch.cat([torch.empty(0, 3, size, size, dtype=torch.uint8), *crops])
+
+    def all_gather(self, batches: Iterable[Tensor]) -> Tensor:
+        """Values of all processes' images in their order, [N, ...], on the CPU of every process."""
+        return all_gather_interleaved(batches, self.device)
+
+    def _batches(self, loader: Loader, infer: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            batch = batch.to(self.device)
+            yield infer(self.module.normalised_crops(batch)), batch.labels
+
+    def _augment(self, *, eval_resize: Resize | None, eval_crop: float | None = None) -> Augment:
+        augment = self.module.augment
+        if eval_resize is not None:
+            augment = replace(augment, eval_resize=eval_resize)
+        return augment if eval_crop is None else replace(augment, eval_crop=eval_crop)

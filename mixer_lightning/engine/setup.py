@@ -1,0 +1,151 @@
+"""The one assembly: what training and evaluation build of a recipe, in the same order and with the same checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+
+from mixer_lightning.checkpoints.load import Head, Report, load
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.signatures import build
+from mixer_lightning.data import splits
+from mixer_lightning.data.order import MicroBatches, seed_generators
+from mixer_lightning.data.sources import Dataset
+from mixer_lightning.data.stateless_random import derive_seed
+from mixer_lightning.data.transforms import Augment
+from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.machine import Machine
+from mixer_lightning.evals import Eval
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts that training and evaluation share. `report` says what became of a checkpoint to start from."""
+
+    machine: Machine
+    source: Dataset
+    model: nn.Module
+    augment: Augment
+    evals: dict[str, Eval]
+    report: Report | None
+
+    def headline(self, model_name: str, detail: str) -> str:
+        """The line that a run begins with: data, model, machine."""
+        counts = "  ".join(f"{len(images):,} {split}" for split, images in self.source.splits.items())
+        data = f"{self.source.name}  {counts}  {len(self.source.classes):,} classes"
+        return f"{data}     {model_name or type(self.model).__name__} {detail}     {self.machine}"
+
+
+def open_data(recipe: Recipe) -> Dataset:
+    """The data set of a recipe, with its splits.
+
+    Raises:
+        ValueError, OSError: it is not there, or has no such splits.
+    """
+    return splits.choose(
+        build(recipe.data), train=recipe.train_split, val=recipe.val_split, test=recipe.test_split
+    )
+
+
+def assemble(
+    recipe: Recipe, *, head: Head, stochastic_depth: float = 0.0, head_bias: float = 0.0
+) -> Assembly:
+    """Build and check the parts; `head` says what becomes of that of a checkpoint.
+
+    Raises:
+        ValueError, OSError: something in the recipe, the data or the checkpoint is wrong; the message says what.
+    """
+    machine: Machine = build(recipe.trainer)
+    machine.configure_torch()
+    source = open_data(recipe)
+    evals: dict[str, Eval] = {name: build(node) for name, node in recipe.evals.items()}
+    for name, evaluation in evals.items():
+        try:
+            evaluation.check(source)
+        except ValueError as error:
+            raise ValueError(f"evals.{name}: {error}") from error
+    model = new_model(
+        recipe, num_classes=len(source.classes), stochastic_depth=stochastic_depth, head_bias=head_bias
+    )
+    report = None
+    if recipe.checkpoint is not None:
+        report = load(model, recipe.checkpoint, head=head, classes=source.classes)
+    return Assembly(machine, source, model, build(recipe.augment), evals, report)
+
+
+def new_model(recipe: Recipe, *, num_classes: int, stochastic_depth: float, head_bias: float) -> nn.Module:
+    """The recipe's backbone as its seed initialises it."""
+    seed_generators(derive_seed(recipe.seed, "init"))
+    model: nn.Module = build(
+        recipe.model,
+        num_classes=num_classes,
+        image_size=recipe.image_size,
+        stochastic_depth=stochastic_depth,
+        head_bias=head_bias,
+    )
+    return model
+
+
+def data_module(
+    source: Dataset,
+    augment: Augment,
+    machine: Machine,
+    *,
+    image_size: int,
+    micro_batches: MicroBatches,
+    total_steps: int = 0,
+    seed: int = 0,
+    repeats: int = 1,
+    shuffle_window: int = 1,
+    max_bad_fraction: float = 0.0,
+) -> DataModule:
+    """Batches of a data set for this process of a machine."""
+    return DataModule(
+        source,
+        augment,
+        image_size=image_size,
+        micro_batches=micro_batches,
+        total_steps=total_steps,
+        seed=seed,
+        repeats=repeats,
+        shuffle_window=shuffle_window,
+        max_bad_fraction=max_bad_fraction,
+        rank=machine.rank,
+        threads=machine.threads,
+        ahead=machine.batches_ahead,
+        decode_on=machine.decode_device,
+        pin_memory=machine.device_type == "cuda",
+    )
+
+
+def lightning_trainer(
+    machine: Machine, *, steps: int, accumulate: int, callbacks: list[Callback], run_dir: Path | None
+) -> Trainer:
+    """Lightning's Trainer for one pass of `steps` optimiser steps; evaluation, logging and saving are callbacks'."""
+    trainer = Trainer(
+        accelerator="gpu" if machine.device_type == "cuda" else "cpu",
+        devices=machine.local_world_size,
+        num_nodes=machine.num_nodes,
+        strategy=machine.strategy(),
+        plugins=machine.plugins(),
+        precision=machine.chosen_precision,
+        max_epochs=1,
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        callbacks=callbacks,
+        logger=False,  # dashboards are fed by MetricsLog, which knows the step of the whole run
+        default_root_dir=run_dir,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+    )
+    if machine.world_size > 1:
+        # Lightning asks the device before every micro-batch whether process 0 got SIGTERM; Preemption does that job,
+        # for all processes and signals, without waiting for the device.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer

@@ -1,0 +1,84 @@
+"""Any classifier of timm as a backbone: the models that papers compare with.
+
+A file of conf/model names one: `_target_: mixer_lightning.models.baselines.timm_backbone`, `timm_name: resnet50`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixer_lightning.models.patches import grid_size
+
+
+def timm_backbone(
+    *,
+    timm_name: str,
+    num_classes: int,
+    image_size: int,
+    stochastic_depth: float = 0.0,
+    head_bias: float = 0.0,
+) -> nn.Module:
+    """timm's own module with new weights and with all that protocol.Backbone asks for.
+
+    Args:
+        timm_name: one of `timm.list_models()`, such as deit_small_patch16_224 or resnet50.
+        num_classes: outputs of the head.
+        image_size: side in pixels; a convolutional network takes any, a transformer is built for this one.
+        stochastic_depth: timm's drop_path_rate.
+        head_bias: added to the initial bias of the head.
+
+    Raises:
+        ValueError: timm has no such model, it has more than one head, it cannot be built for `image_size`, or it has
+            no stochastic depth or bias where one is asked for.
+    """
+    import timm  # late: it brings wandb along where that is installed
+
+    if not timm.is_model(timm_name):
+        close = difflib.get_close_matches(timm_name, timm.list_models(), n=3)
+        hint = f": did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"timm has no model '{timm_name}'{hint}")
+    model = _create(timm_name, num_classes, image_size, stochastic_depth)
+    head_name = model.pretrained_cfg["classifier"]
+    if not isinstance(head_name, str):
+        raise ValueError(f"{timm_name} has several heads ({', '.join(head_name)}), a backbone has one")
+    bias = getattr(model.get_submodule(head_name), "bias", None)
+    if bias is not None:
+        with torch.no_grad():
+            bias.add_(head_bias)
+    elif head_bias:
+        raise ValueError(f"the head of {timm_name} has no bias: use head_bias=0, not {head_bias}")
+    model.num_features = model.head_hidden_size  # of what forward_head(pre_logits=True) returns
+    model.image_size, model.head_name, model.head_bias = image_size, head_name, head_bias
+    model.channels_last = convolves(model)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _create(timm_name: str, num_classes: int, image_size: int, stochastic_depth: float) -> Any:
+    import timm
+
+    is_fixed = timm.get_pretrained_cfg(timm_name).fixed_input_size
+    size = {"img_size": image_size} if is_fixed else {}
+    try:  # stated even if it is 0, because timm's own default is not 0 everywhere
+        model = timm.create_model(timm_name, num_classes=num_classes, drop_path_rate=stochastic_depth, **size)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        model = timm.create_model(timm_name, num_classes=num_classes, **size)
+    if stochastic_depth and not any(getattr(module, "drop_prob", 0) for module in model.modules()):
+        raise ValueError(
+            f"{timm_name} has no stochastic depth: use stochastic_depth=0, not {stochastic_depth}"
+        )
+    if is_fixed and hasattr(model, "patch_embed"):
+        grid_size(image_size=image_size, patch_size=model.patch_embed.patch_size[0])
+    return model
+
+
+def convolves(model: nn.Module) -> bool:
+    """Whether some convolution sees overlapping windows: then it is no mere cutting into patches."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return any(conv.kernel_size != conv.stride for conv in convolutions)

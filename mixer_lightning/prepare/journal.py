@@ -1,0 +1,93 @@
+"""The journal of an unfinished set: how much of the source is read, and how much of every file counts.
+
+It is replaced atomically after all that it names has reached the disk. So whatever a process had done beyond it is
+cut off and done again, and the shards come out as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixer_lightning import results
+from mixer_lightning.files import write_text
+from mixer_lightning.prepare.options import Options
+from mixer_lightning.prepare.readers import Cursor, Source
+
+
+@dataclass(kw_only=True)
+class Journal:
+    """The content of journal.json; field names and their order are its format."""
+
+    options: dict[str, Any]  # Options.record
+    source: list[str]  # Source.fingerprint
+    num_shards: dict[str, int]  # by split
+    place: Cursor = (0, 0)  # where reading goes on
+    done: int = 0  # of Source.total
+    read: dict[str, int] = field(default_factory=dict)  # images, by split of the source
+    bytes_read: int = 0
+    read_all: bool = False
+    seconds: float = 0.0  # spent, in all sessions
+    bad_bytes: int = 0  # of bad.jsonl
+    hash_bytes: int = 0  # of hashes.txt
+    written: dict[str, list[tuple[int, int]]] = field(
+        default_factory=dict
+    )  # bytes and samples of every shard
+
+    def write(self, path: Path) -> None:
+        """Replace the file."""
+        write_text(path, json.dumps(asdict(self)))
+
+
+def read_journal(path: Path) -> Journal:
+    """The journal of an earlier session."""
+    return Journal(**json.loads(path.read_text()))
+
+
+def refuse_differences(
+    options: dict[str, Any], fingerprint: list[str], now: Options, source: Source | None, subject: str
+) -> None:
+    """Compare the options and the source of an earlier session with those of now; without a source, options alone.
+
+    Raises:
+        ValueError: some differ; they are listed. `subject` says what holds the earlier ones.
+    """
+    changes = results.differing_keys(options, now.record())
+    lines = [f"  {key}: {before!r} there, {after!r} here" for key, before, after in changes]
+    if not changes and source is not None and fingerprint != source.fingerprint:
+        before, after = set(fingerprint), set(source.fingerprint)
+        lines = [
+            f"  source: {'; '.join(sorted(before - after))} there, {'; '.join(sorted(after - before))} here"
+        ]
+    if lines:
+        raise ValueError(
+            "\n".join([f"{subject}:", *lines]) + "\nChoose another output, or delete that folder."
+        )
+
+
+class AppendOnly:
+    """A text file that grows line by line and counts up to its committed length."""
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        self.path, self.num_bytes = path, num_bytes
+        path.touch()
+        os.truncate(path, num_bytes)
+        self._waiting: list[str] = []
+
+    def add(self, line: str) -> None:
+        """Let a line wait to be written."""
+        self._waiting.append(line + "\n")
+
+    def commit(self) -> None:
+        """Append what waits, and wait until the disk has it."""
+        if self._waiting:
+            data = "".join(self._waiting).encode()
+            with self.path.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            self.num_bytes += len(data)
+            self._waiting.clear()

@@ -1,0 +1,98 @@
+"""The one pass over a source: images are cleaned by threads, taken in the order of the source, and committed."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FrameType
+
+from mixer_lightning.prepare.cleaning import CleaningOptions, Outcome, clean_image
+from mixer_lightning.prepare.readers import Sample
+from mixer_lightning.prepare.state import State
+
+SAMPLES_PER_THREAD = 4  # submitted and not yet taken
+
+
+class Stopped(Exception):
+    """A signal asked to stop; everything is committed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 130 if number == signal.SIGINT else 143
+
+
+class StopFlag:
+    """Set by a signal handler, read between two images."""
+
+    number: int | None = None
+
+    def set(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler."""
+        self.number = number
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """SIGTERM, SIGUSR1 and Ctrl-C set a flag instead of ending the process."""
+    flag = StopFlag()
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, flag.set) for number in handled}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def read_source(
+    state: State,
+    cleaning: CleaningOptions,
+    pool: ThreadPoolExecutor,
+    flag: StopFlag,
+    on_sample: Callable[[State], None],
+    *,
+    buffer_bytes: int,
+    commit_seconds: float,
+) -> None:
+    """Read the source from where the journal stands to its end; results are taken in the order of the source.
+
+    Up to `buffer_bytes` of samples wait for their shards; at most `commit_seconds` of work are done again.
+
+    Raises:
+        Stopped: a signal came; everything taken is committed.
+        ValueError, OSError: the source is damaged or unreachable, or a disk is full; the last commit stands.
+    """
+    submitted: deque[tuple[Sample, Future[Outcome]]] = deque()
+    state.commit(pool)
+    committed = time.perf_counter()
+
+    def take() -> None:
+        nonlocal committed
+        sample, future = submitted.popleft()
+        state.take(sample, future.result())
+        if flag.number is not None:
+            state.commit(pool)
+            raise Stopped(flag.number)
+        if time.perf_counter() - committed >= commit_seconds:
+            state.commit(pool)
+            committed = time.perf_counter()
+        elif state.waiting_bytes >= buffer_bytes:
+            state.write(pool)
+        on_sample(state)
+
+    try:
+        for sample in state.source.samples(state.cursor):
+            submitted.append((sample, pool.submit(clean_image, sample.read, sample.suffix, cleaning)))
+            if len(submitted) >= SAMPLES_PER_THREAD * state.options.threads:
+                take()
+        while submitted:
+            take()
+    finally:
+        for _, future in submitted:
+            future.cancel()
+    state.read_all = True
+    state.commit(pool)

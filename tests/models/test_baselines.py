@@ -1,0 +1,89 @@
+"""timm's models as backbones: logits and features are timm's own in every layout; what cannot be is refused."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from mixer_lightning.models.baselines import timm_backbone
+from mixer_lightning.models.protocol import image_features
+
+SWIN = "swin_tiny_patch4_window7_224"
+DEIT = "deit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(("name", "image_size"), [(SWIN, 64), (DEIT, 32)])
+@torch.no_grad()
+def test_logits_and_features_are_timms_own(name: str, image_size: int) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, img_size=image_size, num_classes=7, drop_path_rate=0.0).eval()
+    torch.manual_seed(0)
+    ours = timm_backbone(timm_name=name, num_classes=7, image_size=image_size).eval()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()  # and the same random numbers
+    images = torch.randn(2, 3, image_size, image_size)
+    assert theirs(images).std() > 0.001
+    assert torch.equal(ours(images), theirs(images))
+    tokens = theirs.forward_features(images)
+    # A Swin's features are the mean over both axes of its grid, a DeiT's are its class token.
+    features = tokens.mean((1, 2)) if name == SWIN else tokens[:, 0]
+    torch.testing.assert_close(image_features(ours, images), features)
+    theirs.reset_classifier(0)
+    torch.testing.assert_close(image_features(ours, images), theirs(images))
+
+
+def test_a_pre_logits_layer_counts_as_features() -> None:
+    model = timm_backbone(timm_name="mobilenetv3_small_050", num_classes=7, image_size=32).eval()
+    with torch.no_grad():
+        features = image_features(model, torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, model.num_features) == (2, 1024)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "channels_last"),
+    [("resnet18", 32, True), ("convnext_atto", 32, True), (SWIN, 64, False), (DEIT, 32, False)],
+)
+def test_convolutional_networks_are_faster_channels_last(
+    name: str, image_size: int, channels_last: bool
+) -> None:
+    with torch.device("meta"):
+        model = timm_backbone(timm_name=name, num_classes=7, image_size=image_size)
+    assert model.channels_last == channels_last
+
+
+@pytest.mark.parametrize(("name", "image_size"), [("resnet18", 32), (SWIN, 64), (DEIT, 32)])
+def test_stochastic_depth_is_timms_drop_path_rate(name: str, image_size: int) -> None:
+    for rate in (0.0, 0.3):  # timm's own default is 0.1 for a Swin
+        model = timm_backbone(timm_name=name, num_classes=7, image_size=image_size, stochastic_depth=rate)
+        rates = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
+        assert max(rates, default=0.0) == pytest.approx(rate)
+
+
+def test_head_bias_is_added_to_the_initial_bias() -> None:
+    biases = []
+    for head_bias in (0.0, -6.9):
+        torch.manual_seed(0)
+        model = timm_backbone(timm_name="resnet18", num_classes=7, image_size=32, head_bias=head_bias)
+        assert (model.head_bias, model.head_name) == (head_bias, "fc")
+        biases.append(model.fc.bias)
+    torch.testing.assert_close(biases[1], biases[0] - 6.9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"timm_name": "resnet500"}, "timm has no model 'resnet500': did you mean resnet50"),
+        ({"timm_name": "hf-hub:timm/resnet18"}, "timm has no model 'hf-hub:timm/resnet18'"),
+        ({"timm_name": "vgg11", "stochastic_depth": 0.1}, "vgg11 has no stochastic depth: use stochastic_depth=0"),
+        ({"timm_name": "deit_tiny_distilled_patch16_224"}, r"has several heads \(head, head_dist\)"),
+        ({"timm_name": DEIT, "image_size": 40}, "image_size 40 is not a multiple of patch_size 16: 32 and 48"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        timm_backbone(**{"num_classes": 7, "image_size": 64, **settings})
+
+
+def test_a_model_without_stochastic_depth_is_built_without() -> None:
+    with torch.device("meta"):
+        assert timm_backbone(timm_name="vgg11", num_classes=7, image_size=64).num_features == 4096
