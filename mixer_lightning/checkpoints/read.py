@@ -88,8 +88,8 @@ def read(path: str | Path) -> Checkpoint:
         return _from_state_dict(path, _find_state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
-            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} tells the preprocessing: here "
-            "give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made from"
+            f"{path} is for ONNX Runtime, and its sidecar {results.sidecar_path(path).name} states the preprocessing. "
+            "Give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made from"
         )
     raise ValueError(f"{path} is not a known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
 
