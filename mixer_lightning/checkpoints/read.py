@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import flax, hub, run_format
+from mixer_lightning.checkpoints import flax, hub
 from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.families import FAMILIES, PREPROCESSING, TIMM_SCHEME, family_names
 
@@ -88,8 +88,8 @@ def read(path: str | Path) -> Checkpoint:
         return _from_state_dict(path, _find_state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
-            f"{path} is for ONNX Runtime, and {results.sidecar_path(path).name} beside it tells the preprocessing: "
-            "here give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made from"
+            f"{path} is for ONNX Runtime, and its sidecar {results.sidecar_path(path).name} states the preprocessing. "
+            "Give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made from"
         )
     raise ValueError(f"{path} is not a known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
 
@@ -185,8 +185,10 @@ def _looks_like(path: Path) -> str | None:
 
 def _find_state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """The weights among what a training checkpoint holds: averaged ones first."""
-    if run_format.is_run(content):
-        return dict(run_format.evaluated_weights(content))
+    if "recipe" in content and isinstance(content.get("state_dict"), Mapping):  # one of our own runs
+        state = content["state_dict"]
+        own = {key.removeprefix("model."): state[key] for key in state if key.startswith("model.")}
+        return {**own, **(content.get("ema") or {})}
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content.get(key), Mapping) and content[key]:
             return dict(content[key])

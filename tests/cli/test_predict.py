@@ -127,7 +127,7 @@ def test_an_onnx_file_is_told_its_place(
     (checkpoint.parent / "birds.onnx").touch()
     assert predict.main(words(checkpoint.parent / "birds.onnx", pictures)) == 2
     (line,) = capsys.readouterr().out.splitlines()
-    assert "is for ONNX Runtime, and birds.onnx.json beside it" in line
+    assert "is for ONNX Runtime, and its sidecar birds.onnx.json states" in line
 
 
 def test_a_folder_is_no_output(
