@@ -16,7 +16,7 @@ from mixer_lightning import results
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
 
-Figure = tuple[float, float]  # mean and standard deviation over seeds, in percent
+MeanStd = tuple[float, float]  # mean and standard deviation over seeds, in percent
 Metrics = Mapping[str, Mapping[str, Sequence[float]]]  # data set -> metric -> a fraction for every seed
 
 
@@ -28,20 +28,20 @@ class Column(NamedTuple):
     data: tuple[str, ...]
 
 
-def row(runs: Metrics, columns: Iterable[Column]) -> dict[str, Figure]:
+def row(runs: Metrics, columns: Iterable[Column]) -> dict[str, MeanStd]:
     """The columns that can be filled from `runs`.
 
     Means are taken seed by seed; one that lacks a data set, or a seed of one, is left out.
     """
-    found: dict[str, Figure] = {}
+    found: dict[str, MeanStd] = {}
     for column in columns:
         values = [runs.get(data, {}).get(column.metric, []) for data in column.data]
         if all(values) and len({len(each) for each in values}) == 1:  # else a suite was stopped on the way
-            found[column.name] = figure([statistics.fmean(seed) for seed in zip(*values, strict=True)])
+            found[column.name] = mean_std([statistics.fmean(seed) for seed in zip(*values, strict=True)])
     return found
 
 
-def figure(fractions: Sequence[float]) -> Figure:
+def mean_std(fractions: Sequence[float]) -> MeanStd:
     """Mean and standard deviation (of the sample; 0 for one seed), in percent."""
     percent = [100 * value for value in fractions]
     return statistics.fmean(percent), statistics.stdev(percent) if len(percent) > 1 else 0.0
@@ -55,11 +55,11 @@ def published(model: str) -> list[dict[str, str]]:
 
 
 def rows(
-    row: Mapping[str, Figure], published: Iterable[Mapping[str, str]], columns: Sequence[Column]
+    row: Mapping[str, MeanStd], published: Iterable[Mapping[str, str]], columns: Sequence[Column]
 ) -> list[list[str]]:
     """Cells of the table: this checkpoint, then the published ones."""
     names = [column.name for column in columns]
-    lines = [["this checkpoint", *(format_figure(row[name]) if name in row else "" for name in names)]]
+    lines = [["this checkpoint", *(format_mean_std(row[name]) if name in row else "" for name in names)]]
     for each in published:
         label = f"{each['model']} {each['pretraining']}, {each['epochs']} epochs, {each['image_size']} px (published)"
         lines.append([label, *(each.get(name, "") for name in names)])
@@ -71,14 +71,14 @@ def by_data_set(runs: Metrics) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     for data, metrics in runs.items():
         for metric, values in metrics.items():
-            mean, std = figure(values)
+            mean, std = mean_std(values)
             table.append({"data": data, "metric": metric, "mean": mean, "std": std, "seeds": len(values)})
     return table
 
 
 def write(
     folder: Path,
-    row: Mapping[str, Figure],
+    row: Mapping[str, MeanStd],
     published: Iterable[Mapping[str, str]],
     runs: Metrics,
     columns: Sequence[Column],
@@ -105,7 +105,7 @@ def write(
         results.write_rows(folder / "transfer.csv", table, digits=6)
 
 
-def format_figure(figure: Figure) -> str:
+def format_mean_std(percent: MeanStd) -> str:
     """'80.00 ± 0.10'."""
-    mean, std = figure
+    mean, std = percent
     return f"{mean:.2f} ± {std:.2f}"

@@ -23,7 +23,7 @@ TASKS = ("vtab_svhn", "vtab_eurosat")
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> list[str]:
+def argv(tmp_path: Path) -> list[str]:
     """A command line for two miniature tasks, in the layout of extracted VTAB data."""
     random = np.random.default_rng(0)
     for task in TASKS:
@@ -59,9 +59,9 @@ def words(tmp_path: Path) -> list[str]:
     ]
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
+def start(argv: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mixer_lightning", "transfer", *words],
+        [sys.executable, "-m", "mixer_lightning", "transfer", *argv],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -70,10 +70,10 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_a_suite_that_is_killed_ends_with_the_same_table(words: list[str], tmp_path: Path) -> None:
+def test_a_suite_that_is_killed_ends_with_the_same_table(argv: list[str], tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    process = start(words, tmp_path / "killed")
+    process = start(argv, tmp_path / "killed")
     killed = tmp_path / "killed/runs/transfer/tiny.safetensors"
     until = time.monotonic() + 120
     while len(list(killed.glob("*/*/result.json"))) < 4:
@@ -85,7 +85,7 @@ def test_a_suite_that_is_killed_ends_with_the_same_table(words: list[str], tmp_p
     made = {path: path.stat().st_mtime_ns for path in killed.glob("*/*/result.json")}
     assert not (killed / "transfer.json").exists()
 
-    processes = [start(words, tmp_path / name) for name in ("whole", "killed")]
+    processes = [start(argv, tmp_path / name) for name in ("whole", "killed")]
     said = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())  # nothing was repeated
@@ -109,14 +109,14 @@ def test_a_suite_that_is_killed_ends_with_the_same_table(words: list[str], tmp_p
         assert sorted(recipe["seed"] for recipe in recipes) == [0, 1]
 
 
-def test_features_are_judged_once(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_features_are_evaluated_once(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = tmp_path / "small.yaml"
     suite.write_text("fewshot: {digits: data=digits evals=fewshot, pets: data=pets evals=fewshot}\n")
     folder = tmp_path / "suite"
     fewshot = [
-        *(word for word in words[:2]),
+        *(argument for argument in argv[:2]),
         f"suite={suite}",
         "tasks=digits",
         f"folder={folder}",
@@ -138,11 +138,13 @@ def test_features_are_judged_once(
 
 
 def test_the_plan_counts_runs_steps_and_images(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     short = [
-        word for word in words if not word.startswith(("tasks=", "duration", "batch", "seeds", "schedule"))
+        argument
+        for argument in argv
+        if not argument.startswith(("tasks=", "duration", "batch", "seeds", "schedule"))
     ]
     assert transfer.main([*short, "--dry-run", "rate=1000"]) == 0
     said = capsys.readouterr().out
@@ -170,8 +172,8 @@ def test_the_plan_counts_runs_steps_and_images(
         (["optimzer.momentum=1"], "did you mean 'optimizer'"),
     ],
 )
-def test_wrong_words_end_it_before_any_work(
-    words: list[str],
+def test_wrong_arguments_end_it_before_any_work(
+    argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -180,7 +182,7 @@ def test_wrong_words_end_it_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        code = transfer.main([*words, *more])
+        code = transfer.main([*argv, *more])
     except SystemExit as end:
         code = end.code
     said = capsys.readouterr()
