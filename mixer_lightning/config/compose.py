@@ -41,7 +41,7 @@ def groups(folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for folder in folders:
         for path in sorted(folder.glob("*/*.yaml")):
-            if path.parent.name != "hydra":
+            if path.parent.name not in ("hydra", "suite"):  # suite: of `mixer transfer`
                 found.setdefault(path.parent.name, []).append(path.stem)
     return found
 

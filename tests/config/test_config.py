@@ -559,7 +559,7 @@ def test_kinds_do_not_mix(annotation, data):
 
 def test_groups_are_the_folders_of_conf():
     found = groups()
-    assert set(found) == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert set(found) == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "suite"}
     for group, choices in found.items():
         assert set(choices) == {path.stem for path in (CONF / group).glob("*.yaml")}
 

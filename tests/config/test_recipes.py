@@ -207,10 +207,12 @@ def test_every_model_with_several_data_sets(name):
 @pytest.mark.parametrize("group", [name for name in groups() if name not in ("experiment", "model")])
 def test_every_choice_of_every_group(group):
     for choice in groups()[group]:
+        task = ["data.task=pets"] if choice.startswith("vtab") else []
         if group == "transfer":  # what fine-tuning takes with the data set of this name
-            assert compose_one("finetune", [f"data={choice}"]).choices["transfer"] == choice
+            given = ["data=vtab", f"transfer={choice}"] if choice.startswith("vtab_") else [f"data={choice}"]
+            assert compose_one("finetune", [*given, *task]).choices["transfer"] == choice
             continue
-        _, messages, _ = compose("train", [f"{group}={choice}"])
+        _, messages, _ = compose("train", [f"{group}={choice}", *task])
         assert messages == [], (group, choice)
 
 

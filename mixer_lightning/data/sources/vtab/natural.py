@@ -39,8 +39,8 @@ SUN_UNREADABLE = "/c/church/outdoor/sun_bhenjvsvrtumjuri.jpg"  # which TFDS leav
 def caltech101(request: Request) -> Originals:
     """Caltech101: 102 classes of objects, one of them background; 6,084 test.
 
-    TFDS drew 30 training images of each class, in an order that depended on its file system. Without lists, those 30
-    whose keys have the smallest `stateless_random.hash32` are taken here.
+    TFDS chose 30 training images of each class at random, out of an order that depended on its file system. Without
+    lists, those 30 whose keys have the smallest `stateless_random.hash32` are taken here.
     """
     base = need(
         request.task,
@@ -59,7 +59,7 @@ def caltech101(request: Request) -> Originals:
         stored: files_pool(base, names, by_folder(names, classes.CALTECH101), keys=names)
         for stored, names in (("train", sorted(train)), ("test", sorted(test)))
     }
-    return Originals(classes.CALTECH101, pools, drawn="TFDS drew 30 of each class by chance")
+    return Originals(classes.CALTECH101, pools, random_split="TFDS chose 30 of each class at random")
 
 
 def cifar100(request: Request) -> Originals:
@@ -120,19 +120,19 @@ def pets(request: Request) -> Originals:
 def sun397(request: Request) -> Originals:
     """SUN397: 397 kinds of scenes; 21,750 test.
 
-    TFDS drew a division of its own, which it lists in sun397_tfds_tr.txt, _va.txt and _te.txt. With these three beside
-    SUN397/, the images are the published ones; without, the division goes by the `hash32` of their keys. TFDS stores
-    images of at most 120,000 pixels; here they are read as they are.
+    TFDS made a random split of its own, which it lists in sun397_tfds_tr.txt, _va.txt and _te.txt. With these three
+    beside SUN397/, the images are the published ones; without, the split goes by the `hash32` of their keys. TFDS
+    stores images of at most 120,000 pixels; here they are read as they are.
     """
     task = request.task
     base = need(task, request.folders, ["SUN397"], "a/abbey", how=f"Unpack {task.source}")
-    divided = find([*request.folders, base.parent], ["."], "sun397_tfds_tr.txt")
-    if divided is None:
+    listed = find([*request.folders, base.parent], ["."], "sun397_tfds_tr.txt")
+    if listed is None:
         keys = _sun_by_hash(base, task)
     else:
         files = {"train": "tr", "validation": "va", "test": "te"}
         keys = {
-            stored: (divided / f"sun397_tfds_{theirs}.txt").read_text().split()
+            stored: (listed / f"sun397_tfds_{theirs}.txt").read_text().split()
             for stored, theirs in files.items()
         }
     scenes = sorted({key.rpartition("/")[0] for each in keys.values() for key in each})
@@ -143,8 +143,10 @@ def sun397(request: Request) -> Originals:
     for stored, each in keys.items():
         labels = [label_of[key.rpartition("/")[0]] for key in each]
         pools[stored] = files_pool(base, [key[1:] for key in each], labels, keys=each)
-    drawn = "TFDS drew the division listed in its sun397_tfds_tr.txt, _va.txt and _te.txt: put them beside SUN397/"
-    return Originals(scenes, pools, drawn="" if divided else drawn)
+    random_split = (
+        "TFDS made the split listed in its sun397_tfds_tr.txt, _va.txt and _te.txt: put them beside SUN397/"
+    )
+    return Originals(scenes, pools, random_split="" if listed else random_split)
 
 
 def svhn(request: Request) -> Originals:

@@ -238,7 +238,7 @@ def kitti_label(path: Path) -> int:
 
 
 class _Grey:
-    """Grey pixels uint8 [N, H, W] in memory, handed out as RGB."""
+    """Grey pixels uint8 [N, H, W] in memory, returned as RGB."""
 
     def __init__(self, name: str, pixels: npt.NDArray[np.uint8], labels: Indices, names: list[str]) -> None:
         self._name, self._pixels, self._labels, self._names = name, pixels, labels, names

@@ -1,8 +1,8 @@
 """The 800, the 200 and the test images of a task, out of extracted data or out of the originals.
 
-VTAB-1k takes the first images in the order in which TFDS stores a split. That order is no secret: TFDS sorts by the MD5
+VTAB-1k takes the first images in the order in which TFDS stores a split. That order is known: TFDS sorts by the MD5
 of the split's name and the image's key, and keys are file names or row numbers. So the published thousand can be found
-in the originals, except where TFDS divided them by chance.
+in the originals, except where TFDS split them at random.
 
 Legend: B images chosen out of a split.
 """
@@ -157,17 +157,19 @@ def _out_of_originals(request: Request, originals: Originals, lists: Lists | Non
     if lists is not None:
         apart = {"train800", "val200"} <= lists.of.keys()
         named = _named(task, lists, "train800" if apart else request.split)
-        if originals.drawn and "test" not in named:
+        if originals.random_split and "test" not in named:
             raise ValueError(
                 f"{name}: {lists.source} names images for training, but none for testing, which cannot be known from "
-                f"them ({originals.drawn}). Give test.txt too, or no lists."
+                f"them ({originals.random_split}). Give test.txt too, or no lists."
             )
         chosen = {"test": chosen["test"]} | {
             part: _resolve(task, pools, lists, part, lines) for part, lines in named.items()
         }
         log.info("%s: the images that %s names", name, lists.source)
-    elif originals.drawn:
-        log.warning("%s: not the published images, but divided by a rule of ours. %s", name, originals.drawn)
+    elif originals.random_split:
+        log.warning(
+            "%s: not the published images, but a split by a rule of ours. %s", name, originals.random_split
+        )
     else:
         log.info("%s: the published images, found in the originals by their keys", name)
 
@@ -258,7 +260,7 @@ def _from_json(task: Task, path: Path) -> Lists:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"vtab_{task.name}: {path} is no JSON: {error}") from error
+        raise ValueError(f"vtab_{task.name}: {path} is not JSON: {error}") from error
     expected = f'Expected {{"{task.name}": {{"train800": [names], "val200": [names]}}}}.'
     if not isinstance(content, dict):
         raise ValueError(f"vtab_{task.name}: {path} holds no lists by task. {expected}")
@@ -338,7 +340,7 @@ def _check_counts(request: Request, parts: dict[str, Images]) -> None:
     published = {"train": train, "val": NUM_VAL, "test": task.num_test}
     for part, images in parts.items():
         if len(images) == 0:
-            raise ValueError(f"vtab_{task.name}: there is no image left for {part}.")
+            raise ValueError(f"vtab_{task.name}: no image is left for {part}.")
         if request.check_counts and len(images) != published[part]:
             raise _wrong_count(task, f"the {part} split", len(images), published[part])
 
@@ -346,5 +348,5 @@ def _check_counts(request: Request, parts: dict[str, Images]) -> None:
 def _wrong_count(task: Task, what: str, found: int, published: int) -> ValueError:
     return ValueError(
         f"vtab_{task.name}: {what} has {found:,} images, but {published:,} were published. "
-        "Unpack the data again, or take what is there with data.check_counts=false."
+        "Unpack the data again, or use what is there with data.check_counts=false."
     )

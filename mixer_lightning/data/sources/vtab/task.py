@@ -82,9 +82,9 @@ class Pool:
 class Originals(NamedTuple):
     """What was found in the original archives: a pool for each split of TFDS.
 
-    `drawn` tells what TFDS drew by chance, where the images are divided by a rule of ours.
+    `random_split` tells what TFDS split at random, where the images are split by a rule of ours.
     """
 
     classes: list[str]
     pools: dict[str, Pool]
-    drawn: str = ""
+    random_split: str = ""
