@@ -42,7 +42,7 @@ FLOORS = {
 
 #: Who may import what from outside.
 TOLD_APART = {
-    "hydra": {"config", "cli"},
+    "hydra": {"config"},
     "omegaconf": {"config"},
     "wandb": {"loggers"},
     "lightning": {"engine", "loggers"},

@@ -19,14 +19,13 @@ from typing import Any
 from mixer_lightning import results
 from mixer_lightning.cli.program import program
 from mixer_lightning.config import from_checkpoint as pretrained
-from mixer_lightning.config.from_checkpoint import implied_for_evaluation
-from mixer_lightning.config.recipe import FREE_KEYS, Recipe
+from mixer_lightning.config.recipe import FREE_KEYS, EvaluationRecipe
 from mixer_lightning.engine.run import is_silent, leave_no_empty
 from mixer_lightning.files import check_writable, lock_run_dir
 from mixer_lightning.screen import Screen, format_metric
 
 
-def evaluate(recipe: Recipe, run_dir: Path) -> int:
+def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
     """Judge the checkpoint of `recipe` by its evaluations; the exit code."""
     screen = Screen(silent=is_silent())
     try:
@@ -53,15 +52,19 @@ def evaluate(recipe: Recipe, run_dir: Path) -> int:
     return code
 
 
-def refuse_another(recipe: Recipe, run_dir: Path) -> None:
+def refuse_another(recipe: EvaluationRecipe, run_dir: Path) -> None:
     """Let an evaluation be made again, but not one take the place of another.
 
     Raises:
         ValueError: the directory holds figures of another checkpoint, data set or setting.
     """
-    found = read(run_dir)
-    changes = results.differing_keys(found["recipe"], recipe.to_dict(), ignore=FREE_KEYS) if found else []
-    if changes:
+    found, here = read(run_dir), recipe.to_dict()
+    if found is None:
+        return
+    there = {
+        key: value for key, value in found["recipe"].items() if key in here
+    }  # older ones hold training's keys
+    if changes := results.differing_keys(there, here, ignore=FREE_KEYS):
         lines = [f"  {name}: {was!r} there, {now!r} here" for name, was, now in changes]
         raise ValueError(
             "\n".join([f"{run_dir} holds another evaluation:", *lines])
@@ -105,4 +108,4 @@ def summarise(run_dirs: Sequence[Path]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Compose, check, evaluate; the exit code."""
-    return program("evaluate", argv, run=evaluate, after_sweep=summarise, implied=implied_for_evaluation)
+    return program("evaluate", argv, run=evaluate, after_sweep=summarise)

@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.cli import evaluate
-from mixer_lightning.config import from_checkpoint as pretrained
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.compose import compose, groups
-from mixer_lightning.config.recipe import Recipe, load_recipe
+from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import transfer as tables
@@ -124,11 +123,10 @@ class Suite:
         known = (task.data, *protocol)
         if known not in self._composed:
             given = [f"data={task.data}", f"name={self.folder.name}", *self.overrides, *protocol]
-            given += pretrained.implied(given, groups()["model"])
             composed = compose("finetune", given)
             if composed.messages:
                 raise ValueError("\n".join(f"{task.data}: {message}" for message in composed.messages))
-            recipe = load_recipe(composed.jobs[0])
+            recipe = composed.jobs[0].recipe
             if recipe.duration.steps is None:
                 raise ValueError(f"{task.data}: the suite's durations are in steps, found {recipe.duration}")
             self._composed[known] = recipe
@@ -186,18 +184,17 @@ def judge_features(names: Sequence[str], *, folder: Path, overrides: Sequence[st
     return 0
 
 
-def fewshot_recipe(name: str, *, folder: Path, overrides: Sequence[str]) -> tuple[Recipe, Path]:
+def fewshot_recipe(name: str, *, folder: Path, overrides: Sequence[str]) -> tuple[EvaluationRecipe, Path]:
     """What evaluate.py would do, and where its figures go.
 
     Raises:
         ValueError: listing what is wrong with it.
     """
     given = [f"data={name}", f"name={folder.name}", "evals=fewshot", *overrides]
-    given += pretrained.implied_for_evaluation(given, groups()["model"])
     composed = compose("evaluate", given)
     if composed.messages:
         raise ValueError("\n".join(f"{name}: {message}" for message in composed.messages))
-    return load_recipe(composed.jobs[0]), folder / name / "fewshot"
+    return composed.jobs[0].recipe, folder / name / "fewshot"
 
 
 def _make(step: Step, here: str, screen: Screen) -> int:

@@ -16,7 +16,7 @@ import torch
 from mixer_lightning import results
 from mixer_lightning.checkpoints import load as checkpoints
 from mixer_lightning.checkpoints.load import Checkpoint
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.recipe import EvaluationRecipe
 from mixer_lightning.config.signatures import build
 from mixer_lightning.data import splits
 from mixer_lightning.data.order import split_batch
@@ -44,7 +44,7 @@ class Ready:
     device: torch.device
 
 
-def evaluate(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
+def evaluate(recipe: EvaluationRecipe, run_dir: Path, screen: Screen) -> int:
     """Judge a checkpoint and write evaluation.json into `run_dir`; the exit code."""
     quieten()
     show_log(screen)
@@ -76,7 +76,7 @@ def evaluate(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
     return 1
 
 
-def prepare(recipe: Recipe, screen: Screen) -> Ready:
+def prepare(recipe: EvaluationRecipe, screen: Screen) -> Ready:
     """Build and check every part.
 
     Raises:
@@ -97,8 +97,6 @@ def prepare(recipe: Recipe, screen: Screen) -> Ready:
         recipe.model,
         num_classes=len(source.classes),
         image_size=recipe.image_size,
-        stochastic_depth=recipe.stochastic_depth,
-        head_bias=recipe.head_bias,
     )
     assert recipe.checkpoint is not None
     checkpoint = checkpoints.read(recipe.checkpoint)
@@ -132,21 +130,20 @@ def prepare(recipe: Recipe, screen: Screen) -> Ready:
         layout=layout,
         precision=precision,
     )
-    device_batch = recipe.device_batch or 64
     data = DataModule(
         source,
         augment,
         image_size=recipe.image_size,
         micro_batches=split_batch(
-            batch_size=device_batch * machine.world_size,
-            device_batch=device_batch,
+            batch_size=recipe.device_batch * machine.world_size,
+            device_batch=recipe.device_batch,
             world_size=machine.world_size,
         ),
         total_steps=0,
         seed=recipe.seed,
-        repeats=recipe.repeats,
-        shuffle_window=recipe.shuffle_window,
-        max_bad_fraction=recipe.max_bad_fraction,
+        repeats=1,
+        shuffle_window=1,
+        max_bad_fraction=0.0,
         rank=machine.rank,
         threads=machine.threads,
         ahead=machine.batches_ahead,
@@ -172,7 +169,7 @@ def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) ->
             )
 
 
-def _judge(recipe: Recipe, run_dir: Path, ready: Ready, screen: Screen) -> None:
+def _judge(recipe: EvaluationRecipe, run_dir: Path, ready: Ready, screen: Screen) -> None:
     """Run the evaluations; the first process prints and writes."""
     is_first = ready.machine.rank == 0
     predict = Predictions(
@@ -197,7 +194,9 @@ def _judge(recipe: Recipe, run_dir: Path, ready: Ready, screen: Screen) -> None:
     screen.say(f"{record['wall_seconds']:,.0f} s; written to {run_dir / results.EVALUATION}")
 
 
-def _record(recipe: Recipe, ready: Ready, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+def _record(
+    recipe: EvaluationRecipe, ready: Ready, metrics: dict[str, float], seconds: float
+) -> dict[str, Any]:
     """What evaluation.json says."""
     source, checkpoint = ready.data.source, ready.checkpoint
     with checkpoint.path.open("rb") as file:
