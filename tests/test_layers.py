@@ -61,7 +61,7 @@ FLOORS = {
 
 #: Which rooms may import a package from outside.
 ALLOWED_ROOMS = {
-    "hydra": {"config", "cli"},
+    "hydra": {"config"},
     "omegaconf": {"config"},
     "wandb": {"loggers"},
     "lightning": {"engine", "loggers"},

@@ -99,11 +99,9 @@ def test_no_trace_of_a_machine():
 
 @pytest.mark.parametrize("command", [c for c in [*COMMANDS, *INLINE] if "finetune.py" in c])
 def test_fine_tuning_commands_compose(command):
-    from mixer_lightning.config.from_checkpoint import implied
-
     words = shlex.split(command)
     given = words[words.index("finetune.py") + 1 :]
-    composition = compose("finetune", [*given, *implied(given, groups()["model"])])
+    composition = compose("finetune", given)
     assert composition.messages == []
 
 

@@ -185,6 +185,7 @@ def _callbacks(
         checkpoints,
         progress,
         Preemption(checkpoints, timeout_minutes=parts.machine.process_timeout_minutes),
+        *(build(node) for node in recipe.callbacks.values()),
     ]
 
 

@@ -10,12 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.config import from_checkpoint as pretrained
-from mixer_lightning.config.compose import compose, groups
-from mixer_lightning.config.recipe import Recipe, load_recipe
+from mixer_lightning.config.compose import Composition, compose
+from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import transfer as tables
@@ -57,13 +56,15 @@ class SuiteRuns:
         recipe = self._finetune_recipe(task, task.final)
         return [self._step(task, f"final-seed{seed}", recipe, rate, seed) for seed in self.seeds]
 
-    def fewshot(self, data: Fewshot) -> tuple[Recipe, Path]:
+    def fewshot(self, data: Fewshot) -> tuple[EvaluationRecipe, Path]:
         """What `mixer evaluate` would do, and where its figures go.
 
         Raises:
             ValueError: listing what is wrong with it.
         """
-        return _compose("evaluate", data.name, self._given(data.overrides)), self._fewshot_dir(data)
+        return _recipe_of(data.name, compose("evaluate", self._given(data.overrides))), self._fewshot_dir(
+            data
+        )
 
     def check(self) -> str:
         """Compose all recipes before anything runs; the model of the last one, as conf/model calls it.
@@ -71,13 +72,13 @@ class SuiteRuns:
         Raises:
             ValueError: listing what is wrong with one.
         """
-        recipes = [
-            step.recipe
+        models = [
+            step.recipe.choices["model"]
             for task in self.suite.tasks
             for step in (*self.dev(task), *self.final(task, task.learning_rates[0]))
         ]
-        recipes += [self.fewshot(data)[0] for data in self.suite.fewshot]
-        return recipes[-1].choices["model"]
+        models += [self.fewshot(data)[0].choices["model"] for data in self.suite.fewshot]
+        return models[-1]
 
     def metrics(self) -> dict[str, dict[str, list[float]]]:
         """Of what has finished: task -> metric -> one value per seed."""
@@ -102,7 +103,7 @@ class SuiteRuns:
     def _finetune_recipe(self, task: Task, protocol: tuple[str, ...]) -> Recipe:
         known = (task.name, *protocol)
         if known not in self._composed:
-            recipe = _compose("finetune", task.name, [*self._given(task.overrides), *protocol])
+            recipe = _recipe_of(task.name, compose("finetune", [*self._given(task.overrides), *protocol]))
             if recipe.duration.steps is None:
                 raise ValueError(f"{task.name}: the suite's durations are in steps, found {recipe.duration}")
             self._composed[known] = recipe
@@ -121,17 +122,15 @@ class SuiteRuns:
         return self.folder / data.name / "fewshot"
 
 
-def _compose(program: Literal["finetune", "evaluate"], name: str, overrides: Sequence[str]) -> Recipe:
-    """What a program would run for these arguments, and what their checkpoint implies.
+def _recipe_of(name: str, composed: Composition[AnyRecipe]) -> AnyRecipe:
+    """The recipe of a command line.
 
     Raises:
         ValueError: listing what is wrong with it.
     """
-    imply = pretrained.implied if program == "finetune" else pretrained.implied_for_evaluation
-    composed = compose(program, [*overrides, *imply(overrides, groups()["model"])])
     if composed.messages:
         raise ValueError("\n".join(f"{name}: {message}" for message in composed.messages))
-    return load_recipe(composed.jobs[0])
+    return composed.jobs[0].recipe
 
 
 # -------------------------------------------------------------------------------------------- running them
