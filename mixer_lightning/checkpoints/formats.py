@@ -19,6 +19,7 @@ from mixer_lightning.checkpoints.families import TimmCall
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.models.presets import model_node
+from mixer_lightning.targets import locate
 
 Logits = Callable[[Tensor], NDArray[Any]]
 
@@ -60,8 +61,7 @@ def reload_timm(path: Path, restored: Restored) -> tuple[Logits, str]:
     import timm
 
     function, arguments = timm_call(restored)
-    module, _, name = function.rpartition(".")
-    model = getattr(importlib.import_module(module), name)(**arguments)
+    model = locate(function)(**arguments)
     timm.models.load_checkpoint(model, str(path))  # strict, and without pickled code
     return of_module(model), f"timm {timm.__version__}"
 

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from mixer_lightning import results
+from mixer_lightning.checkpoints.families import TIMM_SCHEME, model_named, preprocessing_of
+
+DEVICE_BATCH = 64  # of conf/finetune.yaml; a smaller batch is not split
 
 Stated = Mapping[
     str, Sequence[str]
@@ -115,7 +118,8 @@ def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Impl
         model = given_model or model_named(checkpoint, models)
         if model is None:
             return _said_by_tensors(checkpoint, models)
-        values |= _normalisation_of(model, checkpoint)
+        seen = preprocessing_of(model, checkpoint)
+        values |= {f"augment.{key}": seen[key] for key in ("mean", "std") if key in seen}
     return Implied({"model": str(model)} if model in models else {}, values)
 
 
@@ -148,7 +152,7 @@ def check_there(checkpoint: str) -> None:
         FileNotFoundError: it is not; a file of nearly that name is.
     """
     path = Path(checkpoint).expanduser()
-    if not checkpoint.startswith("timm:") and not path.exists():
+    if not checkpoint.startswith(TIMM_SCHEME) and not path.exists():
         beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, 1)
         hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
@@ -157,8 +161,8 @@ def check_there(checkpoint: str) -> None:
 
 def label_of(checkpoint: str) -> str:
     """A word for a checkpoint that may name a directory: default-mixer_digits-digits-seed0, Mixer-B_16."""
-    path = Path(checkpoint.removeprefix("timm:")).expanduser()
-    words = [path.name if checkpoint.startswith("timm:") else path.stem]
+    path = Path(checkpoint.removeprefix(TIMM_SCHEME)).expanduser()
+    words = [path.name if checkpoint.startswith(TIMM_SCHEME) else path.stem]
     if recipe_of(checkpoint) is not None:
         folder = (path if path.is_dir() else path.parent).resolve()
         words = [*folder.parts[-2:], *(["last"] if path.name == results.LAST else [])]
@@ -196,26 +200,3 @@ def _said_by_tensors(checkpoint: str, models: Collection[str]) -> Implied:
     values = {"image_size": content.model.image_size}
     values |= {f"augment.{key}": content.preprocessing.get(key) for key in ("mean", "std")}
     return Implied({"model": names[0]}, {key: value for key, value in values.items() if value is not None})
-
-
-def model_named(checkpoint: str, models: Collection[str]) -> str | None:
-    """The model that a timm name (timm:mixer_b16_224.goog_in21k) or a published file (Mixer-B_16.npz) is called by."""
-    name = checkpoint.removeprefix("timm:").rpartition("/")[2].lower()
-    name = re.sub(r"^mixer-([sblh])_(\d+)", r"mixer_\1\2", name)
-    found = [model for model in models if name == model or re.match(rf"{model}[._-]", name)]
-    return max(found, key=len, default=None)
-
-
-# ------------------------------------------------------------------------------------- facts about families
-
-DEVICE_BATCH = 64  # of conf/finetune.yaml; a smaller batch is not split
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ConvMixer's
-
-
-def _normalisation_of(model: str, checkpoint: str) -> dict[str, Any]:
-    """The mean and deviation that a family expects; nothing for Google's Mixers, whose are those of conf/augment."""
-    if model.startswith("convmixer"):
-        return {"augment.mean": IMAGENET_MEAN, "augment.std": IMAGENET_STD}
-    if "miil" in checkpoint:  # Alibaba-MIIL's Mixer takes pixels in [0, 1]
-        return {"augment.mean": [0.0, 0.0, 0.0], "augment.std": [1.0, 1.0, 1.0]}
-    return {}

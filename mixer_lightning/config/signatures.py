@@ -1,33 +1,16 @@
-"""What a `_target_` takes, read from source text where possible, and how it is built."""
+"""What a `_target_` takes, read from source text where possible."""
 
 from __future__ import annotations
 
 import ast
-import functools
-import importlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning.screen import did_you_mean
-
-
-def build(node: Mapping[str, Any], **facts: Any) -> Any:
-    """Call the `_target_` of a node with its parameters and the facts; `_partial_: true` gives the partial."""
-    parameters = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
-    target = locate(node["_target_"])
-    if node.get("_partial_", False):
-        return functools.partial(target, **parameters, **facts)
-    return target(**parameters, **facts)
-
-
-def locate(target: str) -> Any:
-    """The object that a dotted path names."""
-    module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+from mixer_lightning.targets import locate
 
 
 class Parameter(NamedTuple):

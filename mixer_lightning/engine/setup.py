@@ -10,7 +10,6 @@ from torch import nn
 
 from mixer_lightning.checkpoints.load import Head, Report, load
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
-from mixer_lightning.config.signatures import build
 from mixer_lightning.data import splits
 from mixer_lightning.data.order import MicroBatches, seed_generators
 from mixer_lightning.data.sources import Dataset
@@ -19,6 +18,7 @@ from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals import Eval
+from mixer_lightning.targets import build
 
 
 @dataclass(frozen=True)

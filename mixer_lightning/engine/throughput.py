@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Trainer
 
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.config.signatures import build
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.sources.arrays import Arrays
@@ -18,6 +17,7 @@ from mixer_lightning.engine.callbacks import StepCallback
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.training import Length, classifier
+from mixer_lightning.targets import build
 
 NUM_CLASSES = 100
 MOST_STEPS = 1_000_000  # never reached

@@ -14,7 +14,6 @@ from torch import nn
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.config.signatures import build
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -28,6 +27,7 @@ from mixer_lightning.engine.preemption import Preemption, Stopped
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke, show_logging
+from mixer_lightning.targets import build
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.files import CONF
 from mixer_lightning.screen import did_you_mean
+from mixer_lightning.targets import build
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,9 +86,8 @@ def build_model(
         raise ValueError(f"num_classes must be at least 1, found {num_classes}")
     if not 0 <= stochastic_depth < 1:
         raise ValueError(f"stochastic_depth must be at least 0 and below 1, found {stochastic_depth}")
-    module, _, target = node.pop("_target_").rpartition(".")
-    model: nn.Module = getattr(importlib.import_module(module), target)(
-        **node,
+    model: nn.Module = build(
+        node,
         num_classes=num_classes,
         image_size=default_image_size(name) if image_size is None else image_size,
         stochastic_depth=stochastic_depth,

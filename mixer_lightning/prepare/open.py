@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.signatures import build, signature
+from mixer_lightning.config.signatures import signature
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.prepare import imagenet, lists
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import Source, read_dataset
+from mixer_lightning.targets import build
 
 
 def open_source(options: Options) -> Source:

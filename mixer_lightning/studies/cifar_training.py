@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.signatures import build
 from mixer_lightning.data.loader import Loader
 from mixer_lightning.data.order import MicroBatchSampler, Order, split_batch
 from mixer_lightning.data.sources.folder import class_folders, scan
 from mixer_lightning.engine.machine import Machine, keep_freed_memory
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.studies.rounds import middle_half, take_turns
+from mixer_lightning.targets import build
 
 EXPERIMENT = "convmixer_256_8_cifar10_25ep"
 Batches = Iterator[tuple[Tensor, Tensor]]  # float32 [B, 3, 32, 32] on the device, targets [B, K]

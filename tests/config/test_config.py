@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from mixer_lightning.config.check import check
 from mixer_lightning.config.compose import Composition, compose, compose_one, groups
 from mixer_lightning.config.recipe import Duration, Recipe, load_recipe
-from mixer_lightning.config.signatures import build, fits, signature
+from mixer_lightning.config.signatures import fits, signature
 from mixer_lightning.files import CONF
+from mixer_lightning.targets import build
 
 
 def messages(*overrides: str, folders: tuple[Path, ...] = (CONF,)) -> list[str]:

@@ -24,6 +24,8 @@ from mixer_lightning.files import CONF
 
 MODELS = groups()["model"]
 NOTHING = Implied({}, {})
+#: Of vit_jax/input_pipeline.py and big_vision: pixels between -1 and 1.
+GOOGLES = {"augment.mean": [0.5, 0.5, 0.5], "augment.std": [0.5, 0.5, 0.5]}
 
 
 def implied(*overrides: str) -> Implied:
@@ -55,16 +57,16 @@ def test_published_names(name: str, model: str | None) -> None:
 
 def test_a_small_batch_is_one_forward_pass() -> None:
     words = ["checkpoint=Mixer-B_16.npz", "data=digits"]
-    assert implied(*words, "batch_size=32").values == {"device_batch": 32}
+    assert implied(*words, "batch_size=32").values == {"device_batch": 32, **GOOGLES}
     assert compose_one("finetune", [*words, "batch_size=32"]).device_batch == 32
     assert compose_one("finetune", [*words, "batch_size=32", "device_batch=8"]).device_batch == 8
     for more in (["batch_size=128"], ["batch_size=16,32"], []):
-        assert implied(*words, *more).values == {}
+        assert implied(*words, *more).values == GOOGLES
     assert compose_one("finetune", words).device_batch == DEVICE_BATCH
 
 
 def test_normalisation_follows_the_family() -> None:
-    assert implied("checkpoint=Mixer-B_16.npz") == ({"model": "mixer_b16"}, {})
+    assert implied("checkpoint=Mixer-B_16.npz") == ({"model": "mixer_b16"}, GOOGLES)
     convmixer = implied("checkpoint=timm:convmixer_768_32.in1k").values
     assert convmixer["augment.mean"] == [0.485, 0.456, 0.406]
     assert implied("checkpoint=timm:mixer_b16_224.miil_in21k").values["augment.std"] == [1.0, 1.0, 1.0]
@@ -179,7 +181,7 @@ def test_tensors_tell_where_the_name_says_nothing(tmp_path: Path, name: str) -> 
     assert found.values.get("image_size") == (64 if name == "mixer_s32" else None)
     mean = [0.5, 0.5, 0.5] if name == "mixer_s32" else [0.485, 0.456, 0.406]
     assert list(found.values["augment.mean"]) == mean
-    assert implied(word, "model=mixer_b16").values == {}
+    assert implied(word, "model=mixer_b16").values == GOOGLES
     (tmp_path / "weights.safetensors").write_bytes(b"no weights")
     assert implied(word) == NOTHING
 
@@ -233,4 +235,5 @@ def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     assert compose("finetune", [both, *stated], multirun=True).messages == []
     assert implied("checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'").choices == {"model": "mixer_b16"}
     found = implied_to_judge("checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz")
-    assert found == ({"model": "mixer_b16"}, {"name": "evaluate/Mixer-B_16-and-1-more-accuracy"})
+    name = "evaluate/Mixer-B_16-and-1-more-accuracy"
+    assert found == ({"model": "mixer_b16"}, {"name": name, **GOOGLES})

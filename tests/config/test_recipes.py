@@ -15,7 +15,6 @@ from torch import nn
 from conftest import ROOT
 from mixer_lightning.config.compose import compose, compose_one, groups
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.config.signatures import build
 from mixer_lightning.data.crops import crop_one
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.stateless_random import sample_keys
@@ -23,6 +22,7 @@ from mixer_lightning.files import CONF
 from mixer_lightning.losses import binary_cross_entropy, sigmoid_cross_entropy, softmax_cross_entropy
 from mixer_lightning.models.presets import default_image_size
 from mixer_lightning.optim.schedules import constant, cosine, linear, triangular
+from mixer_lightning.targets import build
 
 EXPERIMENTS = groups()["experiment"]
 MODELS = groups()["model"]

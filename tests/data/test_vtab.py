@@ -10,12 +10,12 @@ import pytest
 from vtab_miniatures import PUBLISHED, load, parsed, put_extracted, sizes
 
 from mixer_lightning.config.compose import compose, compose_one
-from mixer_lightning.config.signatures import build
 from mixer_lightning.data.sources.vtab import classes
 from mixer_lightning.data.sources.vtab.subset import slices, stored_order
 from mixer_lightning.data.sources.vtab.tasks import TASKS, vtab
 from mixer_lightning.data.splits import choose
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.targets import build
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from conftest import TINY
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.signatures import build
 from mixer_lightning.data.crops import crop_one
 from mixer_lightning.data.loader import Batch
 from mixer_lightning.data.order import MicroBatches, split_batch
@@ -26,6 +25,7 @@ from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import MetricAccumulator, NonFiniteLoss
 from mixer_lightning.engine.run import train
+from mixer_lightning.targets import build
 
 
 def run(tmp_path: Path, *words: str) -> tuple[dict, list[dict]]:

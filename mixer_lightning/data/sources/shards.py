@@ -29,6 +29,7 @@ from mixer_lightning.data.sources import Dataset, Images, prepared, remote
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, find_shards, load_or_build
 from mixer_lightning.data.sources.names import too_sparse
+from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
@@ -211,10 +212,11 @@ class _Descriptor:
 
 
 def _missing(name: str, base: str) -> FileNotFoundError:
-    make = f"mixer prepare data={name} source=<archives> output="
-    end = f"{make}<folder>, and copy them there" if remote.is_remote(base) else f"{make}<path>"
+    command = prepare_command(name, {})
+    if remote.is_remote(base):
+        command = f"{command.replace('<path>', '<folder>')}, and copy them there"
     return FileNotFoundError(
-        f"{name}: no shards under {base}. Expected {base}/train-*.tar and dataset.json. Make them with: {end}"
+        f"{name}: no shards under {base}. Expected {base}/train-*.tar and dataset.json. Make them with: {command}"
     )
 
 
