@@ -198,8 +198,8 @@ def test_a_model_size(own: Extension):
 
 
 def test_a_data_set(own: Extension):
-    for words in ("shades", "40 train", "20 test", "2 classes"):
-        assert words in own.run.stdout.splitlines()[0]
+    for text in ("shades", "40 train", "20 test", "2 classes"):
+        assert text in own.run.stdout.splitlines()[0]
     assert (own.run_dir / "per_class_test.csv").read_text().splitlines()[1].startswith("dark,10,")
 
 
