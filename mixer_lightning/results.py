@@ -198,7 +198,7 @@ def sidecar_path(weights: Path) -> Path:
 
 
 def read_sidecar(weights: Path) -> dict[str, Any]:
-    """What the file `beside` some weights says (models/checkpoints.py, `facts`); empty without one.
+    """What the sidecar of some weights says (checkpoints/save.py, `metadata`); empty without one.
 
     Raises:
         ValueError: it is damaged.

@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PREFIX = "timm:"
+from mixer_lightning.checkpoints.families import FAMILIES, TIMM_SCHEME, family_names, family_of_timm
+
 FILE = "model.safetensors"
 
 
 def names() -> list[str]:
-    """timm's Mixers and ConvMixers with published weights, as <model>.<weights>."""
+    """timm's models of FAMILIES with published weights, as <model>.<weights>."""
     import timm
 
-    return [str(name) for name in timm.list_pretrained(["mixer_*", "convmixer_*"])]
+    return [str(name) for name in timm.list_pretrained([f"{family.timm_prefix}*" for family in FAMILIES])]
 
 
 def fetch(name: str) -> Path:
@@ -32,7 +33,7 @@ def fetch(name: str) -> Path:
     repository = _config(name)["hf_hub_id"]
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # or each of its retries would be told, before they are all told below
+    logger.setLevel(logging.ERROR)  # it would log each retry, and the error below tells of them all
     try:
         for here_only in (True, False):
             try:
@@ -42,28 +43,29 @@ def fetch(name: str) -> Path:
     finally:
         logger.setLevel(level)
     raise FileNotFoundError(
-        f"{PREFIX}{name} is not on this machine and cannot be fetched ({reason}). Where there is a "
+        f"{TIMM_SCHEME}{name} is not on this machine and cannot be fetched ({reason}). Where there is a "
         f"network, download {FILE} and config.json from https://huggingface.co/{repository}, "
         f"put them into one folder here, and give the file: checkpoint=<folder>/{FILE}"
     )
 
 
 def preprocessing(name: str) -> dict[str, Any]:
-    """What images the weights of one of `names` were trained for, in the words of data/transforms.py."""
-    return in_our_words(_config(name))
+    """What images the weights of one of `names` were trained for, as parameters of Augment."""
+    return to_augment_args(_config(name))
 
 
-def beside(path: Path) -> dict[str, Any]:
-    """The same from the config.json that the hub keeps beside a file of weights; empty without one."""
+def read_config(path: Path) -> dict[str, Any]:
+    """The same from the config.json in the folder of a file of weights, as on the hub; empty without one."""
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        family = str(config["architecture"]).split("_")[0]
-        return in_our_words(config.get("pretrained_cfg", config)) if family in ("mixer", "convmixer") else {}
+        if family_of_timm(config["architecture"]) is None:
+            return {}
+        return to_augment_args(config.get("pretrained_cfg", config))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
         return {}
 
 
-def in_our_words(config: Mapping[str, Any]) -> dict[str, Any]:
+def to_augment_args(config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's pretrained_cfg as parameters of data/transforms.py's Augment."""
     found: dict[str, Any] = {key: [float(x) for x in config[key]] for key in ("mean", "std") if key in config}
     if "crop_pct" in config:
@@ -87,6 +89,6 @@ def _config(name: str) -> dict[str, Any]:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(known)}"
-        raise ValueError(f"timm has no weights '{name}' of a Mixer or ConvMixer: {hint}")
+        raise ValueError(f"timm has no weights '{name}' of a {family_names(' or ')}: {hint}")
     config = timm.get_pretrained_cfg(name)
     return {**config.to_dict(), "hf_hub_id": config.hf_hub_id}

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mixer_lightning import results
 from mixer_lightning.cli.program import program
-from mixer_lightning.config.from_checkpoint import implied_for_evaluation
 from mixer_lightning.engine.run import evaluate
 from mixer_lightning.screen import Screen, format_metric
 
@@ -41,4 +40,4 @@ def summarise(run_dirs: Sequence[Path]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Compose, check, evaluate; the exit code."""
-    return program("evaluate", argv, run=evaluate, after_sweep=summarise, implied=implied_for_evaluation)
+    return program("evaluate", argv, run=evaluate, after_sweep=summarise)

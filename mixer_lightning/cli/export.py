@@ -8,7 +8,7 @@
   onnx          for ONNX Runtime: normalised images [batch, 3, S, S] -> logits [batch, K]
   npz           the official Flax layout of a Mixer, for vision_transformer and big_vision
 
-What safetensors holds besides the tensors, the others have in a JSON file beside them: birds.onnx.json for birds.onnx.
+What safetensors holds besides the tensors, the others have in a JSON sidecar: birds.onnx.json for birds.onnx.
 The file takes its place only after the check. Exit codes: 0 written, 2 a wrong setting or checkpoint, 1 it failed.
 """
 
@@ -16,13 +16,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mixer_lightning import results
-from mixer_lightning.config import from_checkpoint as pretrained
+from mixer_lightning.config import from_checkpoint
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.screen import Screen
+
+if TYPE_CHECKING:
+    from mixer_lightning.checkpoints.export import Written
+    from mixer_lightning.checkpoints.restore import Restored
 
 SUFFIXES = {
     "timm": (".safetensors", ".pth", ".pt"),
@@ -33,7 +38,7 @@ SUFFIXES = {
 
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line, as key=value or --key=value. A wrong word ends the program with a sentence."""
+    """The command line, as key=value or --key=value. A wrong one ends the program with a sentence."""
     parser = Parser(
         "export",
         usage="checkpoint=<file or run directory> to=<format> output=<file> [key=value ...]",
@@ -63,9 +68,9 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{name} must be at least 1, found {getattr(chosen, name)}")
     if chosen.output.is_dir():
         parser.error(f"output={chosen.output} is a folder: name a file in it")
-    for path in (chosen.output, data_beside(chosen.output), results.sidecar_path(chosen.output)):
+    for path in (chosen.output, data_path(chosen.output), results.sidecar_path(chosen.output)):
         if path.exists() and chosen.overwrite == "false":
-            parser.error(f"{path} is there already: take another output, or overwrite=true")
+            parser.error(f"{path} is there already: use another output, or overwrite=true")
     if chosen.to == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         parser.error("to=onnx needs onnx and onnxscript: pip install onnx onnxscript onnxruntime")
     return chosen
@@ -75,16 +80,54 @@ def main(argv: Sequence[str]) -> int:
     """Restore, write, check; the exit code."""
     chosen, screen = settings(argv), Screen()
     try:
-        pretrained.check_there(chosen.checkpoint)
-        from mixer_lightning.checkpoints import export as exporting  # torch: seconds
+        from_checkpoint.check_there(chosen.checkpoint)
+        from mixer_lightning.checkpoints import export  # torch: seconds
 
-        restored = exporting.prepare(chosen)
+        restored = export.restore_for_export(
+            chosen.checkpoint,
+            to=chosen.to,
+            model=chosen.model,
+            image_size=chosen.image_size,
+            num_classes=chosen.num_classes,
+        )
     except (ValueError, OSError) as error:
         screen.say(str(error))
         return 2
-    return exporting.carry_out(chosen, restored, screen)
+    screen.say(str(restored.report))
+    try:
+        written = export.write_checked(restored, chosen.to, chosen.output)
+    except (OSError, RuntimeError) as error:
+        screen.say(f"{chosen.output} was not written: {error}")
+        return 1
+    say_how_to_use(chosen, restored, written, screen)
+    return 0
 
 
-def data_beside(output: Path) -> Path:
+def say_how_to_use(chosen: argparse.Namespace, restored: Restored, written: Written, screen: Screen) -> None:
+    """What was written, how it was checked, and what it takes."""
+    screen.say(f"{restored} written to {chosen.output}, {written.num_bytes / 1e6:,.1f} MB")
+    checked = written.difference is not None
+    screen.say(
+        f"{written.difference}, by {written.runtime}" if checked else f"not checked: {written.runtime}"
+    )
+    if restored.report.fresh:
+        screen.say("the head is new: its weights are zero, so that the logits compared are all its bias")
+    screen.say(f"use: {written.usage}")
+    screen.say(f"images: {format_preprocessing(restored.preprocessing, restored.image_size)}")
+    if chosen.to != "safetensors":
+        screen.say(f"this, and the names of the classes: {results.sidecar_path(chosen.output)}")
+
+
+def format_preprocessing(preprocessing: Mapping[str, Any], image_size: int) -> str:
+    """What becomes of an image before the model gets it, in words."""
+    sides = {"short_side": "short side", "square": "both sides"}[preprocessing["eval_resize"]]
+    return (
+        f"{sides} to {int(image_size / preprocessing['eval_crop'])} px, antialiased "
+        f"{preprocessing['eval_interpolation']}, of which the centre: float32 [batch, 3, {image_size}, {image_size}], "
+        f"pixels in [0, 1] minus {preprocessing['mean']}, divided by {preprocessing['std']}"
+    )
+
+
+def data_path(output: Path) -> Path:
     """Where the weights of a large ONNX file go."""
     return output.with_name(f"{output.name}.data")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mixer_lightning.cli.program import program
-from mixer_lightning.config.from_checkpoint import implied
 from mixer_lightning.engine.run import finetune
 from mixer_lightning.reports.sweep import summarise
 
 
 def main(argv: Sequence[str]) -> int:
     """Compose, check, run; the exit code."""
-    return program("finetune", argv, run=finetune, after_sweep=summarise, implied=implied)
+    return program("finetune", argv, run=finetune, after_sweep=summarise)

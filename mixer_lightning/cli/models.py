@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.models.presets import Published, cost, default_image_size, list_models, published
 
-#: The data of a published row in words, and the number of classes of the head that the table counts.
+#: A label for the data of a published row, and the number of classes of the head that the table counts.
 DATA = {
     "imagenet1k": ("ImageNet", 1000),
     "imagenet21k": ("ImageNet, pre-trained on ImageNet-21k", 1000),
@@ -39,10 +39,10 @@ def main(argv: Sequence[str]) -> int:
     rows = published()
     for name in list_models():
         row = best_known(name, rows)
-        words, num_classes = DATA.get(row.data, (row.data, 1000)) if row else ("", 1000)
+        label, num_classes = DATA.get(row.data, (row.data, 1000)) if row else ("", 1000)
         parameters, macs = cost(name, num_classes=num_classes)
         size = default_image_size(name)
-        top1 = f"{row.top1_percent:.2f} % {words}" if row and row.top1_percent is not None else "-"
+        top1 = f"{row.top1_percent:.2f} % {label}" if row and row.top1_percent is not None else "-"
         source = row.source if row else ""
         table.add_row(name, f"{parameters:,}", gigas(macs), f"{size} px", top1, source)
     # A file or a pipe gets whole lines, a terminal its own width.

@@ -11,12 +11,12 @@ from typing import Any
 
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.compose import groups
+from mixer_lightning.data.sources.imagenet_archives import BUNDLED, VARIANTS
 from mixer_lightning.prepare.options import (
     ARCHIVES_AND_LISTS,
     LISTS,
     RESIZED_QUALITY,
     SPLITS,
-    VARIANTS,
     Options,
 )
 from mixer_lightning.screen import Screen, did_you_mean, refuse
@@ -79,12 +79,12 @@ def _parser() -> Parser:
     add("--data", metavar="NAME", help="imagenet1k, imagenet21k, list, or a name of conf/data")
     add("--source", type=_path, metavar="PATH", help="archives, folder or list file")
     add("--output", type=_path, metavar="FOLDER", help="where the shards go")
-    add("--variant", choices=VARIANTS, help="release of imagenet21k; default: told from the archive's name")
+    add("--variant", choices=VARIANTS, help="release of imagenet21k; default: by the archive's name")
     add("--split", choices=SPLITS, default=Options.split, help="of a list in one file; default: %(default)s")
     add("--splits", type=_split_names, metavar="NAMES", help="only these, such as train,val; default: all")
     add("--classes", metavar="FILE",
-        help="one name (imagenet21k: WordNet id) per line, in the order of labels; for imagenet21k also: found, "
-        "google, fall11, fall11_p, winter21_p, 12k, 1k")
+        help="one name (imagenet21k: WordNet id) per line, in the order of labels; for imagenet21k also: "
+        f"{', '.join(['found', *BUNDLED])}")
     add("--val_share", type=float, metavar="SHARE",
         help="share of train to hold out as val; default: 0, for imagenet21k without val 0.0018")
     add("--short_side", type=int, metavar="PIXELS", help="resize larger images; default: bytes as they are")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from mixer_lightning.config.compose import compose, groups, run_under_hydra
-from mixer_lightning.config.recipe import Job, Recipe
+from mixer_lightning.config.compose import ROOTS, compose, groups_of
+from mixer_lightning.config.hydra_internals import parse_flags
+from mixer_lightning.config.launch import ask_hydra, launch
 from mixer_lightning.files import CONF
 from mixer_lightning.screen import refuse
 
@@ -18,46 +19,55 @@ def program(
     config_name: str,
     argv: Sequence[str],
     *,
-    run: Callable[[Recipe, Path], int],
+    run: Callable[[Any, Path], int],
     after_sweep: Callable[[Sequence[Path]], int],
-    implied: Callable[[Sequence[str], Collection[str]], list[str]] | None = None,
 ) -> int:
     """A command-line program: help, compose, check, then `run(recipe, run_dir) -> exit code` for every job.
 
-    `after_sweep` gets the run directories of a sweep. `implied(overrides, models)` names further overrides that those
-    of the command line imply. Ends with 2 when the recipe is wrong, else with the highest code of the jobs.
+    `after_sweep` gets the run directories of a sweep. Ends with 2 when the recipe is wrong, else with the highest code
+    of the jobs.
     """
-    from hydra._internal.utils import get_args_parser
-
-    arguments = get_args_parser().parse_intermixed_args(list(argv))
-    if arguments.help:
-        print(help_text(config_name))
+    flags = parse_flags(argv)
+    folders = [CONF, *_further_folder(flags.config_dir)]
+    if flags.help:
+        print(help_text(config_name, folders))
         return 0
-    folders = [CONF, Path(arguments.config_dir).resolve()] if arguments.config_dir else [CONF]
-    sweep = bool(arguments.multirun)
-    if arguments.cfg == "hydra" or arguments.info or arguments.hydra_help or arguments.shell_completion:
-        overrides = list(arguments.overrides)
-        jobs: list[Job] = []
-    else:
-        try:
-            more = implied(arguments.overrides, groups(folders)["model"]) if implied else []
-        except ValueError as error:
-            refuse([str(error)])
-            raise  # never reached
-        given = [*arguments.overrides, *more]
-        jobs, messages, overrides = compose(config_name, given, multirun=sweep, folders=folders)
-        if messages:
-            refuse(messages)
-    flags = [word for word in argv if word not in arguments.overrides]
-    sys.argv[1:] = [*flags, *overrides]
-    codes = run_under_hydra(config_name, run)
+    if flags.config_name or flags.config_path or flags.experimental_rerun:
+        refuse(
+            [
+                f"recipes are those of conf/{config_name}.yaml: add files of your own with --config-dir=<folder>"
+            ]
+        )
+    if flags.resolve and not flags.cfg:
+        refuse(["--resolve belongs to --cfg: --cfg job --resolve"])
+    if flags.cfg == "hydra" or flags.info or flags.hydra_help or flags.shell_completion:
+        ask_hydra(config_name, argv)
+        return 0
+    composition = compose(config_name, flags.overrides, multirun=flags.multirun, folders=folders)
+    if composition.messages:
+        refuse(composition.messages)
+    others = [argument for argument in argv if argument not in flags.overrides]
+    if flags.cfg:
+        ask_hydra(config_name, [*others, *composition.overrides])
+        return 0
+    codes = launch(config_name, composition, run, flags=others, multirun=flags.multirun)
     code = max(codes, default=0)
     if code == 2 and set(codes) != {2}:
         code = 1  # 2 promises that nothing was started
-    if sweep and jobs:
-        missing = after_sweep([job.run_dir for job in jobs])
+    if flags.multirun:
+        missing = after_sweep([job.run_dir for job in composition.jobs])
         code = code or missing
     return code
+
+
+def _further_folder(config_dir: str | None) -> list[Path]:
+    """The folder of --config-dir, which must be there."""
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).expanduser().resolve()
+    if not folder.is_dir():
+        refuse([f"--config-dir: there is no folder {folder}"])
+    return [folder]
 
 
 #: How each program is started, and with what, for example.
@@ -88,22 +98,23 @@ EXAMPLES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def help_text(config_name: str) -> str:
+def help_text(config_name: str, folders: Sequence[Path] = (CONF,)) -> str:
     """What `--help` prints: usage, the choices of every group with their first comment, the root keys."""
     script, examples = EXAMPLES[config_name]
     lines = [
         f"python {script} [group=choice] [key=value] [-m] [--cfg job --resolve]",
         "",
         *(f"  python {script} {example}" for example in examples),
-        f"  python {script} experiment=... --cfg job --resolve         print the recipe and stop",
+        f"  python {script} ... --cfg job --resolve         print the recipe and stop",
     ]
-    for group, choices in groups().items():
+    for group, choices in groups_of(config_name, folders).items():
         lines += ["", f"{group}="]
         width = max(map(len, choices)) + 2
         for choice in choices:
-            lines.append(f"  {choice:<{width}}{_first_comment(CONF / group / f'{choice}.yaml')}")
-    lines += ["", "root keys (defaults in conf/" + f"{config_name}.yaml)"]
-    keys = ", ".join(f.name for f in fields(Recipe) if f.type != "dict[str, Any]" and f.name != "choices")
+            file = next(p for folder in folders if (p := folder / group / f"{choice}.yaml").exists())
+            lines.append(f"  {choice:<{width}}{_first_comment(file)}".rstrip())
+    lines += ["", f"root keys (defaults in conf/{config_name}.yaml)"]
+    keys = ", ".join(f.name for f in fields(ROOTS[config_name]) if not str(f.type).startswith("dict["))
     lines += textwrap.wrap(keys, width=100, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
 

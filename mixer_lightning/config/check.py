@@ -1,19 +1,24 @@
 """Everything that is wrong with a composed recipe, found before torch is imported.
 
 Plain Hydra lets most typing errors inside a YAML file through in silence. Here every mapping of a recipe answers
-to a signature: the root to the dataclass `Recipe`, every other mapping to the callable that its `_target_` names.
+to a signature: the root to a dataclass of config/recipe.py, every other mapping to the callable that its `_target_`
+names.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any, NamedTuple
 
-from mixer_lightning.config.recipe import BAGS, PARTIALS, RUNTIME_ARGS, Duration, Recipe
+from mixer_lightning.config.recipe import BAGS, PARTIALS, RUNTIME_ARGS, Duration, EvaluationRecipe, Recipe
 from mixer_lightning.config.signatures import Parameter, fits, signature
 from mixer_lightning.screen import did_you_mean
+
+UNSET = "???"  # of a key that a YAML file leaves to the command line
+#: Groups whose files set keys of the root.
+GLOBAL_GROUPS = ("scratch", "transfer", "experiment")
 
 
 class Problem(NamedTuple):
@@ -23,33 +28,38 @@ class Problem(NamedTuple):
     message: str
 
 
-def check(recipe: Mapping[str, Any]) -> list[Problem]:
-    """Everything that is wrong with a composed recipe: unknown, missing and ill-typed keys, all at once."""
-    problems = list(_check_root(recipe))
-    nodes = {f.name for f in fields(Recipe) if f.type == "dict[str, Any]"}
-    for group in nodes & recipe.keys():
+def check(recipe: Mapping[str, Any], root: type[Recipe] | type[EvaluationRecipe]) -> list[Problem]:
+    """Everything that is wrong with a composed recipe: unknown, missing and ill-typed keys, all at once.
+
+    `recipe` holds plain values, without `choices`; `root` says which keys the program reads.
+    """
+    problems = list(_check_root(recipe, root))
+    roots = {f.name for f in fields(root)}
+    nodes = [f.name for f in fields(root) if f.type == "dict[str, Any]" and f.name in recipe]
+    for group in nodes:
         node = recipe[group]
         if not isinstance(node, Mapping):
             problems.append(Problem(group, f"'{group}' must be a mapping, found {node!r}"))
-        elif group in BAGS:
+            continue
+        runtime_args = {
+            key: where if where is not None and where.split(".")[0] in (*roots, "hydra") else None
+            for key, where in RUNTIME_ARGS.get(group, {}).items()
+        }
+        if group in BAGS:
             for name, member in node.items():
-                problems += _check_node(f"{group}.{name}", member, RUNTIME_ARGS.get(group, {}))
+                problems += _check_node(f"{group}.{name}", member, runtime_args)
         else:
-            problems += _check_node(group, node, RUNTIME_ARGS.get(group, {}))
+            problems += _check_node(group, node, runtime_args)
     return problems
 
 
-def _check_root(recipe: Mapping[str, Any]) -> Iterator[Problem]:
-    known = {
-        f.name: Parameter(str(f.type), f.default is MISSING and f.default_factory is MISSING)
-        for f in fields(Recipe)
-    }
-    lost = recipe.get("experiment")
-    if isinstance(lost, Mapping) and lost:
-        yield Problem(
-            f"experiment.{next(iter(lost))}", "the experiment file lacks its first line, # @package _global_"
-        )
-    yield from _check_keys("", {k: v for k, v in recipe.items() if k != "experiment"}, known)
+def _check_root(recipe: Mapping[str, Any], root: type[Recipe] | type[EvaluationRecipe]) -> Iterator[Problem]:
+    known = {f.name: Parameter(str(f.type), True) for f in fields(root) if f.name != "choices"}
+    without_package = [group for group in GLOBAL_GROUPS if isinstance(recipe.get(group), Mapping)]
+    for group in without_package:
+        for key in list(recipe[group])[:1]:
+            yield Problem(f"{group}.{key}", f"the file of {group} lacks its first line, # @package _global_")
+    yield from _check_keys("", {k: v for k, v in recipe.items() if k not in without_package}, known)
     for key, parameter in known.items():
         value = recipe.get(key)
         if parameter.annotation == "Duration" and isinstance(value, Mapping):
@@ -79,7 +89,7 @@ def _check_duration(key: str, value: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(key, f"'{key}' must be above 0, found {given}")
 
 
-def _check_node(key: str, node: Any, facts: Mapping[str, str | None]) -> Iterator[Problem]:
+def _check_node(key: str, node: Any, runtime_args: Mapping[str, str | None]) -> Iterator[Problem]:
     if not isinstance(node, Mapping):
         yield Problem(key, f"'{key}' must be a mapping, found {node!r}")
         return
@@ -97,12 +107,12 @@ def _check_node(key: str, node: Any, facts: Mapping[str, str | None]) -> Iterato
         must = "must be true" if key in PARTIALS else "has no place"
         yield Problem(f"{key}._partial_", f"'{key}._partial_' {must} here")
     parameters = {k: v for k, v in node.items() if k not in ("_target_", "_partial_")}
-    for fact in [k for k in parameters if k in facts]:
-        where = facts[fact]
+    for name in [k for k in parameters if k in runtime_args]:
+        where = runtime_args[name]
         instead = f"set '{where}' at the root instead" if where else "it is not yours to set"
-        yield Problem(f"{key}.{fact}", f"'{key}.{fact}' comes from the run: {instead}")
-        del parameters[fact]
-    yield from _check_keys(key, parameters, {k: p for k, p in known.items() if k not in facts})
+        yield Problem(f"{key}.{name}", f"'{key}.{name}' comes from the run: {instead}")
+        del parameters[name]
+    yield from _check_keys(key, parameters, {k: p for k, p in known.items() if k not in runtime_args})
 
 
 def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parameter]) -> Iterator[Problem]:
@@ -111,8 +121,8 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
         path = f"{dot}{key}"
         if key not in known:
             yield Problem(path, f"unknown key '{path}'{did_you_mean(str(key), known, dot)}")
-        elif not fits(known[key].annotation, value):
+        elif value != UNSET and not fits(known[key].annotation, value):
             yield Problem(path, f"'{path}' takes {known[key].annotation}, found {value!r}")
     for key, parameter in known.items():
-        if parameter.required and key not in node:
+        if parameter.required and node.get(key, UNSET) == UNSET:
             yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({parameter.annotation})")

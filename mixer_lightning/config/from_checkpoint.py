@@ -8,60 +8,70 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from mixer_lightning import results
-from mixer_lightning.config.overrides import quoted, unquoted, values_of
 
-IMAGENET = (
-    [0.485, 0.456, 0.406],
-    [0.229, 0.224, 0.225],
-)  # ConvMixer's pixels; Mixer's are Google's, .5 and .5
-DEVICE_BATCH = 64  # of conf/transfer; a smaller batch is not cut up
-AS_THEY_ARE = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])  # those of Alibaba-MIIL's Mixer
+Stated = Mapping[
+    str, Sequence[str]
+]  # what a command line gives to each key, as texts: one, or those of a sweep
+Known = Mapping[str, Collection[str]]  # the choices of each group of conf/
 
 
-def implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
-    """Overrides that `checkpoint=...` among `overrides` implies, for keys that are not among them.
+class Implied(NamedTuple):
+    """What a checkpoint implies: the choice of a group, the value at a dotted key.
 
-    `models` are the choices of conf/model. A checkpoint that says nothing implies nothing.
+    It goes before what any file says, and the command line goes before it.
+    """
+
+    choices: dict[str, str]
+    values: dict[str, Any]
+
+
+def implied_for_finetuning(stated: Stated, known: Known) -> Implied:
+    """Model, image size and normalisation of the checkpoint, as far as it says; nothing without a checkpoint.
 
     Raises:
         ValueError: a sweep names several checkpoints that imply different things.
     """
-    return _agreed(overrides, models, _implied)
+    return _agreed(stated, known, _implied_for_finetuning)
 
 
-def implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -> list[str]:
-    """`implied`, and what the recipe of a run directory says besides: model, data, splits and views; and a name.
+def implied_for_evaluation(stated: Stated, known: Known) -> Implied:
+    """The same, and what the recipe of a run directory says besides: model, data, splits and crops; and a name.
 
     With other data on the command line the recipe's data and splits count for nothing, and so on.
+
+    Raises:
+        ValueError: a sweep names several checkpoints that imply different things.
     """
-    lines = _agreed(overrides, models, _implied_for_evaluation)
-    given = _by_key(overrides)
-    names = _checkpoints(given.get("checkpoint", ""))
-    if names[0] in ("", "null") or "name" in given:
-        return lines
-    evals = re.sub(r"[^\w]+", "-", given.get("evals", "accuracy")).strip("-")
-    more = f"-and-{len(names) - 1}-more" if len(names) > 1 else ""
-    return [*lines, override("name", f"evaluate/{label_of(names[0])}{more}-{evals}")]
+    implied = _agreed(stated, known, _implied_for_evaluation)
+    checkpoint, *others = _checkpoints(stated)
+    if checkpoint in ("", "null"):
+        return implied
+    evals = re.sub(r"[^\w]+", "-", _given(stated, "evals") or "accuracy").strip("-")
+    more = f"-and-{len(others)}-more" if others else ""
+    return Implied(
+        implied.choices, {**implied.values, "name": f"evaluate/{label_of(checkpoint)}{more}-{evals}"}
+    )
 
 
-def _agreed(
-    overrides: Sequence[str],
-    models: Collection[str],
-    imply: Callable[[Sequence[str], Collection[str]], list[str]],
-) -> list[str]:
+def _agreed(stated: Stated, known: Known, imply: Callable[[str, Stated, Known], Implied]) -> Implied:
     """What every checkpoint of a sweep implies; of one, what that does."""
-    others = [line for line in overrides if line.partition("=")[0].lstrip("+") != "checkpoint"]
-    names = _checkpoints(_by_key(overrides).get("checkpoint", ""))
-    first, *rest = ([*imply([*others, override("checkpoint", name)], models)] for name in names)
-    for name, lines in zip(names[1:], rest, strict=True):
-        if differing := sorted({line.partition("=")[0] for line in {*first} ^ {*lines}}):
+    names = _checkpoints(stated)
+    first, *rest = (Implied({}, {}) if name in ("", "null") else imply(name, stated, known) for name in names)
+    for name, other in zip(names[1:], rest, strict=True):
+        left, right = first.choices | first.values, other.choices | other.values
+        differing = sorted(
+            key
+            for key in left.keys() | right.keys()
+            if key not in stated and (key not in left or key not in right or left[key] != right[key])
+        )
+        if differing:
             raise ValueError(
                 f"checkpoint: {names[0]} and {name} ask for another {', '.join(differing[:5])}"
                 f"{' and more' if len(differing) > 5 else ''}: start one program for each"
@@ -69,73 +79,66 @@ def _agreed(
     return first
 
 
-def _checkpoints(value: str) -> list[str]:
-    """The names that `checkpoint=<value>` gives: one, or those of a sweep."""
-    return values_of(f"checkpoint={value}") or [unquoted(value)]
+def _checkpoints(stated: Stated) -> Sequence[str]:
+    return stated.get("checkpoint", [""])
 
 
-def _implied(overrides: Sequence[str], models: Collection[str]) -> list[str]:
-    given = _by_key(overrides)
-    name = unquoted(given.get("checkpoint", ""))
-    if name in ("", "null"):
-        return []
-    recipe, exported = recipe_of(name), results.read_sidecar(Path(name).expanduser())
-    found: dict[str, Any] = {}
+def _given(stated: Stated, key: str) -> str | None:
+    """What the command line gives to a key; values of a sweep with commas between, which are no choice's name."""
+    return ",".join(stated[key]) if key in stated else None
+
+
+def _implied_for_finetuning(checkpoint: str, stated: Stated, known: Known) -> Implied:
+    choices, values = _said_by_surroundings(checkpoint, stated, known)
+    batch_size = _given(stated, "batch_size") or ""
+    if batch_size.isdecimal() and int(batch_size) < DEVICE_BATCH:
+        values["device_batch"] = int(batch_size)
+    return Implied(choices, values)
+
+
+def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Implied:
+    """Model, image size and normalisation: of the file beside an export, else the recipe of a run, else the names."""
+    given_model, models = _given(stated, "model"), known["model"]
+    recipe, exported = recipe_of(checkpoint), results.read_sidecar(Path(checkpoint).expanduser())
+    values: dict[str, Any] = {}
     if exported:
         model = exported.get("model")
-        if model in models:
-            found["model"] = model
-        if "image_size" in exported and given.get("model", model) == model:
-            found["image_size"] = exported["image_size"]
-        found |= {f"augment.{key}": exported[key] for key in ("mean", "std") if key in exported}
+        if "image_size" in exported and given_model in (None, model):
+            values["image_size"] = exported["image_size"]
+        values |= {f"augment.{key}": exported[key] for key in ("mean", "std") if key in exported}
     elif recipe is not None:
         model = recipe.get("choices", {}).get("model")
-        if model in models:
-            found["model"] = model
-        if given.get("model", model) == model:
-            found["image_size"] = recipe["image_size"]
-        found["augment.mean"], found["augment.std"] = recipe["augment"]["mean"], recipe["augment"]["std"]
+        if given_model in (None, model):
+            values["image_size"] = recipe["image_size"]
+        values |= {f"augment.{key}": recipe["augment"][key] for key in ("mean", "std")}
     else:
-        model = given.get("model") or model_named(name, models)
+        model = given_model or model_named(checkpoint, models)
         if model is None:
-            found = _said_by_tensors(name, models)
-        else:
-            found["model"] = model
-            if model.startswith("convmixer"):
-                found["augment.mean"], found["augment.std"] = IMAGENET
-            elif "miil" in name:
-                found["augment.mean"], found["augment.std"] = AS_THEY_ARE
-    batch_size = given.get("batch_size", "")
-    if batch_size.isdecimal() and int(batch_size) < DEVICE_BATCH:
-        found["device_batch"] = batch_size
-    return [f"{key}={value}".replace(" ", "") for key, value in found.items() if key not in given]
+            return _said_by_tensors(checkpoint, models)
+        values |= _normalisation_of(model, checkpoint)
+    return Implied({"model": str(model)} if model in models else {}, values)
 
 
-def _implied_for_evaluation(overrides: Sequence[str], models: Collection[str]) -> list[str]:
-    given = _by_key(overrides)
-    checkpoint = unquoted(given.get("checkpoint", ""))
-    if checkpoint in ("", "null"):
-        return []
-    lines = _implied(overrides, models)
-    found: dict[str, Any] = {}
+def _implied_for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Implied:
+    choices, values = _said_by_surroundings(checkpoint, stated, known)
     recipe = recipe_of(checkpoint)
     if recipe is not None:
-        choices = recipe.get("choices", {})
-        nodes = {"augment": recipe["augment"]} if "augment" not in given else {}
-        if given.get("model", choices.get("model")) == choices.get("model") in models:
-            nodes["model"] = recipe["model"]
-        if "data" in choices and given.get("data", choices["data"]) == choices["data"]:
-            nodes["data"] = recipe["data"]
-            found |= {key: recipe.get(key) for key in ("train_split", "val_split", "test_split")}
-            lines += [f"data={choices['data']}"] if "data" not in given else []
-        for group, node in nodes.items():
-            found |= {f"{group}.{key}": value for key, value in node.items() if key != "_target_"}
+        of_run = recipe.get("choices", {})
+        nodes = {"augment"} if "augment" not in stated else set()
+        for group in ("model", "data"):
+            choice = of_run.get(group)
+            if choice in known[group] and _given(stated, group) in (None, choice):
+                choices[group] = choice
+                nodes.add(group)
+        for group in nodes:
+            values |= {f"{group}.{key}": value for key, value in recipe[group].items() if key != "_target_"}
+        if "data" in nodes:
+            values |= {key: recipe.get(key) for key in ("train_split", "val_split", "test_split")}
     exported = results.read_sidecar(Path(checkpoint).expanduser())
-    if "augment" not in given:
-        views = ("eval_crop", "eval_resize", "eval_interpolation")
-        found |= {f"augment.{key}": exported[key] for key in views if key in exported}
-    taken = given.keys() | {line.partition("=")[0] for line in lines}
-    return lines + [override(key, value) for key, value in found.items() if key not in taken]
+    if "augment" not in stated:
+        crops = ("eval_crop", "eval_resize", "eval_interpolation")
+        values |= {f"augment.{key}": exported[key] for key in crops if key in exported}
+    return Implied(choices, values)
 
 
 def check_there(checkpoint: str) -> None:
@@ -162,27 +165,6 @@ def label_of(checkpoint: str) -> str:
     return re.sub(r"[^\w.+=-]", "_", "-".join(words))
 
 
-def override(key: str, value: Any) -> str:
-    """A word of Hydra's command line: key=null, key=true, key=[0.5,0.5], key='a text'."""
-    return f"{key}={_written(value)}"
-
-
-def _by_key(overrides: Sequence[str]) -> dict[str, str]:
-    return {line.partition("=")[0].lstrip("+"): line.partition("=")[2] for line in overrides}
-
-
-def _written(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_written, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_written(each)}' for key, each in value.items())}}}"
-    return repr(value)
-
-
 def recipe_of(checkpoint: str) -> dict[str, Any] | None:
     """The recipe of the run directory that a checkpoint is, or lies in; None if there is none."""
     path = Path(checkpoint).expanduser()
@@ -196,23 +178,24 @@ def recipe_of(checkpoint: str) -> dict[str, Any] | None:
     )
 
 
-def _said_by_tensors(checkpoint: str, models: Collection[str]) -> dict[str, Any]:
-    """Overrides for a file whose name says nothing: the one model of its sizes, image size and normalisation."""
+def _said_by_tensors(checkpoint: str, models: Collection[str]) -> Implied:
+    """Of a file whose name says nothing: the one model of its sizes, image size and normalisation."""
+    nothing = Implied({}, {})
     if not Path(checkpoint).expanduser().is_file():
-        return {}
-    from mixer_lightning.checkpoints import load as checkpoints  # torch: seconds
+        return nothing
+    from mixer_lightning.checkpoints.read import read  # torch: seconds
 
     try:
-        content = checkpoints.read(checkpoint)
+        content = read(checkpoint)
     except (ValueError, OSError):  # said when it is loaded
-        return {}
+        return nothing
     names = [name for name in content.model.names if name in models] if content.model is not None else []
     if len(names) != 1:
-        return {}
+        return nothing
     assert content.model is not None
-    stated = {"image_size": content.model.image_size}
-    stated |= {f"augment.{key}": content.preprocessing.get(key) for key in ("mean", "std")}
-    return {"model": names[0]} | {key: value for key, value in stated.items() if value is not None}
+    values = {"image_size": content.model.image_size}
+    values |= {f"augment.{key}": content.preprocessing.get(key) for key in ("mean", "std")}
+    return Implied({"model": names[0]}, {key: value for key, value in values.items() if value is not None})
 
 
 def model_named(checkpoint: str, models: Collection[str]) -> str | None:
@@ -221,3 +204,18 @@ def model_named(checkpoint: str, models: Collection[str]) -> str | None:
     name = re.sub(r"^mixer-([sblh])_(\d+)", r"mixer_\1\2", name)
     found = [model for model in models if name == model or re.match(rf"{model}[._-]", name)]
     return max(found, key=len, default=None)
+
+
+# ------------------------------------------------------------------------------------- facts about families
+
+DEVICE_BATCH = 64  # of conf/finetune.yaml; a smaller batch is not split
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ConvMixer's
+
+
+def _normalisation_of(model: str, checkpoint: str) -> dict[str, Any]:
+    """The mean and deviation that a family expects; nothing for Google's Mixers, whose are those of conf/augment."""
+    if model.startswith("convmixer"):
+        return {"augment.mean": IMAGENET_MEAN, "augment.std": IMAGENET_STD}
+    if "miil" in checkpoint:  # Alibaba-MIIL's Mixer takes pixels in [0, 1]
+        return {"augment.mean": [0.0, 0.0, 0.0], "augment.std": [1.0, 1.0, 1.0]}
+    return {}

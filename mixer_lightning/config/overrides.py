@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Transformer
+from hydra.errors import HydraException
 
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.check import GLOBAL_GROUPS
+from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.files import CONF
 from mixer_lightning.screen import did_you_mean
 
@@ -20,9 +24,6 @@ def as_typed(override: str, multirun: bool) -> str:
 
     A value that looks like a path is taken as it is typed, except that a sweep splits it at commas.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     key, equals, value = override.partition("=")
     value = re.sub(r"(^|,)~(?=/|$)", lambda match: match[1] + str(Path.home()), value)
     override = f"{key}{equals}{value}"
@@ -42,27 +43,21 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def unquoted(value: str) -> str:
-    """The text that Hydra makes of a value."""
-    quote = value[:1]
-    if quote not in ("'", '"'):
-        return value
-    return re.sub(rf"(\\+)({quote}|\Z)", lambda found: len(found[1]) // 2 * "\\" + found[2], value[1:-1])
+def values_by_key(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """What a command line gives to each key, as texts without quotes: one value, or those of a sweep."""
+    return {key_of(override): _values_of(override) for override in overrides}
 
 
-def values_of(override: str) -> list[str]:
-    """The values, as texts, that a sweep's override such as `seed=0,1` takes; none where it is no sweep."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Transformer
-    from hydra.errors import HydraException
-
+def _values_of(override: str) -> list[str]:
+    text = override.partition("=")[2]
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException:  # it is refused elsewhere
-        return []
-    if not parsed.is_sweep_override():
-        return []
-    return [str(getattr(value, "text", value)) for value in parsed.sweep_iterator(Transformer.identity)]
+        if parsed.is_sweep_override():
+            return [str(getattr(each, "text", each)) for each in parsed.sweep_iterator(Transformer.identity)]
+    except HydraException:  # glob(*) needs the choices; of anything else composing says what is wrong
+        return [text]
+    value = parsed.value()
+    return [value if isinstance(value, str) else text]
 
 
 def complete_durations(overrides: Sequence[str]) -> list[str]:
@@ -93,49 +88,37 @@ def forced(override: str, known: Mapping[str, Any]) -> str:
 
 def name_of_each_job(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     """The override that adds what a sweep varies to the names of its run directories."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
         return []  # composing says what is wrong
     keys = [override.key_or_group for override in parsed if override.is_sweep_override()]
-    varied = [key for key in keys if key not in ("model", "data", "seed")]
+    varied = [key for key in keys if key not in ("model", "data", "data.task", "seed")]
     if not varied or "hydra.sweep.subdir" in {key_of(line) for line in overrides}:
         return []
     values = {key: f"hydra:runtime.choices.{key}" if key in known else key for key in varied}
     name = "-".join(f"{key}=${{{value}}}" for key, value in values.items())
-    return [f"hydra.sweep.subdir='{_sweep_subdir()}-{name}'"]
+    subdir = yaml.safe_load((CONF / "hydra" / "default.yaml").read_text())["sweep"]["subdir"]
+    return [f"hydra.sweep.subdir='{subdir}-{name}'"]
 
 
-def _sweep_subdir() -> str:
-    return str(yaml.safe_load((CONF / "hydra" / "default.yaml").read_text())["sweep"]["subdir"])
+def wrong_on_sight(
+    override: str, known: Mapping[str, list[str]], root: type[Recipe] | type[EvaluationRecipe]
+) -> str | None:
+    """What is wrong with an override that is not `key=value`, has an unknown root key, or an unknown choice.
 
-
-def expand(overrides: Sequence[str], multirun: bool, loader: Any) -> list[list[str]]:
-    """The overrides of every job of a sweep, as Hydra's own sweeper splits them."""
-    if not multirun:
-        return [list(overrides)]
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-
-
-def wrong_on_sight(override: str, known: Mapping[str, list[str]]) -> str | None:
-    """What is wrong with an override that is no `key=value`, has an unknown root key, or an unknown choice."""
+    `known` are the choices of every group of the program, and `root` its recipe.
+    """
     if override.startswith("~"):
         return None
     key, equals, value = override.partition("=")
     if not equals:
         return f"'{override}' is not of the form key=value"
     if key in known and not any(c in value for c in "*()"):
-        for choice in filter(None, (word.strip() for word in value.strip("[]").split(","))):
-            if choice not in known[key] and not (key == "experiment" and choice == "null"):
+        for choice in filter(None, (name.strip() for name in value.strip("[]").split(","))):
+            if choice not in known[key] and not (key in GLOBAL_GROUPS and choice == "null"):
                 hint = did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
                 return f"unknown {key} '{choice}'{hint}"
-    root = key_of(override).split(".")[0].split("/")[0]
-    everything = [*known, *(f.name for f in fields(Recipe)), "hydra"]
-    return None if root in everything else f"unknown key '{root}'{did_you_mean(root, everything)}"
+    first = key_of(override).split(".")[0].split("/")[0]
+    everything = [*known, *(f.name for f in fields(root)), "hydra"]
+    return None if first in everything else f"unknown key '{first}'{did_you_mean(first, everything)}"

@@ -1,10 +1,10 @@
-"""What a run is told: the typed recipe, whose root answers to a dataclass."""
+"""What a program is told: the typed recipes, whose roots answer to dataclasses. Defaults stand in conf/*.yaml."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import yaml
 
@@ -21,7 +21,7 @@ RUNTIME_ARGS: dict[str, dict[str, str | None]] = {
     "loss": {"logits": None, "targets": None},
     "logger": {"run_dir": "hydra.run.dir", "run_name": "name"},
 }
-BAGS = ("evals", "logger")  # named collections of nodes; everything else is one node
+BAGS = ("evals", "callbacks", "logger")  # named collections of nodes; everything else is one node
 PARTIALS = ("optimizer", "schedule", "loss")  # called at every step: their nodes say `_partial_: true`
 
 
@@ -43,51 +43,78 @@ class Duration:
         return f"{self.steps:,} steps" if self.steps is not None else f"{self.epochs:g} epochs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A composed and checked config: everything that a run needs to know."""
+    """A composed and checked config of training: everything that a run needs to know."""
 
+    name: str
+    seed: int
+    checkpoint: str | None  # weights to start from
     image_size: int
     batch_size: int  # global: over all devices and accumulated micro-batches
+    device_batch: int | None  # per device and micro-batch; None: batch_size / number of devices
     duration: Duration
+    eval_every: Duration
+    checkpoint_every: Duration
+    log_every_steps: int
+    clip_grad_norm: float | None
+    ema_decay: float | None
+    stochastic_depth: float
+    head_bias: float
+    repeats: int  # repeated augmentation: each sample of a batch this many times
+    train_split: str  # "train", or a slice by hash, "train[:99%]", or "train+val": see data/splits.py
+    val_split: str | None
+    test_split: str | None
+    shuffle_window: int  # shards among which samples are shuffled
+    max_bad_fraction: float  # of the training images: so many may be unreadable
     model: dict[str, Any]
     data: dict[str, Any]
     augment: dict[str, Any]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     loss: dict[str, Any]
+    evals: dict[str, Any]
+    callbacks: dict[str, Any]  # further callbacks of Lightning
     trainer: dict[str, Any]
-    name: str = "default"
-    seed: int = 0
-    device_batch: int | None = None  # per device and micro-batch; None: batch_size / number of devices
-    eval_every: Duration = Duration(epochs=1)
-    checkpoint_every: Duration = Duration(epochs=1)
-    log_every_steps: int = 20
-    clip_grad_norm: float | None = None
-    ema_decay: float | None = None
-    stochastic_depth: float = 0.0
-    head_bias: float = 0.0
-    repeats: int = 1  # repeated augmentation: each sample of a batch this many times
-    train_split: str = "train"  # or a slice by hash, "train[:99%]", or "train+val": see data/splits.py
-    val_split: str | None = None
-    test_split: str | None = None
-    shuffle_window: int = 32  # shards among which samples are shuffled
-    max_bad_fraction: float = 0.001  # of the training images: so many may be unreadable
-    checkpoint: str | None = None  # weights to start from
-    evals: dict[str, Any] = field(default_factory=dict)
-    logger: dict[str, Any] = field(default_factory=dict)
-    choices: dict[str, str] = field(default_factory=dict)  # the file taken from each group of conf/
+    logger: dict[str, Any]
+    choices: dict[str, str]  # the file taken from each group of conf/
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, in the order of the fields: for recipe.yaml, checkpoints and comparison."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return _to_dict(self)
 
     def to_yaml(self) -> str:
         """recipe.yaml: the whole resolved recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-#: Keys that may change between two sittings of the same run: the machine and the dashboards, not the recipe.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe:
+    """A composed and checked config of an evaluation: a checkpoint, what it is shown, and what judges it."""
+
+    name: str
+    seed: int
+    checkpoint: str | None  # None is refused by the program
+    image_size: int
+    device_batch: int  # images of a forward pass
+    train_split: str
+    val_split: str | None
+    test_split: str | None
+    model: dict[str, Any]
+    data: dict[str, Any]
+    augment: dict[str, Any]
+    evals: dict[str, Any]
+    trainer: dict[str, Any]
+    choices: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers only, in the order of the fields: for evaluation.json."""
+        return _to_dict(self)
+
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, EvaluationRecipe)
+
+#: Keys that may change between two sessions of the same run: the machine and the dashboards, not the recipe.
 FREE_KEYS = (
     "trainer",
     "logger",
@@ -101,25 +128,21 @@ FREE_KEYS = (
 )
 
 
+def load_recipe(root: type[AnyRecipe], values: Mapping[str, Any]) -> AnyRecipe:
+    """The typed recipe of plain values, `choices` among them, that `check` found nothing wrong with."""
+    typed = dict(values)
+    for f in fields(root):
+        if f.type == "Duration":
+            given = {unit: amount for unit, amount in typed[f.name].items() if amount is not None}
+            typed[f.name] = Duration(**given)
+    return root(**typed)
+
+
+def _to_dict(recipe: Recipe | EvaluationRecipe) -> dict[str, Any]:
+    return {f.name: _plain(getattr(recipe, f.name)) for f in fields(recipe)}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Duration):
         return {key: v for key, v in (("epochs", value.epochs), ("steps", value.steps)) if v is not None}
     return value
-
-
-class Job(NamedTuple):
-    """One composed job of a command line."""
-
-    recipe: dict[str, Any]
-    choices: dict[str, str]
-    run_dir: Path
-
-
-def load_recipe(job: Job) -> Recipe:
-    """The typed recipe of a job that `check` found nothing wrong with."""
-    values = dict(job.recipe)
-    for f in fields(Recipe):
-        if f.type == "Duration" and f.name in values:
-            given = {unit: amount for unit, amount in values[f.name].items() if amount is not None}
-            values[f.name] = Duration(**given)
-    return Recipe(**values, choices=job.choices)

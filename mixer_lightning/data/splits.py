@@ -7,6 +7,7 @@ stored or sorted; a slice of 1 % holds about, not exactly, a hundredth of the im
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def choose(
             f"{data.name}: there is neither a val nor a test split to evaluate on. Set for example "
             "train_split='train[:90%]' and val_split='train[90%:]'."
         )
-    return Dataset(data.name, data.classes, splits)
+    return replace(data, splits=splits)
 
 
 def _part(data: Dataset, key: str, text: str) -> Images:

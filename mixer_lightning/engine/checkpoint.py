@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from mixer_lightning import results
+from mixer_lightning.checkpoints import run_format
 from mixer_lightning.engine.callbacks import MetricsLog, StepCallback
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.metrics import NonFiniteLoss
@@ -135,7 +136,7 @@ def snapshot(module: Classifier) -> dict[str, Any]:
     module.average_batch_norm()
     state: dict[str, Any] = {
         "step": module.step,
-        "state_dict": {f"model.{name}": value for name, value in module.model.state_dict().items()},
+        **run_format.with_weights(module.model.state_dict()),
         "optimizer": module.optimizer.state_dict(),
         "precision": module.trainer.precision_plugin.state_dict(),
         "window": module.accumulator.sums(),
@@ -148,14 +149,13 @@ def snapshot(module: Classifier) -> dict[str, Any]:
 
 def evaluated_weights(module: Classifier) -> dict[str, Any]:
     """The weights that were evaluated, without what only training needs."""
-    weights = module.weights.state_dict()
-    return {"step": module.step, "state_dict": {f"model.{name}": value for name, value in weights.items()}}
+    return {"step": module.step, **run_format.with_weights(module.weights.state_dict())}
 
 
 def restore(module: Classifier, state: Mapping[str, Any]) -> None:
     """Put a module where `snapshot` stood."""
     module.step = state["step"]
-    module.model.load_state_dict({k.removeprefix("model."): v for k, v in state["state_dict"].items()})
+    module.model.load_state_dict(run_format.trained_weights(state))
     optimizer = module.configure_optimizers()
     optimizer.load_state_dict(state["optimizer"])
     for parameter, slots in optimizer.state.items():

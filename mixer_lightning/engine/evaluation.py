@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints.load import Checkpoint
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.checkpoints.read import Checkpoint
+from mixer_lightning.config.recipe import EvaluationRecipe
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine import setup
@@ -24,8 +24,6 @@ from mixer_lightning.evals import Eval
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import confusion
 from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke, show_logging
-
-DEVICE_BATCH = 64  # images of a forward pass, unless the recipe says
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Ready:
     machine: Machine
 
 
-def evaluate(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
+def evaluate(recipe: EvaluationRecipe, run_dir: Path, screen: Screen) -> int:
     """Judge a checkpoint and write evaluation.json into `run_dir`; the exit code."""
     show_logging(screen)
     try:
@@ -70,7 +68,7 @@ def evaluate(recipe: Recipe, run_dir: Path, screen: Screen) -> int:
     return 1
 
 
-def ready(recipe: Recipe, screen: Screen) -> Ready:
+def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
     """Build and check every part.
 
     Raises:
@@ -90,15 +88,14 @@ def ready(recipe: Recipe, screen: Screen) -> Ready:
     screen.say(str(parts.report))
     _compare_pixels(parts.augment, checkpoint, screen)
     machine.init_process_group()
-    device_batch = recipe.device_batch or DEVICE_BATCH
     data = setup.data_module(
         parts.source,
         parts.augment,
         machine,
         image_size=recipe.image_size,
         micro_batches=split_batch(
-            batch_size=device_batch * machine.world_size,
-            device_batch=device_batch,
+            batch_size=recipe.device_batch * machine.world_size,
+            device_batch=recipe.device_batch,
             world_size=machine.world_size,
         ),
     )
@@ -117,7 +114,7 @@ def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) ->
             )
 
 
-def _judge(recipe: Recipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
+def _judge(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
     """Run the evaluations; the first process prints and writes."""
     is_first = parts.machine.rank == 0
     predict = Predictions(
@@ -142,7 +139,9 @@ def _judge(recipe: Recipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
     screen.say(f"{record['wall_seconds']:,.0f} s; written to {run_dir / results.EVALUATION}")
 
 
-def _record(recipe: Recipe, parts: Ready, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+def _record(
+    recipe: EvaluationRecipe, parts: Ready, metrics: dict[str, float], seconds: float
+) -> dict[str, Any]:
     """What evaluation.json says."""
     source, checkpoint = parts.data.source, parts.checkpoint
     with checkpoint.path.open("rb") as file:

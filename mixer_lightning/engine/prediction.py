@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from mixer_lightning.checkpoints.load import Restored, restore
+from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.data.crops import Integers
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import Dataset
-from mixer_lightning.data.sources.folder import SUFFIXES
+from mixer_lightning.data.sources.names import FOLDER_ENDINGS
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine import setup
 from mixer_lightning.engine.inference import Network, evaluating
@@ -37,10 +37,12 @@ def image_files(paths: Sequence[str]) -> list[Path]:
         path = Path(name).expanduser()
         if path.is_dir():
             inside = sorted(
-                each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file()
+                each for each in path.rglob("*") if each.suffix.lower() in FOLDER_ENDINGS and each.is_file()
             )
             if not inside:
-                raise FileNotFoundError(f"images: no image under {path}, by the endings {' '.join(SUFFIXES)}")
+                raise FileNotFoundError(
+                    f"images: no image under {path}, by the endings {' '.join(FOLDER_ENDINGS)}"
+                )
             found += inside
         elif path.exists():
             found.append(path)

@@ -15,7 +15,7 @@ import yaml
 
 from mixer_lightning import launcher, results
 from mixer_lightning.config.from_checkpoint import check_there
-from mixer_lightning.config.recipe import FREE_KEYS, Recipe
+from mixer_lightning.config.recipe import FREE_KEYS, EvaluationRecipe, Recipe
 from mixer_lightning.files import check_writable, lock_run_dir
 from mixer_lightning.screen import Screen, closing_table
 
@@ -69,7 +69,7 @@ def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> in
     return code
 
 
-def evaluate(recipe: Recipe, run_dir: Path) -> int:
+def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
     """Judge the checkpoint of `recipe` by its evaluations; the exit code: 0 done, 1 it failed, 2 a wrong setting."""
     screen = Screen(silent=not launcher.is_first())
     try:
@@ -127,14 +127,14 @@ def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
             raise ValueError(
                 f"{stored} is damaged: write the recipe there again (--cfg job --resolve), or delete {run_dir}"
             ) from None
-        _refuse_differences(f"{run_dir} holds a run of another recipe", before, recipe)
+        _refuse_differences(f"{run_dir} holds a run of another recipe", before, recipe.to_dict())
     result = results.read_result(run_dir)
     if result is not None:
         _refuse_other_data(result, recipe, run_dir)
     return result
 
 
-def refuse_another_evaluation(recipe: Recipe, run_dir: Path) -> None:
+def refuse_another_evaluation(recipe: EvaluationRecipe, run_dir: Path) -> None:
     """Let an evaluation be made again, but not one take the place of another.
 
     Raises:
@@ -142,13 +142,17 @@ def refuse_another_evaluation(recipe: Recipe, run_dir: Path) -> None:
     """
     found = results.read_evaluation(run_dir)
     if found is not None:
-        _refuse_differences(f"{run_dir} holds another evaluation", found["recipe"], recipe)
+        now = recipe.to_dict()
+        before = {
+            key: value for key, value in found["recipe"].items() if key in now
+        }  # once, training's keys too
+        _refuse_differences(f"{run_dir} holds another evaluation", before, now)
 
 
-def _refuse_differences(what: str, before: Mapping[str, Any], recipe: Recipe) -> None:
-    changes = results.differing_keys(before, recipe.to_dict(), ignore=FREE_KEYS)
+def _refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changes = results.differing_keys(before, now, ignore=FREE_KEYS)
     if changes:
-        lines = [f"  {name}: {was!r} there, {now!r} here" for name, was, now in changes]
+        lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]
         mend = "Give this one a name of its own (name=<word>), or delete that directory."
         raise ValueError("\n".join([f"{what}:", *lines, mend]))
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from mixer_lightning.checkpoints.load import Head, Report, load
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.config.signatures import build
 from mixer_lightning.data import splits
 from mixer_lightning.data.order import MicroBatches, seed_generators
@@ -39,7 +39,7 @@ class Assembly:
         return f"{data}     {model_name or type(self.model).__name__} {detail}     {self.machine}"
 
 
-def open_data(recipe: Recipe) -> Dataset:
+def open_data(recipe: Recipe | EvaluationRecipe) -> Dataset:
     """The data set of a recipe, with its splits.
 
     Raises:
@@ -51,7 +51,7 @@ def open_data(recipe: Recipe) -> Dataset:
 
 
 def assemble(
-    recipe: Recipe, *, head: Head, stochastic_depth: float = 0.0, head_bias: float = 0.0
+    recipe: Recipe | EvaluationRecipe, *, head: Head, stochastic_depth: float = 0.0, head_bias: float = 0.0
 ) -> Assembly:
     """Build and check the parts; `head` says what becomes of that of a checkpoint.
 
@@ -76,7 +76,9 @@ def assemble(
     return Assembly(machine, source, model, build(recipe.augment), evals, report)
 
 
-def new_model(recipe: Recipe, *, num_classes: int, stochastic_depth: float, head_bias: float) -> nn.Module:
+def new_model(
+    recipe: Recipe | EvaluationRecipe, *, num_classes: int, stochastic_depth: float, head_bias: float
+) -> nn.Module:
     """The recipe's backbone as its seed initialises it."""
     seed_generators(derive_seed(recipe.seed, "init"))
     model: nn.Module = build(

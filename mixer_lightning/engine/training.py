@@ -88,6 +88,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     if parts.report is not None:
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
+    source.refuse_label_changing(parts.augment)
     steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
     length = Length(
         split_batch(
@@ -184,6 +185,7 @@ def _callbacks(
         checkpoints,
         progress,
         Preemption(checkpoints, timeout_minutes=parts.machine.process_timeout_minutes),
+        *(build(node) for node in recipe.callbacks.values()),
     ]
 
 

@@ -5,13 +5,13 @@ A file of conf/model names one: `_target_: mixer_lightning.models.baselines.timm
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 from torch import nn
 
 from mixer_lightning.models.patches import grid_size
+from mixer_lightning.screen import did_you_mean
 
 
 def timm_backbone(
@@ -38,9 +38,7 @@ def timm_backbone(
     import timm  # late: it brings wandb along where that is installed
 
     if not timm.is_model(timm_name):
-        close = difflib.get_close_matches(timm_name, timm.list_models(), n=3)
-        hint = f": did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"timm has no model '{timm_name}'{hint}")
+        raise ValueError(f"timm has no model '{timm_name}'{did_you_mean(timm_name, timm.list_models())}")
     model = _create(timm_name, num_classes, image_size, stochastic_depth)
     head_name = model.pretrained_cfg["classifier"]
     if not isinstance(head_name, str):
@@ -79,6 +77,6 @@ def _create(timm_name: str, num_classes: int, image_size: int, stochastic_depth:
 
 
 def convolves(model: nn.Module) -> bool:
-    """Whether some convolution sees overlapping windows: then it is no mere cutting into patches."""
+    """Whether some convolution sees overlapping windows: it is more than a cut into patches."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     return any(conv.kernel_size != conv.stride for conv in convolutions)

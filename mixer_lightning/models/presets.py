@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.files import CONF
+from mixer_lightning.screen import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,9 +57,8 @@ def model_node(name: str) -> dict[str, Any]:
     import yaml
 
     if name not in list_models():
-        close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.55)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(list_models())}"
-        raise ValueError(f"there is no model '{name}': {hint}")
+        hint = did_you_mean(name, list_models()) or f": known are {', '.join(list_models())}"
+        raise ValueError(f"there is no model '{name}'{hint}")
     node: dict[str, Any] = yaml.safe_load((MODEL_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     return node
 

@@ -33,8 +33,13 @@ def enlarge(tensors: Mapping[str, Tensor], *, grid: int, parts: int) -> dict[str
     return {key: _enlarge(key, tensor, place, parts**2) for key, tensor in tensors.items()}
 
 
+def is_token_mixing(key: str) -> bool:
+    """Whether a name of the state dict is one of those tensors that `enlarge` changes."""
+    return ".mlp_tokens." in key
+
+
 def _enlarge(key: str, tensor: Tensor, place: Tensor, count: int) -> Tensor:
-    if ".mlp_tokens." not in key:
+    if not is_token_mixing(key):
         return tensor
     if key.endswith("fc1.bias"):  # b1 [Ds]
         return tensor.repeat(count)  # [Ds']

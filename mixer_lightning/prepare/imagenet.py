@@ -1,59 +1,42 @@
 """ImageNet-1k and ImageNet-21k in the archives that image-net.org hands out, read in one pass.
 
-ImageNet-1k: ILSVRC2012_img_train.tar (a tar per class inside), ILSVRC2012_img_val.tar (flat; its labels are
-in ILSVRC2012_devkit_t12.tar.gz). ImageNet-21k: fall11_whole.tar and winter21_whole.tar.gz (a tar per class
-inside, or these class tars in a folder), imagenet21k_resized.tar.gz (class folders inside). Labels are
-positions in a list of WordNet ids.
+Labels are positions in a list of WordNet ids. What the archives are called and what lies in them stands in
+data/sources/imagenet_archives.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mixer_lightning.data.sources.imagenet_archives import (
+    ARCHIVES_1K,
+    ARCHIVES_21K,
+    BUNDLED,
+    DEVKIT,
+    SPLIT_FOLDERS_21K,
+    VARIANTS,
+    class_names,
+    is_wnid,
+    needed_1k,
+    read_devkit,
+    wnid_list,
+)
 from mixer_lightning.data.sources.names import stem, suffix_of
 from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members, is_gzip
-from mixer_lightning.prepare.options import VARIANTS, Options
+from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import Cursor, Extent, Sample, Source, selected_splits
 
-TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-
-ARCHIVES = {
-    "fall11_whole.tar": ("fall11",),
-    "winter21_whole.tar.gz": ("winter21",),
-    "winter21_whole.tar": ("winter21",),
-    "imagenet21k_resized.tar.gz": ("winter21_p", "fall11_p"),
-    "imagenet21k_resized.tar": ("winter21_p", "fall11_p"),
-}
-SPLIT_FOLDERS: dict[str, str | None] = {
-    "imagenet21k_train": "train",
-    "imagenet21k_val": "val",
-    "imagenet21k_small_classes": None,
-}
-
-#: Lists of WordNet ids that come with timm, by our name for them.
-BUNDLED = {
-    "google": "imagenet21k_goog_synsets.txt",  # 21,843: the head of Google's checkpoints
-    "fall11": "imagenet22k_synsets.txt",  # 21,841
-    "fall11_p": "imagenet21k_miil_synsets.txt",  # 11,221
-    "winter21_p": "imagenet21k_miil_w21_synsets.txt",  # 10,450
-    "12k": "imagenet12k_synsets.txt",  # 11,821, a subset of fall11
-    "1k": "imagenet_synsets.txt",
-}
 VAL_SHARE = 25_600 / 14_197_122  # fall11 and winter21 have no val; big_vision holds out 25,600 of fall11
 VAL_SHARE_P = 561_052 / 12_358_684  # of fall11_p, which has one: for an estimate before it is read
 
 
 class Part(NamedTuple):
-    """Images that lie together; `label_of` gives a member's key and label, None for what is no image."""
+    """Images that lie together; `label_of` gives a member's key and label, None for what is not an image."""
 
     split: str
     files: Iterable[ArchiveMember]
@@ -95,13 +78,13 @@ def class_parts(
     archive: ArchiveStream, *, labels: dict[str, int], only: Sequence[str], unknown_classes: set[str]
 ) -> Iterator[Part]:
     """A part for each class tar in an archive, or for each image in class folders; or the one class that it holds."""
-    if _is_wnid(archive.path.stem):  # n00004475.tar by itself
+    if is_wnid(archive.path.stem):  # n00004475.tar by itself
         inside = partial(archive_members, archive, str(archive.path))
         yield from _class_part("train", archive.path.stem, inside, labels, unknown_classes)
         return
     for file in archive_members(archive, str(archive.path)):
         folders = file.name.split("/")
-        split = next((SPLIT_FOLDERS[each] for each in folders if each in SPLIT_FOLDERS), "train")
+        split = next((SPLIT_FOLDERS_21K[each] for each in folders if each in SPLIT_FOLDERS_21K), "train")
         if split is None or split not in only:
             continue
         if file.name.endswith(".tar"):
@@ -135,20 +118,19 @@ def _class_part(
 
 def open_1k(source: Path, options: Options) -> Source:
     """The official archives in a folder; class folders are read by the function of conf/data instead."""
-    archives = {"train": source / TRAIN, "val": source / VAL}
+    archives = {split: source / name for split, name in ARCHIVES_1K.items()}
     wanted = selected_splits(archives, options)
-    missing = [archives[split].name for split in wanted if not archives[split].is_file()]
-    if "val" in wanted and not (source / DEVKIT).is_file():
-        missing.append(DEVKIT)
+    missing = [name for split in wanted for name in needed_1k(split) if not (source / name).is_file()]
     if missing:
         raise ValueError(
-            f"source: {' and '.join(missing)} missing in {source}. Expected {TRAIN}, {VAL} and {DEVKIT} from "
-            "image-net.org, or class folders train/<wnid> and val/<wnid>; splits=train or splits=val takes one alone."
+            f"source: {' and '.join(missing)} missing in {source}. Expected {', '.join(ARCHIVES_1K.values())} and "
+            f"{DEVKIT} from image-net.org, or class folders train/<wnid> and val/<wnid>; splits=train or splits=val "
+            "reads one alone."
         )
     if (source / DEVKIT).is_file():
-        wnids, truth = devkit(source / DEVKIT)
+        wnids, truth = read_devkit(source / DEVKIT)
     else:
-        wnids, truth = bundled("1k"), []
+        wnids, truth = wnid_list("1k"), []
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     unknown_classes: set[str] = set()
 
@@ -175,7 +157,7 @@ def open_1k(source: Path, options: Options) -> Source:
     return Source(
         name="imagenet1k",
         release="imagenet1k",
-        classes=names_of(wnids),
+        classes=class_names(wnids),
         wnids=wnids,
         splits={
             split: Extent(len(truth) if split == "val" else None, archives[split].stat().st_size)
@@ -187,32 +169,6 @@ def open_1k(source: Path, options: Options) -> Source:
         samples=partial(samples, [(archives[split], parts[split]) for split in wanted]),
         unknown_classes=unknown_classes,
     )
-
-
-def devkit(path: Path) -> tuple[list[str], list[str]]:
-    """WordNet ids in the order of labels (sorted), and the id of each validation image in the order of their numbers.
-
-    Raises:
-        ValueError: the archive lacks one of its two tables or they do not fit each other.
-    """
-    from scipy.io import loadmat
-
-    tables = {}
-    try:
-        with tarfile.open(path) as archive:
-            for info in archive:
-                name = info.name.rpartition("/")[2]
-                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and info.isreg():
-                    file = archive.extractfile(info)
-                    assert file is not None
-                    tables[name] = file.read()
-        synsets = loadmat(io.BytesIO(tables["meta.mat"]), squeeze_me=True)["synsets"]
-        wnid_of = {int(row[0]): str(row[1]) for row in synsets if int(row[4]) == 0}  # 4: number of children
-        numbers = tables["ILSVRC2012_validation_ground_truth.txt"].split()
-        truth = [wnid_of[int(number)] for number in numbers]
-    except (tarfile.TarError, KeyError, IndexError, OSError, EOFError, ValueError) as error:
-        raise ValueError(f"cannot read {path} ({error}). Fetch it again from image-net.org.") from error
-    return sorted(wnid_of.values()), truth
 
 
 # ---------------------------------------------------------------------------------------------- ImageNet-21k
@@ -231,7 +187,7 @@ def open_21k(source: Path, options: Options) -> Source:
     return Source(
         name="imagenet21k",
         release=f"imagenet21k {variant}",
-        classes=names_of(wnids),
+        classes=class_names(wnids),
         wnids=wnids,
         splits={split: Extent(None, round(num_bytes * share[split])) for split in wanted},
         labels_per_image=1,
@@ -248,26 +204,27 @@ def _archives_21k(source: Path, variant: str | None) -> tuple[list[Path], str]:
     if source.is_file():
         archives = [source]
     else:
-        known = [name for name in ARCHIVES if (source / name).is_file()]
+        known = [name for name in ARCHIVES_21K if (source / name).is_file()]
         if variant is not None:
-            known = [name for name in known if variant in ARCHIVES[name]]
+            known = [name for name in known if variant in ARCHIVES_21K[name]]
         if len(known) > 1:
             raise ValueError(f"source: {source} holds {' and '.join(known)}. Set source to one of them.")
         archives = [source / name for name in known]
-        archives = archives or sorted(path for path in source.glob("n*.tar") if _is_wnid(path.stem))
+        archives = archives or sorted(path for path in source.glob("n*.tar") if is_wnid(path.stem))
     if not archives:
         raise ValueError(
-            f"source: no archive of ImageNet-21k in {source}. Expected {', '.join(ARCHIVES)}, or class tars such as "
-            "n00004475.tar. Class folders are read with data=folder, from <source>/train/<class>/<image> and val/."
+            f"source: no archive of ImageNet-21k in {source}. Expected {', '.join(ARCHIVES_21K)}, or "
+            "class tars such as n00004475.tar. Class folders are read with data=folder, from "
+            "<source>/train/<class>/<image> and val/."
         )
-    told = ARCHIVES.get(archives[0].name, ())
-    if variant is None and not told:
+    possible = ARCHIVES_21K.get(archives[0].name, ())
+    if variant is None and not possible:
         raise ValueError(
-            f"variant is missing: {archives[0].name} does not tell the release. Use variant={'|'.join(VARIANTS)}"
+            f"variant is missing: {archives[0].name} does not say which release it is. Use variant={'|'.join(VARIANTS)}"
         )
-    if variant is not None and told and variant not in told:
-        raise ValueError(f"variant: {archives[0].name} is {' or '.join(told)}, not {variant}")
-    return archives, variant or told[0]
+    if variant is not None and possible and variant not in possible:
+        raise ValueError(f"variant: {archives[0].name} is {' or '.join(possible)}, not {variant}")
+    return archives, variant or possible[0]
 
 
 def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tuple[list[str], set[str]]:
@@ -284,7 +241,7 @@ def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tupl
             )
         return found, set()
     if choice in BUNDLED:
-        wnids = bundled(choice)
+        wnids = wnid_list(choice)
     elif Path(choice).expanduser().is_file():
         wnids = Path(choice).expanduser().read_text(encoding="utf-8").split()
     elif choice == "winter21":
@@ -319,7 +276,7 @@ def _unknown_classes(found: Sequence[str], labels: dict[str, int], where: str) -
 
 def found_classes(archives: Sequence[Path]) -> list[str]:
     """WordNet ids of the class tars in an archive, or of class tars; from the headers alone, sorted."""
-    if _is_wnid(archives[0].stem):
+    if is_wnid(archives[0].stem):
         return sorted(path.stem for path in archives)
     archive = ArchiveStream(archives[0])
     try:
@@ -330,29 +287,6 @@ def found_classes(archives: Sequence[Path]) -> list[str]:
     if not found:
         raise ValueError(f"source: {archives[0]} holds no class tars, such as n01440764.tar.")
     return found
-
-
-def bundled(name: str) -> list[str]:
-    """One of the lists of WordNet ids that come with timm."""
-    return (_timm_folder() / BUNDLED[name]).read_text(encoding="utf-8").split()
-
-
-def names_of(wnids: Sequence[str]) -> list[str]:
-    """The first WordNet synonym of each id: n01440764 is 'tench'. An unknown id stands for itself."""
-    text = (_timm_folder() / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8")
-    words = dict(line.split("\t", 1) for line in text.splitlines())
-    return [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
-
-
-def _timm_folder() -> Path:
-    spec = importlib.util.find_spec("timm")  # importing it would take seconds
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "data" / "_info"
-
-
-def _is_wnid(name: str) -> bool:
-    return re.fullmatch(r"n\d{8}", name) is not None
 
 
 def _about(path: Path) -> str:

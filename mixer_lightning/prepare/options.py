@@ -11,7 +11,6 @@ from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
 
 ARCHIVES_AND_LISTS = ("imagenet1k", "imagenet21k", "jft300m", "list")  # the rest by functions of conf/data
 LISTS = ("jft300m", "list")
-VARIANTS = ("fall11", "fall11_p", "winter21", "winter21_p")
 SPLITS = ("train", "val", "test")
 CMYK_QUALITY = 95  # of the JPEGs that CMYK images become
 RESIZED_QUALITY = 90  # of the JPEGs that resized images become, unless the user says otherwise

@@ -159,7 +159,7 @@ def _finish(state: State, pool: ThreadPoolExecutor, screen: Screen) -> dict[str,
     try:
         from mixer_lightning.reports import prepare as pictures  # late, as it may fail
 
-        pictures.draw(output / REPORT, output / HISTOGRAM)
+        pictures.plot_class_counts(output / REPORT, output / HISTOGRAM)
     except Exception as error:  # days of work must not hang on a picture
         screen.say(f"no {HISTOGRAM}: {error}")
     write_text(output / DATASET, json.dumps(_dataset(state, finished), indent=1) + "\n")

@@ -51,7 +51,7 @@ def row_type(labels_per_image: int) -> np.dtype[np.void]:
 
 
 class Shard:
-    """One growing shard: its tar, and the rows of its index in a file beside."""
+    """One shard that grows: its tar, and the rows of its index in a file next to it."""
 
     def __init__(self, path: Path, labels_per_image: int) -> None:
         self.path = path
@@ -94,7 +94,7 @@ class Shard:
         self._unsynced = True
 
     def sync(self) -> None:
-        """Wait until the disk has it."""
+        """Wait until the disk has what was written (fsync)."""
         if self._unsynced:
             for path in (self.path, self.rows_path):
                 with path.open("rb") as file:

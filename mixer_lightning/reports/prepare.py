@@ -12,25 +12,26 @@ from matplotlib.ticker import MaxNLocator
 
 from mixer_lightning.reports.figures import new_figure, save_figure
 
+MAX_BARS = 40
 
-def draw(report: Path, picture: Path) -> None:
+
+def plot_class_counts(report_path: Path, picture: Path) -> None:
     """Write the histogram of a report, a panel for each split."""
-    what = json.loads(report.read_text(encoding="utf-8"))
-    splits = what["splits"]
+    report = json.loads(report_path.read_text(encoding="utf-8"))
+    splits = report["splits"]
     figure = new_figure(5.2 * len(splits) + 0.6, 3.8)
     for axes, (split, each) in zip(
         figure.subplots(1, len(splits), squeeze=False)[0], splits.items(), strict=True
     ):
         _histogram(axes, split, each)
-    figure.suptitle(f"{what['name']}    {what['num_classes']:,} classes", fontsize=11)
+    figure.suptitle(f"{report['name']}    {report['num_classes']:,} classes", fontsize=11)
     save_figure(figure, picture)
 
 
 def _histogram(axes: Axes, split: str, each: dict[str, Any]) -> None:
     counts = np.asarray(each["counts"])
-    width = -(
-        -(int(counts.max()) + 1) // 40
-    )  # whole numbers of images, from none on: balanced classes make one bar
+    # Bars cover whole numbers of images, from none on: balanced classes make one bar.
+    width = -(-(int(counts.max()) + 1) // MAX_BARS)
     edges = np.arange(0, int(counts.max()) + width + 1, width) - 0.5
     axes.hist(counts, bins=edges.tolist(), color="#4477aa", edgecolor="white", linewidth=0.4)
     axes.axvline(each["median"], color="#cc6633", linewidth=1.2, label="median")

@@ -87,7 +87,10 @@ def _settings(recipes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for recipe in recipes:
         flat = results.flatten({k: v for k, v in recipe.items() if k not in ("seed", "choices")})
         kept = {key: value for key, value in flat.items() if not key.startswith(dropped)}
-        chosen = {group: recipe["choices"].get(group) for group in sorted(named - {"experiment"})}
+        chosen = {
+            group: recipe["choices"].get(group)
+            for group in sorted(named - {"experiment", "scratch", "transfer"})
+        }
         settings.append(chosen | kept)
     return settings
 

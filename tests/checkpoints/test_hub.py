@@ -15,7 +15,7 @@ from timm.models._hub import save_config_for_hf
 
 from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints import hub
-from mixer_lightning.checkpoints.load import Checkpoint, read
+from mixer_lightning.checkpoints.read import Checkpoint, read
 
 Hub = Callable[..., str]
 
@@ -109,19 +109,19 @@ def test_names_that_timm_has_no_weights_for(name: str, message: str) -> None:
         read(f"timm:{name}")
 
 
-def beside(folder: Path, config: object) -> Checkpoint:
+def read_with_config(folder: Path, config: object) -> Checkpoint:
     save_file(small_weights(), folder / hub.FILE)
     (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     return read(folder / hub.FILE)
 
 
-def test_a_config_beside_the_file_is_read(tmp_path: Path) -> None:
+def test_a_config_in_the_folder_of_the_file_is_read(tmp_path: Path) -> None:
     """What `timm.models.save_for_hf` writes, which is what stands on the hub."""
     model = timm.create_model("mixer_s32_224")
     model.pretrained_cfg = timm.get_pretrained_cfg("mixer_b16_224.miil_in21k").to_dict()
     save_config_for_hf(model, tmp_path / "config.json")
     config = json.loads((tmp_path / "config.json").read_text())
-    assert beside(tmp_path, config).preprocessing == {
+    assert read_with_config(tmp_path, config).preprocessing == {
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
         "eval_crop": 0.875,
@@ -131,4 +131,7 @@ def test_a_config_beside_the_file_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", ["no json", [], {}, {"architecture": "resnet50", "mean": [0, 0, 0]}])
 def test_other_programs_configs_are_left_alone(tmp_path: Path, config: object) -> None:
-    assert beside(tmp_path, config).preprocessing == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    assert read_with_config(tmp_path, config).preprocessing == {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }

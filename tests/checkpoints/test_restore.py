@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import read, restore, save_flax, save_own, save_timm
+from mixer_lightning.checkpoints.read import read
+from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
+from mixer_lightning.models import presets
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
 
@@ -194,7 +198,45 @@ def test_metadata_of_others_and_damaged_ones(tmp_path: Path) -> None:
     save_file(state, tmp_path / "list.safetensors", metadata={"mixer_lightning": "[1]"})
     assert read(tmp_path / "list.safetensors").classes is None
     save_file(state, tmp_path / "cut.safetensors", metadata={"mixer_lightning": '{"classes": ['})
-    with pytest.raises(ValueError, match=r"cut.safetensors has metadata 'mixer_lightning' that is no JSON"):
+    with pytest.raises(ValueError, match=r"cut.safetensors has metadata 'mixer_lightning' that is not JSON"):
         read(tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match=r"ends in .safetensors, not .*m.pth"):
         save_own(tmp_path / "m.pth", restore(tmp_path / "other.safetensors"))
+
+
+@pytest.fixture
+def deit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """conf/model has one more file: of a family that has no entry in families.py."""
+    folder = tmp_path / "conf_model"
+    shutil.copytree(presets.MODEL_FOLDER, folder)
+    target = "_target_: mixer_lightning.models.baselines.timm_backbone"
+    (folder / "deit_ti16.yaml").write_text(f"{target}\ntimm_name: deit_tiny_patch16_224\n")
+    monkeypatch.setattr(presets, "MODEL_FOLDER", folder)
+    return tmp_path
+
+
+def test_a_model_that_tensors_do_not_tell_is_the_one_that_its_run_names(deit: Path) -> None:
+    model = trained(create_model("deit_ti16", num_classes=3, image_size=32))
+    content = {
+        "state_dict": {f"model.{key}": tensor for key, tensor in model.state_dict().items()},
+        "recipe": {"model": {}, "image_size": 32, "augment": AUGMENT, "choices": {"model": "deit_ti16"}},
+        "classes": CLASSES,
+    }
+    torch.save(content, deit / "best.ckpt")
+    restored = restore(deit / "best.ckpt")
+    save_own(deit / "own.safetensors", restored)
+    images = torch.randn(2, 3, 32, 32)
+    for each in (restored, restore(deit / "own.safetensors")):
+        assert (each.name, each.image_size, each.classes) == ("deit_ti16", 32, CLASSES)
+        assert each.preprocessing == SEEN
+        with torch.no_grad():
+            assert torch.equal(each.model(images), model(images))
+    with pytest.raises(ValueError, match="This file holds a deit_ti16: use model=deit_ti16"):
+        restore(deit / "best.ckpt", model="mixer_digits")
+
+
+def test_a_name_that_is_not_a_model_is_not_believed(tmp_path: Path) -> None:
+    content = {"state_dict": {"model.w": torch.zeros(2)}, "recipe": {"choices": {"model": "../../secret"}}}
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(ValueError, match="does not tell what model it holds"):
+        restore(tmp_path / "best.ckpt")

@@ -80,10 +80,14 @@ def test_one_process_of_many_speaks(program):
         assert done.stderr == ""
 
 
-def test_help_lists_every_choice_with_what_it_is(program):
-    done = program("train.py", "--help")
+@pytest.mark.parametrize(("script", "absent"), [("train.py", "transfer"), ("finetune.py", "scratch")])
+def test_help_lists_every_choice_with_what_it_is(program, script, absent):
+    done = program(script, "--help")
     assert done.returncode == 0
+    assert f"\n{absent}=" not in done.stdout
     for group, choices in groups().items():
+        if group == absent:
+            continue
         part = re.search(rf"^{group}=\n((?:  .*\n)+)", done.stdout, re.MULTILINE)
         assert part, group
         told = dict(line.split(None, 1) for line in part[1].splitlines())
@@ -218,3 +222,43 @@ def test_a_run_directory_below_a_file(program, tmp_path):
     assert "taken" in done.stdout + done.stderr
     assert "hydra.run.dir=" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_help_shows_the_choices_of_a_folder_of_ones_own(program, tmp_path):
+    (tmp_path / "my" / "model").mkdir(parents=True)
+    (tmp_path / "my" / "model" / "mixer_mine.yaml").write_text("# A Mixer for my birds.\n_target_: x\n")
+    done = program("train.py", "--config-dir=my", "--help")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^  mixer_mine +A Mixer for my birds\.$", done.stdout, re.MULTILINE)
+    assert "mixer_s16" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config-dir=nowhere"], "--config-dir: there is no folder"),
+        (["--config-name=finetune"], "recipes are those of conf/train.yaml"),
+        (["--resolve"], "--resolve belongs to --cfg"),
+    ],
+)
+def test_flags_that_mean_nothing_here(program, tmp_path, words, message):
+    done = program("train.py", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--info", "searchpath"], "conf"),
+        (["--hydra-help"], "Hydra"),
+        (["--cfg", "hydra"], "launcher"),
+        (["-sc", "install=bash"], "complete"),
+    ],
+)
+def test_what_hydra_shows(program, tmp_path, words, said):
+    done = program("train.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
 from mixer_lightning.cli.evaluate import summarise
-from mixer_lightning.config.compose import compose_one, groups
-from mixer_lightning.config.from_checkpoint import implied_for_evaluation, label_of, override
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.from_checkpoint import label_of
+from mixer_lightning.config.overrides import quoted
+from mixer_lightning.config.recipe import EvaluationRecipe
 from mixer_lightning.engine.run import evaluate, train
 from mixer_lightning.results import read_evaluation
 
@@ -45,13 +45,13 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def composed(*words: str) -> Recipe:
+def composed(*words: str) -> EvaluationRecipe:
     """The recipe of a command line."""
-    return compose_one("evaluate", [*words, *implied_for_evaluation(words, groups()["model"])])
+    return compose_one("evaluate", words)
 
 
 def given(checkpoint: Path) -> str:
-    return override("checkpoint", str(checkpoint))
+    return f"checkpoint={quoted(str(checkpoint))}"
 
 
 def photos(folder: Path, *, spoilt: bool = False) -> Path:
@@ -141,26 +141,6 @@ def test_other_files_take_the_customary_views():
     convmixer = composed("checkpoint=timm:convmixer_768_32.in1k", "data=imagenet1k")
     assert convmixer.augment["mean"] == [0.485, 0.456, 0.406]
     assert convmixer.name == "evaluate/convmixer_768_32.in1k-accuracy"
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        True,
-        3,
-        -0.25,
-        "train[:99%]",
-        "~/my birds, it's {1}",
-        "a\\b",
-        "",
-        [0.5, 1.0],
-        ["x", None],
-        {"a": "b c"},
-    ],
-)
-def test_hydra_reads_what_override_writes(value):
-    assert OverridesParser.create().parse_override(override("key", value)).value() == value
 
 
 def test_checkpoints_have_names_of_their_own(run_dir):

@@ -20,9 +20,15 @@ from timm.models.convmixer import ConvMixer as TimmConvMixer
 from torch import Tensor, nn
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints import export as exporting
-from mixer_lightning.checkpoints.load import load, read, restore, save_flax, save_timm
+from mixer_lightning.checkpoints import export as checked_export
+from mixer_lightning.checkpoints import formats
+from mixer_lightning.checkpoints.families import FAMILIES
+from mixer_lightning.checkpoints.load import load
+from mixer_lightning.checkpoints.read import read
+from mixer_lightning.checkpoints.restore import Restored, restore
+from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.cli import export, predict
+from mixer_lightning.models import presets
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
 
@@ -119,12 +125,12 @@ def test_timm_loads_it_by_the_printed_line(
         torch.testing.assert_close(theirs.eval()(IMAGES), expected(model), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", exporting.TIMM_NAMES)
+@pytest.mark.parametrize("name", [name for family in FAMILIES for name in family.timm_names])
 def test_known_models_have_timms_own_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         ours = create_model(name, num_classes=7)
-        restored = exporting.Restored(ours, name, 224, None, {}, None)  # type: ignore[arg-type]
-        function, arguments = exporting.timm_call(restored)
+        restored = Restored(ours, name, 224, None, {}, None)  # type: ignore[arg-type]
+        function, arguments = formats.timm_call(restored)
         assert function == "timm.create_model"
         theirs = timm.create_model(**arguments)
     shapes = [{key: t.shape for key, t in m.state_dict().items()} for m in (ours, theirs)]
@@ -139,9 +145,7 @@ def test_a_known_shape_with_another_activation_is_spelled_out() -> None:
     with torch.device("meta"):
         sizes = {"dim": 768, "depth": 32, "kernel_size": 7, "patch_size": 7}
         gelu = ConvMixer(**sizes, activation="gelu", num_classes=7, image_size=224)
-    function, arguments = exporting.timm_call(
-        exporting.Restored(gelu, "convmixer_768_32", 224, None, {}, None)
-    )  # type: ignore[arg-type]
+    function, arguments = formats.timm_call(Restored(gelu, "convmixer_768_32", 224, None, {}, None))  # type: ignore[arg-type]
     assert (function, arguments["act_layer"]) == ("timm.models.convmixer.ConvMixer", nn.GELU)
 
 
@@ -195,12 +199,12 @@ def test_onnx_computes_it_for_any_batch(
         (["onnxruntime", "onnx"], "pip install"),
     ):
         without(monkeypatch, *missing)
-        logits, judge = exporting.reload_onnx(path, restore(tmp_path / "run"))
-        assert words in judge
+        logits, runtime = formats.reload_onnx(path, restore(tmp_path / "run"))
+        assert words in runtime
         assert (logits is None) == ("onnx" in missing)
 
 
-def test_onnx_runtime_is_the_judge_where_it_is_installed(
+def test_onnx_runtime_runs_it_where_it_is_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path / "run", convmixer())
@@ -264,6 +268,24 @@ def test_predict_says_of_an_export_what_it_says_of_the_run(
         assert "names no classes" in said
 
 
+def test_a_model_without_an_entry_in_families(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "conf_model"
+    folder.mkdir()
+    target = "_target_: mixer_lightning.models.baselines.timm_backbone"
+    (folder / "resnet.yaml").write_text(f"{target}\ntimm_name: resnet18\n")
+    monkeypatch.setattr(presets, "MODEL_FOLDER", folder)
+    model = create_model("resnet", num_classes=3, image_size=32)
+    save_own(tmp_path / "a.safetensors", Restored(model, "resnet", 32, CLASSES, {}, None))  # type: ignore[arg-type]
+    words = (f"checkpoint={tmp_path / 'a.safetensors'}", f"output={tmp_path / 'b.safetensors'}")
+    assert run(*words, "to=safetensors") == 0
+    assert "resnet at 32, 3 classes written to" in capsys.readouterr().out
+    assert restore(tmp_path / "b.safetensors").classes == CLASSES
+    assert run(*words, "to=timm", "overwrite=true") == 2
+    assert "to=timm is for a Mixer or ConvMixer; this is a resnet at 32" in capsys.readouterr().out
+
+
 # --------------------------------------------------------------------------------------- other settings
 
 
@@ -288,23 +310,21 @@ def test_an_output_that_is_there_is_kept_unless_asked(
     assert run(*words) == 0  # the folder is made
     path.write_text("precious")
     assert run(*words) == 2
-    assert f"{path} is there already: take another output, or overwrite=true" in capsys.readouterr().err
+    assert f"{path} is there already: use another output, or overwrite=true" in capsys.readouterr().err
     assert path.read_text() == "precious"
     assert run(*words, "overwrite=true") == 0
     assert restore(path).name is None
     assert sorted(file.name for file in path.parent.iterdir()) == ["m.npz", "m.npz.json"]
 
 
-def forge(
-    monkeypatch: pytest.MonkeyPatch, to: str, write: Callable[[Path, exporting.Restored], None]
-) -> None:
-    monkeypatch.setitem(exporting.FORMATS, to, exporting.FORMATS[to]._replace(write=write))
+def forge(monkeypatch: pytest.MonkeyPatch, to: str, write: Callable[[Path, Restored], None]) -> None:
+    monkeypatch.setitem(formats.FORMATS, to, formats.FORMATS[to]._replace(write=write))
 
 
 def test_a_file_that_computes_something_else_is_not_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(path: Path, restored: exporting.Restored) -> None:
+    def write(path: Path, restored: Restored) -> None:
         state = restored.model.state_dict()
         changed = state["blocks.0.mlp_tokens.fc1.weight"].clone()
         torch.save(state | {"blocks.0.mlp_tokens.fc1.weight": changed.roll(1, 0)}, path)
@@ -334,7 +354,7 @@ def test_weights_that_are_no_numbers_are_not_exported(
 def test_a_full_disk_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(path: Path, restored: exporting.Restored) -> None:
+    def write(path: Path, restored: Restored) -> None:
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
@@ -346,18 +366,20 @@ def test_a_full_disk_is_one_line(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_data_beside_a_large_onnx_file_moves_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_of_a_large_onnx_file_move_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = write_run(tmp_path / "run", mixer())
 
-    def write_two(path: Path, restored: exporting.Restored) -> None:
+    def write_two(path: Path, restored: Restored) -> None:
         path.write_bytes(b"graph")
         path.with_name(f"{path.name}.data").write_bytes(b"weights")
 
-    judged = exporting.of_module(model), "nobody"
-    monkeypatch.setattr(exporting, "facts", lambda restored: {})
-    fake = exporting.Format(write_two, lambda path, restored: judged, lambda path, restored: "")
-    monkeypatch.setitem(exporting.FORMATS, "onnx", fake)
-    written = exporting.write(restore(tmp_path / "run"), "onnx", tmp_path / "out" / "m.onnx")
+    judged = formats.of_module(model), "nobody"
+    monkeypatch.setattr(checked_export, "metadata", lambda restored: {})
+    fake = formats.Format(write_two, lambda path, restored: judged, lambda path, restored: "")
+    monkeypatch.setitem(formats.FORMATS, "onnx", fake)
+    written = checked_export.write_checked(restore(tmp_path / "run"), "onnx", tmp_path / "out" / "m.onnx")
     assert written.num_bytes == len(b"graph") + len(b"weights") + len("{}\n")
     assert (tmp_path / "out" / "m.onnx").read_bytes() == b"graph"
     assert (tmp_path / "out" / "m.onnx.data").read_bytes() == b"weights"

@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import restore, save_timm
+from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.cli import predict
 from mixer_lightning.engine import prediction
 
@@ -126,7 +127,7 @@ def test_an_onnx_file_is_told_its_place(
     (checkpoint.parent / "birds.onnx").touch()
     assert predict.main(words(checkpoint.parent / "birds.onnx", pictures)) == 2
     (line,) = capsys.readouterr().out.splitlines()
-    assert "is for ONNX Runtime, and birds.onnx.json beside it" in line
+    assert "is for ONNX Runtime, and its sidecar birds.onnx.json states" in line
 
 
 def test_a_folder_is_no_output(

@@ -1,4 +1,4 @@
-"""The transfer suite: its plan, the choice of a learning rate, its table, and a suite that is killed on the way."""
+"""`mixer transfer`: its arguments, its plan, few-shot, and a suite that is killed on the way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -16,17 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_lightning import results
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import save_timm
+from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.cli import transfer
-from mixer_lightning.reports import transfer as tables
 
 TASKS = ("vtab_svhn", "vtab_eurosat")
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> list[str]:
+def argv(tmp_path: Path) -> list[str]:
     """A command line for two miniature tasks, in the layout of extracted VTAB data."""
     random = np.random.default_rng(0)
     for task in TASKS:
@@ -62,9 +59,9 @@ def words(tmp_path: Path) -> list[str]:
     ]
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
+def start(argv: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mixer_lightning", "transfer", *words],
+        [sys.executable, "-m", "mixer_lightning", "transfer", *argv],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -73,10 +70,10 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_a_suite_that_is_killed_ends_with_the_same_table(words: list[str], tmp_path: Path) -> None:
+def test_a_suite_that_is_killed_ends_with_the_same_table(argv: list[str], tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    process = start(words, tmp_path / "killed")
+    process = start(argv, tmp_path / "killed")
     killed = tmp_path / "killed/runs/transfer/tiny.safetensors"
     until = time.monotonic() + 120
     while len(list(killed.glob("*/*/result.json"))) < 4:
@@ -88,7 +85,7 @@ def test_a_suite_that_is_killed_ends_with_the_same_table(words: list[str], tmp_p
     made = {path: path.stat().st_mtime_ns for path in killed.glob("*/*/result.json")}
     assert not (killed / "transfer.json").exists()
 
-    processes = [start(words, tmp_path / name) for name in ("whole", "killed")]
+    processes = [start(argv, tmp_path / name) for name in ("whole", "killed")]
     said = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())  # nothing was repeated
@@ -112,14 +109,15 @@ def test_a_suite_that_is_killed_ends_with_the_same_table(words: list[str], tmp_p
         assert sorted(recipe["seed"] for recipe in recipes) == [0, 1]
 
 
-def test_features_are_judged_once(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_features_are_evaluated_once(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(transfer, "FEWSHOT", ("digits", "pets"))
+    suite = tmp_path / "small.yaml"
+    suite.write_text("fewshot: {digits: data=digits evals=fewshot, pets: data=pets evals=fewshot}\n")
     folder = tmp_path / "suite"
     fewshot = [
-        *(word for word in words[:2]),
-        "suite=fewshot",
+        *(argument for argument in argv[:2]),
+        f"suite={suite}",
         "tasks=digits",
         f"folder={folder}",
         "image_size=8",
@@ -139,28 +137,14 @@ def test_features_are_judged_once(
     assert "holds another evaluation" in capsys.readouterr().out
 
 
-def test_a_run_that_saw_the_test_set_chooses_nothing(words: list[str], tmp_path: Path) -> None:
-    chosen, rest = transfer.settings([*words, f"folder={tmp_path / 'suite'}"])
-    suite = transfer.Suite(chosen.tasks, folder=chosen.folder, overrides=rest, seeds=[0])
-    steps = suite.dev(suite.tasks[0])
-    for step, val in zip(steps, (0.5, 0.7, 0.7), strict=True):
-        step.run_dir.mkdir(parents=True)
-        results.write_result(step.run_dir, {"metrics": {"val/top1": val}})
-    assert transfer.chosen_rate(suite.tasks[0], steps) == 0.01  # the smaller of equals
-    results.write_result(steps[0].run_dir, {"metrics": {"val/top1": 0.5, "test/top1": 0.9}})
-    with pytest.raises(ValueError, match="test set, which chooses nothing"):
-        transfer.chosen_rate(suite.tasks[0], steps)
-    results.write_result(steps[0].run_dir, {"metrics": {"train/loss": 0.5}})
-    with pytest.raises(ValueError, match="no val/top1"):
-        transfer.chosen_rate(suite.tasks[0], steps)
-
-
 def test_the_plan_counts_runs_steps_and_images(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     short = [
-        word for word in words if not word.startswith(("tasks=", "duration", "batch", "seeds", "schedule"))
+        argument
+        for argument in argv
+        if not argument.startswith(("tasks=", "duration", "batch", "seeds", "schedule"))
     ]
     assert transfer.main([*short, "--dry-run", "rate=1000"]) == 0
     said = capsys.readouterr().out
@@ -171,88 +155,25 @@ def test_the_plan_counts_runs_steps_and_images(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_protocol_of_the_five() -> None:
-    """Steps of arXiv 2010.11929, Table 4; learning rates of arXiv 2105.01601, App. C; dev splits of the former."""
-    suite = transfer.Suite(
-        transfer.AVG5, folder=Path("x"), overrides=["checkpoint=x", "model=mixer_b16"], seeds=[0]
-    )
-    expected = {
-        "imagenet1k": (20_000, 500, "train[:99%]", "train[99%:]"),
-        "cifar10": (10_000, 500, "train[:98%]", "train[98%:]"),
-        "cifar100": (10_000, 500, "train[:98%]", "train[98%:]"),
-        "pets": (500, 100, "train[:90%]", "train[90%:]"),
-        "flowers": (500, 100, "train[:90%]+val[:90%]", "train[90%:]+val[90%:]"),
-    }
-    for task in transfer.AVG5:
-        dev, (final,) = suite.dev(task), suite.final(task, 0.03)
-        assert [step.recipe.optimizer["lr"] for step in dev] == [0.003, 0.01, 0.03, 0.06]
-        for step in (*dev, final):
-            recipe = step.recipe
-            steps, warm_up, *_ = expected[task.data]
-            assert (recipe.duration.steps, recipe.schedule["warmup_steps"]) == (steps, warm_up)
-            assert (recipe.batch_size, recipe.clip_grad_norm, recipe.optimizer["momentum"]) == (512, 1.0, 0.9)
-            assert recipe.optimizer["weight_decay"] == recipe.augment["mixup"] == 0
-        assert {(s.recipe.train_split, s.recipe.val_split) for s in dev} == {expected[task.data][2:]}
-        assert {step.recipe.test_split for step in dev} == {"none"}
-        assert final.recipe.val_split == "none"
-        assert final.recipe.test_split == ("val" if task.data == "imagenet1k" else "test")
-    assert suite.final(transfer.AVG5[0], 0.03)[0].recipe.evals.keys() == {"accuracy", "real"}
-
-
-@pytest.mark.parametrize(
-    ("parts", "published"),
-    [  # arXiv 2010.11929, Table 2: ImageNet, CIFAR-10, CIFAR-100, Pets, Flowers; the mean: arXiv 2105.01601, Table 2
-        ((88.55, 99.50, 94.55, 97.56, 99.68), 95.97),
-        ((85.30, 99.15, 93.25, 94.67, 99.61), 94.39),
-        ((87.54, 99.37, 93.51, 96.62, 99.63), 95.33),
-    ],
-)
-def test_avg_5_of_published_parts(parts: tuple[float, ...], published: float) -> None:
-    runs = {data: {"test/top1": [part / 100]} for data, part in zip(tables.FIVE, parts, strict=True)}
-    row = tables.row(runs)
-    assert row["Avg 5"] == pytest.approx((published, 0.0), abs=0.0065)
-    assert row["ImNet"][0] == pytest.approx(parts[0])
-    assert "VTAB-1k" not in row
-    assert "ReaL" not in row
-
-
-def test_vtab_is_the_mean_over_tasks_not_over_groups() -> None:
-    names = [name for group in tables.VTAB_GROUPS.values() for name in group]
-    assert len(names) == 19
-    values = {name: [i / 20, i / 25] for i, name in enumerate(names)}
-    row = tables.row({f"vtab_{name}": {"test/top1": seeds} for name, seeds in values.items()})
-    means = [100 * statistics.fmean(seeds[k] for seeds in values.values()) for k in (0, 1)]
-    assert row["VTAB-1k"] == pytest.approx((statistics.fmean(means), statistics.stdev(means)))
-    assert row["natural"][0] != pytest.approx(row["VTAB-1k"][0])
-    incomplete = {f"vtab_{name}": {"test/top1": values[name]} for name in names[1:]}
-    assert "VTAB-1k" not in tables.row(incomplete)
-    stopped = {f"vtab_{name}": {"test/top1": values[name][: 1 if name == "svhn" else 2]} for name in names}
-    assert set(tables.row(stopped)) == {"specialized", "structured"}  # svhn lacks a seed
-
-
-def test_published_rows_stand_beside_it(tmp_path: Path) -> None:
-    rows = tables.published("mixer_l16")
-    assert {row["avg5"] for row in rows} == {"87.25", "93.63", "93.86", "93.91", "94.51", "94.77", "95.13"}
-    tables.write(tmp_path, {"ImNet": (80.0, 0.1)}, rows, {"imagenet1k": {"test/top1": [0.801, 0.799]}})
-    assert "| this checkpoint | 80.00 ± 0.10 |" in (tmp_path / "transfer.md").read_text()
-    assert (tmp_path / "transfer.csv").read_text().splitlines()[1] == "imagenet1k,test/top1,80,0.141421,2"
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["data=cifar10"], "'data' is the suite's to say"),
+        (["data=cifar10"], "'data' is set by the suite"),
         (["tasks=vtab_birds"], "has no 'vtab_birds'"),
+        (["tasks=vtab_pet"], "did you mean 'vtab_pets'?"),
+        (["suite=vtb"], "there is no suite 'vtb': did you mean 'vtab'?"),
+        (["suite=no.yaml"], "there is no suite 'no.yaml': there are all, avg5, fewshot, vtab, or a path"),
+        (["data.task=pets"], "'data.task' is set by the suite"),
         (["seeds=a"], "expected whole numbers"),
         (["seeds=0,0"], "a seed stands there twice"),
         (["rate=0", "--dry-run"], "rate must be above 0"),
-        (["evals=none"], "'evals' is the suite's to say"),
+        (["evals=none"], "'evals' is set by the suite"),
         (["nonsense"], "not of the form key=value"),
         (["optimzer.momentum=1"], "did you mean 'optimizer'"),
     ],
 )
-def test_wrong_words_end_it_before_any_work(
-    words: list[str],
+def test_wrong_arguments_end_it_before_any_work(
+    argv: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -261,7 +182,7 @@ def test_wrong_words_end_it_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        code = transfer.main([*words, *more])
+        code = transfer.main([*argv, *more])
     except SystemExit as end:
         code = end.code
     said = capsys.readouterr()
@@ -286,8 +207,4 @@ def test_it_is_called_by_its_checkpoint() -> None:
         ("timm:mixer_b16_224.goog_in21k", "runs/transfer/mixer_b16_224.goog_in21k"),
         ("weights/Mixer-B_16.npz", "runs/transfer/Mixer-B_16.npz"),
     ):
-        assert transfer.settings([f"checkpoint={checkpoint}"])[0].folder == Path(folder)
-
-
-def test_hours_in_words() -> None:
-    assert [transfer._hours(seconds) for seconds in (12, 600, 7200)] == ["12 s", "10 min", "2.0 h"]
+        assert transfer.settings([f"checkpoint={checkpoint}"]).folder == Path(folder)

@@ -9,19 +9,31 @@ import pytest
 import yaml
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import save_timm
-from mixer_lightning.config.compose import compose, groups
+from mixer_lightning.checkpoints.save import save_timm
+from mixer_lightning.config.compose import compose, compose_one, groups
 from mixer_lightning.config.from_checkpoint import (
     DEVICE_BATCH,
+    Implied,
     check_there,
-    implied,
     implied_for_evaluation,
+    implied_for_finetuning,
     model_named,
-    override,
 )
-from mixer_lightning.config.overrides import unquoted
+from mixer_lightning.config.overrides import quoted, values_by_key
+from mixer_lightning.files import CONF
 
 MODELS = groups()["model"]
+NOTHING = Implied({}, {})
+
+
+def implied(*overrides: str) -> Implied:
+    """What the checkpoint of a command line of finetune.py implies."""
+    return implied_for_finetuning(values_by_key(overrides), groups())
+
+
+def implied_to_judge(*overrides: str) -> Implied:
+    """The same of `mixer evaluate`."""
+    return implied_for_evaluation(values_by_key(overrides), groups())
 
 
 @pytest.mark.parametrize(
@@ -43,20 +55,19 @@ def test_published_names(name: str, model: str | None) -> None:
 
 def test_a_small_batch_is_one_forward_pass() -> None:
     words = ["checkpoint=Mixer-B_16.npz", "data=digits"]
-    found = implied([*words, "batch_size=32"], MODELS)
-    assert "device_batch=32" in found
-    (job,) = compose("finetune", [*words, "batch_size=32", *found]).jobs
-    assert job.recipe["device_batch"] == 32
-    for more in (["batch_size=32", "device_batch=8"], ["batch_size=128"], ["batch_size=16,32"], []):
-        assert not any("device_batch" in word for word in implied([*words, *more], MODELS))
-    (job,) = compose("finetune", words).jobs
-    assert job.recipe["device_batch"] == DEVICE_BATCH
+    assert implied(*words, "batch_size=32").values == {"device_batch": 32}
+    assert compose_one("finetune", [*words, "batch_size=32"]).device_batch == 32
+    assert compose_one("finetune", [*words, "batch_size=32", "device_batch=8"]).device_batch == 8
+    for more in (["batch_size=128"], ["batch_size=16,32"], []):
+        assert implied(*words, *more).values == {}
+    assert compose_one("finetune", words).device_batch == DEVICE_BATCH
 
 
 def test_normalisation_follows_the_family() -> None:
-    assert implied(["checkpoint=Mixer-B_16.npz"], MODELS) == ["model=mixer_b16"]
-    assert "augment.mean=[0.485,0.456,0.406]" in implied(["checkpoint=timm:convmixer_768_32.in1k"], MODELS)
-    assert "augment.std=[1.0,1.0,1.0]" in implied(["checkpoint=timm:mixer_b16_224.miil_in21k"], MODELS)
+    assert implied("checkpoint=Mixer-B_16.npz") == ({"model": "mixer_b16"}, {})
+    convmixer = implied("checkpoint=timm:convmixer_768_32.in1k").values
+    assert convmixer["augment.mean"] == [0.485, 0.456, 0.406]
+    assert implied("checkpoint=timm:mixer_b16_224.miil_in21k").values["augment.std"] == [1.0, 1.0, 1.0]
 
 
 def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> None:
@@ -68,45 +79,109 @@ def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> N
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for checkpoint in (tmp_path, tmp_path / "best.ckpt"):
-        words = [f"checkpoint={checkpoint}"]
-        found = implied(words, MODELS)
-        assert found == [
-            "model=mixer_s16", "image_size=32", "augment.mean=[0.1,0.2,0.3]", "augment.std=[1,2,3]",
-        ]  # fmt: skip
-        (job,) = compose("finetune", [*words, *found]).jobs
-        assert (job.choices["model"], job.recipe["image_size"]) == ("mixer_s16", 32)
-    other = implied([f"checkpoint={tmp_path}", "model=mixer_b16", "augment.std=[1,1,1]"], MODELS)
-    assert other == ["augment.mean=[0.1,0.2,0.3]"]  # another model's size is its own
+        word = f"checkpoint={checkpoint}"
+        assert implied(word) == (
+            {"model": "mixer_s16"},
+            {"image_size": 32, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1, 2, 3]},
+        )
+        found = compose_one("finetune", [word])
+        assert (found.choices["model"], found.image_size) == ("mixer_s16", 32)
+        assert (found.augment["mean"], found.augment["std"]) == ([0.1, 0.2, 0.3], [1, 2, 3])
+        assert "from_checkpoint" not in "".join(found.choices)
+    words = [f"checkpoint={tmp_path}", "model=mixer_b16", "augment.std=[1,1,1]"]
+    assert "image_size" not in implied(*words).values  # another model's size is its own
+    other = compose_one("finetune", words)
+    assert (other.choices["model"], other.image_size) == ("mixer_b16", 224)
+    assert (other.augment["mean"], other.augment["std"]) == ([0.1, 0.2, 0.3], [1, 1, 1])
+
+
+def test_what_a_checkpoint_implies_stands_above_files_and_below_the_command_line(tmp_path: Path) -> None:
+    recipe = {
+        "model": {},
+        "image_size": 32,
+        "augment": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]},
+        "choices": {"model": "mixer_s16"},
+    }
+    run_dir, mine = tmp_path / "run", tmp_path / "my" / "experiment"
+    run_dir.mkdir()
+    mine.mkdir(parents=True)
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (mine / "birds.yaml").write_text(
+        "# @package _global_\nimage_size: 64\naugment: {mean: [0.9, 0.9, 0.9]}\n"
+    )
+    words = [f"checkpoint={run_dir}", "experiment=birds"]
+    folders = (CONF, tmp_path / "my")
+    (job,) = compose("finetune", words, folders=folders).jobs
+    assert (job.recipe.image_size, job.recipe.augment["mean"]) == (32, [0.1, 0.2, 0.3])
+    (job,) = compose(
+        "finetune", [*words, "image_size=128", "augment.mean=[0.5,0.5,0.5]"], folders=folders
+    ).jobs
+    assert (job.recipe.image_size, job.recipe.augment["mean"]) == (128, [0.5, 0.5, 0.5])
+    assert job.recipe.augment["std"] == [1.0, 1.0, 1.0]
+
+
+def test_a_wrong_value_of_a_checkpoint_is_not_blamed_on_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").touch()
+    (tmp_path / "x.pth.json").write_text(json.dumps({"model": "mixer_s16", "image_size": "large"}))
+    (message,) = compose("finetune", [f"checkpoint={tmp_path / 'x.pth'}"]).messages
+    assert message == "'image_size' takes int, found 'large'  (of the checkpoint)"
+
+
+@pytest.mark.parametrize(
+    "value", ["train[:99%]", "~/my birds, it's {1}", "a\\b", "", "x=[1]", " a ", "null", "3"]
+)
+def test_any_value_of_a_run_comes_through_as_it_is(tmp_path: Path, value: str) -> None:
+    recipe = compose_one("train", ["data=folder", "model=mixer_digits", "val_split=none"]).to_dict()
+    recipe["data"]["root"] = recipe["train_split"] = value
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    found = compose_one("evaluate", [f"checkpoint={tmp_path}"])
+    assert (found.data["root"], found.train_split, found.val_split) == (value, value, "none")
+    assert found.test_split is None
+
+
+def test_data_that_is_no_choice_any_more_is_not_taken(tmp_path: Path) -> None:
+    recipe = compose_one("train", ["model=mixer_digits"]).to_dict()
+    recipe["choices"]["data"] = "no_longer"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    found = compose_one("evaluate", [f"checkpoint={tmp_path}", "data=cifar10"])
+    assert (found.choices["data"], found.image_size) == ("cifar10", 8)
 
 
 def test_the_file_beside_an_export_goes_before_the_weights_name(tmp_path: Path) -> None:
     view = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "eval_crop": 0.9, "eval_resize": "square"}
     said = {"model": "mixer_s16", "image_size": 32, "classes": ["a", "b"], **view}
     (tmp_path / "convmixer_768_32.pth.json").write_text(json.dumps(said))
-    words = [f"checkpoint={tmp_path / 'convmixer_768_32.pth'}"]
-    found = implied(words, MODELS)
-    assert found == [
-        "model=mixer_s16", "image_size=32", "augment.mean=[0.1,0.2,0.3]", "augment.std=[1.0,2.0,3.0]",
-    ]  # fmt: skip
-    judged = implied_for_evaluation(words, MODELS)
-    assert {*found, "augment.eval_crop=0.9", "augment.eval_resize='square'"} <= {*judged}
+    word = f"checkpoint={tmp_path / 'convmixer_768_32.pth'}"
+    found = implied(word)
+    assert found == (
+        {"model": "mixer_s16"},
+        {"image_size": 32, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1.0, 2.0, 3.0]},
+    )
+    judged = implied_to_judge(word)
+    assert judged.choices == found.choices
+    assert {**found.values, "augment.eval_crop": 0.9, "augment.eval_resize": "square"}.items() <= {
+        **judged.values
+    }.items()
     (tmp_path / "convmixer_768_32.pth.json").write_text("{")
     with pytest.raises(ValueError, match=r"pth\.json is no readable JSON"):
-        implied(words, MODELS)
+        implied(word)
+    (message,) = compose("finetune", [word]).messages
+    assert "pth.json is no readable JSON" in message
 
 
 @pytest.mark.parametrize("name", ["mixer_s32", "convmixer_256_8"])
 def test_tensors_tell_where_the_name_says_nothing(tmp_path: Path, name: str) -> None:
     model = create_model(name, num_classes=3, image_size=64)
     save_timm(model, tmp_path / "weights.safetensors")
-    found = implied([f"checkpoint={tmp_path / 'weights.safetensors'}"], MODELS)
-    assert found[0] == f"model={name}"
-    assert ("image_size=64" in found) == (name == "mixer_s32")
-    mean = "[0.5,0.5,0.5]" if name == "mixer_s32" else "[0.485,0.456,0.406]"
-    assert f"augment.mean={mean}" in found
-    assert implied([f"checkpoint={tmp_path / 'weights.safetensors'}", "model=mixer_b16"], MODELS) == []
+    word = f"checkpoint={tmp_path / 'weights.safetensors'}"
+    found = implied(word)
+    assert found.choices == {"model": name}
+    assert found.values.get("image_size") == (64 if name == "mixer_s32" else None)
+    mean = [0.5, 0.5, 0.5] if name == "mixer_s32" else [0.485, 0.456, 0.406]
+    assert list(found.values["augment.mean"]) == mean
+    assert implied(word, "model=mixer_b16").values == {}
     (tmp_path / "weights.safetensors").write_bytes(b"no weights")
-    assert implied([f"checkpoint={tmp_path / 'weights.safetensors'}"], MODELS) == []
+    assert implied(word) == NOTHING
 
 
 def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> None:
@@ -137,28 +212,25 @@ def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> Non
     ],
 )
 def test_any_text_comes_through_hydra_as_it_is(text: str) -> None:
-    (job,) = compose("finetune", [override("checkpoint", text), "model=mixer_b16", "data=digits"]).jobs
-    assert job.recipe["checkpoint"] == text
-    assert unquoted(override("checkpoint", text).partition("=")[2]) == text
+    word = f"checkpoint={quoted(text)}"
+    assert values_by_key([word]) == {"checkpoint": [text]}
+    assert compose_one("finetune", [word, "model=mixer_b16", "data=digits"]).checkpoint == text
 
 
 def test_nothing_follows_from_no_checkpoint() -> None:
-    assert (
-        implied([], MODELS)
-        == implied(["checkpoint=null"], MODELS)
-        == implied(["checkpoint=x.npz"], MODELS)
-        == []
-    )
+    assert implied() == implied("checkpoint=null") == implied("checkpoint=x.npz") == NOTHING
 
 
-def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply():
+def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     both = "checkpoint=Mixer-B_16.npz,timm:convmixer_768_32.in1k"
-    with pytest.raises(
-        ValueError, match=r"another augment\.mean, augment\.std, model: start one program for each"
-    ):
-        implied([both], MODELS)
-    with pytest.raises(ValueError, match="start one program"):
-        implied_for_evaluation([both], MODELS)
-    assert implied(["checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'"], MODELS) == ["model=mixer_b16"]
-    found = implied_for_evaluation(["checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz"], MODELS)
-    assert found == ["model=mixer_b16", "name='evaluate/Mixer-B_16-and-1-more-accuracy'"]
+    message = r"another augment\.mean, augment\.std, model: start one program for each"
+    for imply in (implied, implied_to_judge):
+        with pytest.raises(ValueError, match=message):
+            imply(both)
+    (said,) = compose("finetune", [both], multirun=True).messages
+    assert "start one program for each" in said
+    stated = "model=mixer_b16", "augment.mean=[0,0,0]", "augment.std=[1,1,1]"
+    assert compose("finetune", [both, *stated], multirun=True).messages == []
+    assert implied("checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'").choices == {"model": "mixer_b16"}
+    found = implied_to_judge("checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz")
+    assert found == ({"model": "mixer_b16"}, {"name": "evaluate/Mixer-B_16-and-1-more-accuracy"})

@@ -207,10 +207,15 @@ def test_every_model_with_several_data_sets(name):
 @pytest.mark.parametrize("group", [name for name in groups() if name not in ("experiment", "model")])
 def test_every_choice_of_every_group(group):
     for choice in groups()[group]:
-        if group == "transfer":  # what fine-tuning takes with the data set of this name
-            assert compose_one("finetune", [f"data={choice}"]).choices["transfer"] == choice
+        task = ["data.task=pets"] if choice.startswith("vtab") else []
+        if group == "scratch":  # what training takes with the data set of this name
+            assert compose_one("train", [f"data={choice}", *task]).choices["scratch"] == choice
             continue
-        _, messages, _ = compose("train", [f"{group}={choice}"])
+        if group == "transfer":  # what fine-tuning takes with the data set of this name
+            given = ["data=vtab", f"transfer={choice}"] if choice.startswith("vtab_") else [f"data={choice}"]
+            assert compose_one("finetune", [*given, *task]).choices["transfer"] == choice
+            continue
+        _, messages, _ = compose("train", [f"{group}={choice}", *task])
         assert messages == [], (group, choice)
 
 
@@ -253,7 +258,8 @@ def files(group: str = "**") -> list[Path]:
 def test_no_interpolation_outside_hydra():
     """Of values, that is: in a defaults list, a choice may follow another of the same name."""
     lines = [line.partition("#")[0].rstrip() for path in files() for line in path.read_text().splitlines()]
-    assert {line for line in lines if "${" in line} <= {"  - optional transfer: ${data}"}
+    found = {line for line in lines if "${" in line}
+    assert found == {"  - optional scratch: ${data}", "  - optional transfer: ${data}"}
     assert "${" in (CONF / "hydra" / "default.yaml").read_text()
 
 

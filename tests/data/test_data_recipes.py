@@ -1,4 +1,4 @@
-"""Every file in conf/augment and conf/data: complete, buildable, and with the numbers of its source."""
+"""Every file in conf/augment, conf/data and conf/scratch: complete, buildable, and with the numbers of its source."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mixer_lightning.data.transforms import Augment
 CONF = Path(__file__).parents[2] / "conf"
 AUGMENTS = sorted(path.stem for path in (CONF / "augment").glob("*.yaml"))
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+SCRATCH = sorted(path.stem for path in (CONF / "scratch").glob("*.yaml"))
 KEYS = {field.name for field in dataclasses.fields(Augment)}
 
 
@@ -94,20 +95,36 @@ def test_the_two_cifar_recipes_differ_in_jitter_and_erasing_only():
 
 @pytest.mark.parametrize("name", DATA)
 def test_every_data_set_names_a_source_and_its_parameters(name):
-    recipe = read("data", name)
-    module, _, function = recipe["data"].pop("_target_").rpartition(".")
+    node = read("data", name)
+    node = node.get("data", node)
+    module, _, function = node.pop("_target_").rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
-    assert set(recipe["data"]) == set(parameters)
-    assert {"image_size", "batch_size", "device_batch", "duration", "checkpoint_every"} <= set(recipe)
+    assert set(node) == set(parameters)
+
+
+@pytest.mark.parametrize("name", SCRATCH)
+def test_numbers_for_training_from_scratch_are_of_a_data_set(name):
+    recipe = read("scratch", name)
+    assert name in DATA
+    assert "data" not in recipe
+    if name != "flowers":  # one of the few thousand photographs that conf/train.yaml has in mind
+        assert {"image_size", "batch_size", "device_batch", "duration", "checkpoint_every"} <= set(recipe)
     assert set(recipe.get("augment", {})) <= KEYS
-    if recipe["device_batch"]:
+    if recipe.get("device_batch"):
         assert recipe["batch_size"] % recipe["device_batch"] == 0
 
 
-@pytest.mark.parametrize(("group", "name"), [("augment", n) for n in AUGMENTS] + [("data", n) for n in DATA])
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (group, name)
+        for group, names in (("augment", AUGMENTS), ("data", DATA), ("scratch", SCRATCH))
+        for name in names
+    ],
+)
 def test_every_file_opens_with_what_it_is(group, name):
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
-    if group == "data":
+    if group == "scratch" or name.startswith("vtab_"):
         assert lines.pop(0) == "# @package _global_"
     assert lines[0].startswith("# ")
     assert lines[0].endswith(".")

@@ -72,7 +72,7 @@ def test_head_bias_is_added_to_the_initial_bias() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"timm_name": "resnet500"}, "timm has no model 'resnet500': did you mean resnet50"),
+        ({"timm_name": "resnet500"}, "timm has no model 'resnet500': did you mean 'resnet50"),
         ({"timm_name": "hf-hub:timm/resnet18"}, "timm has no model 'hf-hub:timm/resnet18'"),
         ({"timm_name": "vgg11", "stochastic_depth": 0.1}, "vgg11 has no stochastic depth: use stochastic_depth=0"),
         ({"timm_name": "deit_tiny_distilled_patch16_224"}, r"has several heads \(head, head_dist\)"),

@@ -11,7 +11,10 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 from mixer_lightning.api import create_model
-from mixer_lightning.checkpoints.load import describe, load, restore, save_flax, save_own, save_timm
+from mixer_lightning.checkpoints.describe import describe
+from mixer_lightning.checkpoints.load import load
+from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.models.mixer import Mixer
 from mixer_lightning.models.resolution import part_major, widen
 

@@ -13,6 +13,7 @@ import pytest
 from pictures import picture
 
 from mixer_lightning.cli.prepare import parse
+from mixer_lightning.data.sources import imagenet_archives
 from mixer_lightning.prepare import imagenet
 from mixer_lightning.prepare.open import open_source
 
@@ -88,8 +89,8 @@ def archives(tmp_path: Path) -> Path:
     return source
 
 
-def opened_source(*words):
-    return open_source(parse([*map(str, words), "output=/nowhere"]))
+def opened_source(*arguments):
+    return open_source(parse([*map(str, arguments), "output=/nowhere"]))
 
 
 def read(opened, start=(0, 0)):
@@ -126,8 +127,8 @@ def test_archives_and_class_folders_make_the_same_shards(archives, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     for data, source in (("imagenet1k", archives), ("folder", folders)):
-        words = [f"data={data}", f"source={source}", f"output={tmp_path / data}", "shards=2", "threads=2"]
-        assert write_shards(parse(words), Screen()) == 0
+        arguments = [f"data={data}", f"source={source}", f"output={tmp_path / data}", "shards=2", "threads=2"]
+        assert write_shards(parse(arguments), Screen()) == 0
     shards = sorted(path.name for path in (tmp_path / "folder").glob("*.tar"))
     assert {name[:5] for name in shards} == {"train", "val-0"}
     for name in shards:
@@ -152,7 +153,7 @@ def test_the_devkit_is_read_as_torchvision_reads_it(archives, monkeypatch):
     monkeypatch.setattr(theirs, "_verify_archive", lambda *_: None)  # of the true one
     theirs.parse_devkit_archive(archives)
     wnid_to_classes, val_wnids = theirs.load_meta_file(archives)
-    wnids, truth = imagenet.devkit(archives / imagenet.DEVKIT)
+    wnids, truth = imagenet_archives.read_devkit(archives / imagenet_archives.DEVKIT)
     assert wnids == sorted(wnid_to_classes)
     assert truth == val_wnids == TRUTH
 
@@ -180,7 +181,7 @@ def test_parts_behind_are_not_read(archives, monkeypatch):
 
 
 def test_one_split_needs_only_its_archives(archives):
-    (archives / imagenet.DEVKIT).unlink()
+    (archives / imagenet_archives.DEVKIT).unlink()
     opened = opened_source("data=imagenet1k", f"source={archives}", "splits=train")
     assert len(opened.classes) == 1000  # the list that timm has
     labels = {labels for _, _, labels in read(opened)}
@@ -190,13 +191,13 @@ def test_one_split_needs_only_its_archives(archives):
         ValueError, match=r"ILSVRC2012_devkit_t12\.tar\.gz missing in .*splits=train or splits=val"
     ):
         opened_source("data=imagenet1k", f"source={archives}")
-    (archives / imagenet.TRAIN).unlink()
+    (archives / imagenet_archives.ARCHIVES_1K["train"]).unlink()
     with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar missing"):
         opened_source("data=imagenet1k", f"source={archives}", "splits=train")
 
 
 def test_a_cut_archive_is_refused_before_the_start(archives):
-    path = archives / imagenet.TRAIN
+    path = archives / imagenet_archives.ARCHIVES_1K["train"]
     whole = path.read_bytes()
     with tarfile.open(path) as outer:
         ends = [info.offset_data + -(-info.size // 512) * 512 for info in outer]
@@ -210,7 +211,7 @@ def test_a_cut_archive_is_refused_before_the_start(archives):
 
 
 def test_more_validation_images_than_labels_are_refused(archives):
-    devkit(archives / imagenet.DEVKIT, TRUTH[:3])
+    devkit(archives / imagenet_archives.DEVKIT, TRUTH[:3])
     with pytest.raises(ValueError, match=r"labels for images 1 to 3"):
         read(opened_source("data=imagenet1k", f"source={archives}", "splits=val"))
 
@@ -261,9 +262,9 @@ def test_a_compressed_archive_takes_a_list_of_classes(tmp_path, choice):
     if choice == "file":
         (tmp_path / "wnids.txt").write_text("\n".join(wnids) + "\n")
     else:
-        wnids = imagenet.bundled(choice)
-    word = str(tmp_path / "wnids.txt") if choice == "file" else choice
-    opened = opened_source("data=imagenet21k", f"source={path}", f"classes={word}")
+        wnids = imagenet_archives.wnid_list(choice)
+    argument = str(tmp_path / "wnids.txt") if choice == "file" else choice
+    opened = opened_source("data=imagenet21k", f"source={path}", f"classes={argument}")
     assert read(opened) == expected_21k([WNIDS[3], WNIDS[0]], wnids)
     assert opened.unknown_classes == {MISSING}
 
@@ -277,7 +278,7 @@ def test_class_folders_of_the_processed_release_are_read_in_one_stream(tmp_path)
     path = tmp_path / "imagenet21k_resized.tar.gz"
     path.write_bytes(gzip.compress(tar(files)))
     opened = opened_source("data=imagenet21k", f"source={tmp_path}", "classes=fall11_p", "variant=fall11_p")
-    classes = imagenet.bundled("fall11_p")
+    classes = imagenet_archives.wnid_list("fall11_p")
     known = [wnid for wnid in WNIDS[:2] if wnid in classes]
     assert known
     found = read(opened)
@@ -297,9 +298,9 @@ def test_class_folders_of_the_processed_release_are_read_in_one_stream(tmp_path)
     ("name", "count"), [("google", 21_843), ("fall11", 21_841), ("fall11_p", 11_221), ("winter21_p", 10_450)]
 )
 def test_bundled_lists_have_the_published_length(name, count):
-    wnids = imagenet.bundled(name)
+    wnids = imagenet_archives.wnid_list(name)
     assert len(wnids) == len(set(wnids)) == count
-    assert all(map(imagenet._is_wnid, wnids))
+    assert all(map(imagenet_archives.is_wnid, wnids))
 
 
 def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path):
@@ -333,14 +334,14 @@ def test_a_val_split_that_came_out_empty_is_said(tmp_path, monkeypatch, capsys, 
     from mixer_lightning.reports import prepare as picture_of
     from mixer_lightning.screen import Screen
 
-    monkeypatch.setattr(picture_of, "draw", lambda *_: None)
+    monkeypatch.setattr(picture_of, "plot_class_counts", lambda *_: None)
     for name, data in class_tars(WNIDS[:3]).items():
         (tmp_path / name).write_bytes(data)
     out = tmp_path / "out"
-    words = ["data=imagenet21k", f"source={tmp_path}", "variant=winter21", f"output={out}", "threads=1"]
-    words += [f"val_share={val_share}"] if val_share else []
+    arguments = ["data=imagenet21k", f"source={tmp_path}", "variant=winter21", f"output={out}", "threads=1"]
+    arguments += [f"val_share={val_share}"] if val_share else []
     for said_again in (False, True):
-        assert program.write_shards(parse(words), Screen()) == 0
+        assert program.write_shards(parse(arguments), Screen()) == 0
         said = " ".join("".join(capsys.readouterr()).split())
         if not said_again:
             assert "shards: up to 1 train, 1 val" in said

@@ -12,8 +12,8 @@ from mixer_lightning.cli.prepare import parse
 from mixer_lightning.prepare.open import open_source
 
 
-def opened_source(*words):
-    return open_source(parse([*map(str, words), "output=/nowhere"]))
+def opened_source(*arguments):
+    return open_source(parse([*map(str, arguments), "output=/nowhere"]))
 
 
 def read(opened, start=(0, 0)):
@@ -126,12 +126,12 @@ def test_large_numbers_may_be_labels_or_names(tmp_path):
 def test_mistakes_are_found_before_the_start(tmp_path, text, names, message):
     (tmp_path / "0.jpg").write_bytes(b"x")
     (tmp_path / "x.tsv").write_text(text)
-    words = ["data=list", f"source={tmp_path / 'x.tsv'}"]
+    arguments = ["data=list", f"source={tmp_path / 'x.tsv'}"]
     if names is not None:
         (tmp_path / "names.txt").write_text(names)
-        words.append(f"classes={tmp_path / 'names.txt'}")
+        arguments.append(f"classes={tmp_path / 'names.txt'}")
     with pytest.raises(ValueError, match=message):
-        opened_source(*words)
+        opened_source(*arguments)
 
 
 @pytest.mark.parametrize(

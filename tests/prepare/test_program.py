@@ -35,18 +35,20 @@ from mixer_lightning.screen import Screen
 
 Prepare = Callable[..., tuple[int, str]]
 CLASSES = ("elk", "newt", "osprey", "wren")
-DRAW = picture_of.draw
+PLOT = picture_of.plot_class_counts
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A histogram takes longer than all the rest of a small set."""
-    monkeypatch.setattr(picture_of, "draw", lambda *_: None)
+    monkeypatch.setattr(picture_of, "plot_class_counts", lambda *_: None)
 
 
-def run(*words: Any, **pace: Any) -> int:
+def run(*arguments: Any, **pace: Any) -> int:
     try:
-        return program.write_shards(parse([str(word) for word in [*words, "threads=2"]]), Screen(), **pace)
+        return program.write_shards(
+            parse([str(argument) for argument in [*arguments, "threads=2"]]), Screen(), **pace
+        )
     except SystemExit as stop:
         return int(str(stop.code))
 
@@ -55,9 +57,9 @@ def run(*words: Any, **pace: Any) -> int:
 def prepare(capsys: pytest.CaptureFixture[str]) -> Prepare:
     """prepare("data=...", "source=...") -> exit code and what was said; `pace` as for program.write_shards."""
 
-    def run_and_listen(*words: Any, **pace: Any) -> tuple[int, str]:
+    def run_and_listen(*arguments: Any, **pace: Any) -> tuple[int, str]:
         capsys.readouterr()
-        code = run(*words, **pace)
+        code = run(*arguments, **pace)
         said = capsys.readouterr()
         return code, " ".join((said.out + said.err).split())
 
@@ -260,19 +262,21 @@ def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_pat
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(number))
     paths = {"photos": photos, "names": tmp_path / "names.txt", "birds": tmp_path / "birds"}
-    words = [word.format(**paths) for word in options]
-    code, said = prepare(*words, f"output={tmp_path / 'out'}")
+    arguments = [argument.format(**paths) for argument in options]
+    code, said = prepare(*arguments, f"output={tmp_path / 'out'}")
     assert code == 0, said
     for path in (tmp_path / "out").glob("*-00000.tar"):
         path.unlink()
     with pytest.raises(ValueError, match=r"00000\.tar is missing") as caught:
         shards(root=str(tmp_path / "out"))
     command = str(caught.value).rpartition("with: mixer prepare ")[2]
-    given = dict(word.split("=", 1) for word in words)
+    given = dict(argument.split("=", 1) for argument in arguments)
     fills = {"source": given.get("source"), "classes": given.get("classes"), "output": tmp_path / "again"}
     filled = [
         f"{key}={fills[key] if value[0] == '<' else value}"
-        for key, _, value in (word.partition("=") for word in shlex.split(command.replace("<", "'<'")))
+        for key, _, value in (
+            argument.partition("=") for argument in shlex.split(command.replace("<", "'<'"))
+        )
     ]
     code, said = prepare(*filled)
     assert code == 0, said
@@ -409,10 +413,10 @@ def test_too_many_bad_images_stop_it(prepare, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(state, "TOLERATED_BAD_IMAGES", 3)
     for path in list(photos.parent.glob("osprey*"))[:5]:
         path.write_bytes(b"")
-    words = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
-    code, said = prepare(*words)
+    arguments = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    code, said = prepare(*arguments)
     assert (code, "4 of the first" in said, "max_bad=<share>" in said) == (1, True, True)
-    code, said = prepare(*words, "max_bad=0.5")
+    code, said = prepare(*arguments, "max_bad=0.5")
     assert code == 0, said
     assert len(contents(tmp_path / "out", "train")) == 35
 
@@ -457,20 +461,20 @@ def test_short_side(prepare, photos, tmp_path):
 
 
 def test_a_finished_set_is_never_overwritten(prepare, photos, tmp_path):
-    words = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
-    prepare(*words)
+    arguments = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    prepare(*arguments)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    code, said = prepare(*words)
+    code, said = prepare(*arguments)
     assert (code, "is finished" in said, "40" in said) == (0, True, True)
-    code, said = prepare(*words, "seed=1", "verify=false")
+    code, said = prepare(*arguments, "seed=1", "verify=false")
     assert code == 2
     assert "seed: 0 there, 1 here" in said
     assert "verify: True there, False here" in said
     photos.write_text(photos.read_text() + "elk_000.jpg\telk\n")
-    code, said = prepare(*words)
+    code, said = prepare(*arguments)
     assert (code, "source: train: " in said) == (2, True)
     photos.unlink()  # archives are often deleted afterwards
-    assert prepare(*words)[0] == 0
+    assert prepare(*arguments)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
@@ -511,9 +515,9 @@ def test_the_estimate_of_resized_images_depends_on_their_number():
 def test_places_that_may_not_be_written_are_refused(prepare, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(plan.os, "access", lambda path, mode: path.name != "closed")
     (tmp_path / "closed").mkdir()
-    words = ("data=list", f"source={photos}")
+    arguments = ("data=list", f"source={photos}")
     for key, more in (("output", []), ("write_hashes", [f"output={tmp_path / 'out'}"])):
-        code, said = prepare(*words, *more, f"{key}={tmp_path / 'closed' / 'a' / 'b'}")
+        code, said = prepare(*arguments, *more, f"{key}={tmp_path / 'closed' / 'a' / 'b'}")
         assert (code, f"{key}: {tmp_path / 'closed'} is not a folder that may be written" in said) == (
             2,
             True,
@@ -529,7 +533,7 @@ def test_a_second_program_is_refused(prepare, photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["data=lsit", "source=x"], "unknown data 'lsit': did you mean 'list'?"),
         (
@@ -554,9 +558,9 @@ def test_a_second_program_is_refused(prepare, photos, tmp_path):
         (["data=digits", "classes=found"], "digits names its own"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_started(prepare, tmp_path, monkeypatch, words, message):
+def test_mistakes_are_said_before_anything_is_started(prepare, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, said = prepare(*words, "output=out")
+    code, said = prepare(*arguments, "output=out")
     assert code == 2
     assert message in said
     assert list(tmp_path.iterdir()) == []
@@ -576,7 +580,7 @@ def test_mistakes_are_said_at_once():
 
 
 def test_the_command(photos, tmp_path):
-    words = [
+    arguments = [
         sys.executable,
         "-m",
         "mixer_lightning",
@@ -585,7 +589,7 @@ def test_the_command(photos, tmp_path):
         f"source={photos}",
         "output=out",
     ]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "40" in done.stdout
     assert len(contents(tmp_path / "out", "train")) == 40
@@ -628,11 +632,11 @@ def odd_photos(folder: Path, each: int) -> Path:
 
 def test_killed_at_random_times_it_writes_the_same_bytes(tmp_path):
     source = odd_photos(tmp_path / "photos", 50)
-    words = ("data=list", f"source={source}", "val_share=0.2", "shards=5")
+    arguments = ("data=list", f"source={source}", "val_share=0.2", "shards=5")
     pace = {"buffer_bytes": 3000, "commit_seconds": 0.0}
     hashes = [tmp_path / "hashes-whole", tmp_path / "hashes-killed"]
-    assert run(*words, f"output={tmp_path / 'whole'}", f"write_hashes={hashes[0]}") == 0
-    again = partial(run, *words, f"output={tmp_path / 'killed'}", f"write_hashes={hashes[1]}", **pace)
+    assert run(*arguments, f"output={tmp_path / 'whole'}", f"write_hashes={hashes[0]}") == 0
+    again = partial(run, *arguments, f"output={tmp_path / 'killed'}", f"write_hashes={hashes[1]}", **pace)
     journal = tmp_path / "killed" / ".partial" / "journal.json"
     draws, until = random.Random(0), 0
     for _ in range(6):
@@ -651,8 +655,8 @@ def test_killed_at_random_times_it_writes_the_same_bytes(tmp_path):
 def test_killed_at_every_write_it_writes_the_same_bytes(tmp_path):
     """The process dies at its first, second, third, ... fsync, rename or truncation, the end of the work included."""
     source = odd_photos(tmp_path / "photos", 3)
-    words = ("data=list", f"source={source}", "shards=2")
-    assert run(*words, f"output={tmp_path / 'whole'}") == 0
+    arguments = ("data=list", f"source={source}", "shards=2")
+    assert run(*arguments, f"output={tmp_path / 'whole'}") == 0
     expected = files_of(tmp_path / "whole")
 
     def act(output: Path, dies_at: int) -> int:
@@ -670,7 +674,7 @@ def test_killed_at_every_write_it_writes_the_same_bytes(tmp_path):
 
         for place, name in ((os, "fsync"), (os, "truncate"), (Path, "rename"), (Path, "replace")):
             setattr(place, name, dying(getattr(place, name)))
-        return run(*words, f"output={output}", buffer_bytes=500)
+        return run(*arguments, f"output={output}", buffer_bytes=500)
 
     deaths = 0
     while True:
@@ -680,7 +684,7 @@ def test_killed_at_every_write_it_writes_the_same_bytes(tmp_path):
             break
         assert code == -signal.SIGKILL
         deaths += 1
-        assert run(*words, f"output={output}") == 0
+        assert run(*arguments, f"output={output}") == 0
         assert files_of(output) == expected
     assert deaths > 15
 
@@ -689,8 +693,8 @@ def test_killed_at_every_write_it_writes_the_same_bytes(tmp_path):
     ("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)]
 )
 def test_asked_to_stop_it_commits_first(prepare, photos, tmp_path, monkeypatch, number, expected):
-    words = ("data=list", f"source={photos}", "shards=2", f"output={tmp_path / 'out'}")
-    prepare(*words[:3], f"output={tmp_path / 'whole'}")
+    arguments = ("data=list", f"source={photos}", "shards=2", f"output={tmp_path / 'out'}")
+    prepare(*arguments[:3], f"output={tmp_path / 'whole'}")
     taken = 0
     true = state.State.take
 
@@ -702,17 +706,17 @@ def test_asked_to_stop_it_commits_first(prepare, photos, tmp_path, monkeypatch, 
         true(self, sample, outcome)
 
     monkeypatch.setattr(state.State, "take", take)
-    code, said = prepare(*words)
+    code, said = prepare(*arguments)
     assert code == expected
     assert "after 17 images; the same command goes on from there" in said
-    code, said = prepare(*words)
+    code, said = prepare(*arguments)
     assert (code, "going on after 17 images" in said) == (0, True)
     assert taken == 40
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkeypatch):
-    words = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    arguments = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
     whole = photos.read_text()
 
     def full(*_):
@@ -720,16 +724,16 @@ def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(state.State, "finish", full)
-        code, said = prepare(*words)
+        code, said = prepare(*arguments)
     assert (code, "No space left on device" in said, "goes on from there" in said) == (1, True, True)
-    code, said = prepare(*words, "shards=7", "threads=1")
+    code, said = prepare(*arguments, "shards=7", "threads=1")
     assert code == 2
     assert "shards: None there, 7 here" in said
     photos.write_text(whole.replace("elk_001", "elk_000"))
-    code, said = prepare(*words)
+    code, said = prepare(*arguments)
     assert (code, "source: train: " in said) == (2, True)
     photos.write_text(whole)
-    assert prepare(*words)[0] == 0
+    assert prepare(*arguments)[0] == 0
     assert len(contents(tmp_path / "out", "train")) == 40
 
 
@@ -777,7 +781,7 @@ def test_the_report_counts_and_compares(prepare, photos, tmp_path, monkeypatch):
 
 
 def test_the_histogram_is_drawn_from_the_report(prepare, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(picture_of, "draw", DRAW)
+    monkeypatch.setattr(picture_of, "plot_class_counts", PLOT)
     prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}", "val_share=0.3")
     path = tmp_path / "out" / "report.png"
     width, height = Image.open(path).size
@@ -786,6 +790,6 @@ def test_the_histogram_is_drawn_from_the_report(prepare, photos, tmp_path, monke
     what = json.loads((tmp_path / "out" / "report.json").read_text())
     what["splits"]["val"]["counts"] = [30, 1, 1, 1]
     (tmp_path / "other.json").write_text(json.dumps(what))
-    DRAW(tmp_path / "other.json", tmp_path / "other.png")
+    PLOT(tmp_path / "other.json", tmp_path / "other.png")
     after = np.asarray(Image.open(tmp_path / "other.png").convert("RGB"))
     assert before.shape != after.shape or (before != after).any()

@@ -8,7 +8,7 @@ Legend: N images of a split, B images asked for, L labels an image has at most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+
+    from mixer_lightning.data.transforms import Augment
 
     Pixels = npt.NDArray[np.uint8]  # RGB, [H, W, 3]
     Indices = npt.NDArray[np.int64]  # [B], or [N]
@@ -63,12 +65,32 @@ class Dataset:
     """Splits that share one list of classes.
 
     `classes[label]` names a class, and `len(classes)` is the size of the head. `splits` has "train" and at least
-    one of "val" and "test".
+    one of "val" and "test". `label_changes_with` names what augmentation must not do, since the label would be wrong: a
+    random crop where something is counted, a flip where the label says left or right.
     """
 
     name: str
     classes: list[str]
     splits: dict[str, Images]
+    label_changes_with: tuple[Literal["crop", "flip"], ...] = ()
+
+    def refuse_label_changing(self, augment: Augment) -> None:
+        """See that no random crop or flip of `augment` makes labels wrong.
+
+        Raises:
+            ValueError: one would; the message says what to set.
+        """
+        whole = {"crop": "none", "eval_crop": 1.0, "eval_resize": "square"}  # the whole image is seen
+        needed = {
+            **(whole if "crop" in self.label_changes_with else {}),
+            **({"flip": 0.0} if "flip" in self.label_changes_with else {}),
+        }
+        wrong = {key: value for key, value in needed.items() if getattr(augment, key) != value}
+        if wrong:
+            raise ValueError(
+                f"{self.name}: a label changes with a {' or a '.join(self.label_changes_with)}: use "
+                + " ".join(f"augment.{key}={value}" for key, value in wrong.items())
+            )
 
     def record(self) -> dict[str, Any]:
         """What a run stores about its data, to recognise it wherever it is stored later."""

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.data.sources import Dataset, Images
+from mixer_lightning.data.sources.names import FOLDER_ENDINGS
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 SPLITS = ("train", "val", "test")
 LAYOUT = "<root>/train/<class>/<image> and the same under val/ or test/"
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -115,12 +115,12 @@ def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
         labels += [labels_of[each]] * len(inside)
     if not files:
         raise ValueError(
-            f"{name}: no images under {split}. Expected {LAYOUT}, files ending in {' '.join(SUFFIXES)}."
+            f"{name}: no images under {split}. Expected {LAYOUT}, files ending in {' '.join(FOLDER_ENDINGS)}."
         )
     if empty:
         raise ValueError(
             f"{name}: {len(empty)} class folder(s) under {split} hold no image: {_some(empty)}. "
-            f"Fill or remove them; images end in {' '.join(SUFFIXES)}."
+            f"Fill or remove them; images end in {' '.join(FOLDER_ENDINGS)}."
         )
     return FolderImages(split, files, labels)
 
@@ -131,7 +131,7 @@ def _image_files(split: Path, inside: str) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(SUFFIXES):
+            if entry.name.lower().endswith(FOLDER_ENDINGS):
                 yield f"{inside}/{entry.name}"
             elif entry.is_dir():
                 yield from _image_files(split, f"{inside}/{entry.name}")

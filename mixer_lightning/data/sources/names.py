@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 
-SUFFIXES = ("jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "ppm", "pgm", "tif", "tiff", "jp2")
-
+#: What the image of a sample in a shard may be: formats that every reader of shards decodes.
+SHARD_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+#: What is taken for an image in a class folder, where other files lie too; as torchvision, without its rare ones.
+FOLDER_SUFFIXES = (*SHARD_SUFFIXES, "bmp", "ppm", "tif", "tiff")
+#: What is taken for an image in archives and lists, which hold images alone: all that Pillow decodes is wanted.
+ARCHIVE_SUFFIXES = (*FOLDER_SUFFIXES, "jpe", "gif", "pgm", "jp2")
+#: FOLDER_SUFFIXES as a file's name ends.
+FOLDER_ENDINGS = tuple(f".{suffix}" for suffix in FOLDER_SUFFIXES)
 
 _NUMBER = re.compile(r"(?<=[^/])(~~\d+)+$")
 
@@ -16,7 +22,7 @@ def shard_key(key: str) -> str:
 
 
 def tar_key(key: str) -> str:
-    """A sample's key as it may stand in a shard: no dot in its last part, which would end it, no way up, no number."""
+    """A sample's key as it may stand in a shard: no dot in its last part, no "..", no number of `numbered`."""
     parts = [part for part in re.sub(r"[\x00-\x1f\x7f]", "_", key).split("/") if part not in ("", ".", "..")]
     name = parts.pop().replace(".", "_") if parts else "_"
     if name.startswith("__"):  # webdataset's mark for notes on the shard
@@ -37,7 +43,7 @@ def unnumbered(key: str) -> str:
 def suffix_of(name: str) -> str:
     """'photos/x.JPEG' -> 'jpg'; '' where a name does not claim to be an image."""
     suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
-    if suffix not in SUFFIXES or "." not in name:
+    if suffix not in ARCHIVE_SUFFIXES or "." not in name:
         return ""
     return "jpg" if suffix in ("jpeg", "jpe") else suffix
 
@@ -48,7 +54,7 @@ def stem(name: str) -> str:
 
 
 def too_sparse(largest_label: int, num_images: int) -> bool:
-    """Whether numbers that stand for classes are ids instead: 100 classes an image and 100,000 more are none any more.
+    """Whether numbers that stand for classes are ids instead: more than 100 classes for each image, and 100,000.
 
     ImageNet-21k's head on a handful of images passes; a head for ids takes all memory before anything is said.
     """

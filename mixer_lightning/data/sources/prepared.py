@@ -21,7 +21,7 @@ from mixer_lightning.data.sources.remote import File, content, fetch, find, is_r
 log = logging.getLogger(__name__)
 
 THREADS = 16  # they wait for the file system or the network
-SHOWN = 5  # shards that a message names
+SHOWN_SHARDS = 5  # in a message
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
             for split, each in about.get("splits", {}).items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
+        reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f'{name}: cannot read {path} ({what}). Expected {{"classes": ["name", ...]}}, and "splits" as prepare '
+            f'{name}: cannot read {path} ({reason}). Expected {{"classes": ["name", ...]}}, and "splits" as prepare '
             "writes them."
         ) from error
     if not isinstance(classes, list) or not classes or not all(isinstance(each, str) for each in classes):
@@ -116,7 +116,7 @@ def check(
 ) -> None:
     """Compare all shards with dataset.json: their sizes or, in full, also what they hold.
 
-    Copies of shards from far away that turn out to be altered are thrown away. `folder` keeps notes of this machine.
+    Local copies of remote shards that turn out to be altered are deleted. `folder` keeps notes of this machine.
     `again` is the command that makes the set again.
 
     Raises:
@@ -126,7 +126,7 @@ def check(
     files = [file for described in splits.values() for file in described.files]
     with ThreadPoolExecutor(THREADS) as pool:
         states = list(pool.map(find, [file.address for file in files]))
-    wrong = [what for file, state in zip(files, states, strict=True) if (what := _difference(file, state))]
+    wrong = [text for file, state in zip(files, states, strict=True) if (text := _difference(file, state))]
     _refuse(name, base, wrong, len(files), again)
     if verify == "size":
         return
@@ -168,10 +168,11 @@ def _altered(name: str, files: list[File], store: Cache) -> Iterator[str]:
 
 def _refuse(name: str, base: str, wrong: list[str], total: int, again: str) -> None:
     if wrong:
-        more = f"; and {len(wrong) - SHOWN:,} more" if len(wrong) > SHOWN else ""
+        more = f"; and {len(wrong) - SHOWN_SHARDS:,} more" if len(wrong) > SHOWN_SHARDS else ""
         raise ValueError(
             f"{name}: {len(wrong):,} of {total:,} shards under {base} are not those of dataset.json: "
-            f"{'; '.join(wrong[:SHOWN])}{more}. Copy them again, or make them again, in another folder, with: {again}"
+            f"{'; '.join(wrong[:SHOWN_SHARDS])}{more}. Copy them again, or make them again, in "
+            f"another folder, with: {again}"
         )
 
 
@@ -179,7 +180,7 @@ def _refuse(name: str, base: str, wrong: list[str], total: int, again: str) -> N
 
 
 def index_of(name: str, base: str, split: str, about: Description, folder: Path) -> Index:
-    """The index of a split that `prepare` made; one from far away is copied to `folder`.
+    """The index of a split that `prepare` made; a remote one is copied to `folder`.
 
     Raises:
         ValueError: it is missing, or does not fit dataset.json.
@@ -189,15 +190,15 @@ def index_of(name: str, base: str, split: str, about: Description, folder: Path)
         (file.address, file.bytes or 0, count)
         for file, count in zip(described.files, described.samples, strict=True)
     ]
-    place = Path(base)
+    arrays_folder = Path(base)
     try:
         if is_remote(base):
-            place = folder / about.digest[:16]
+            arrays_folder = folder / about.digest[:16]
             arrays = ["index"] if described.labels_per_image == 1 else ["index", "labels"]
-            with once_per_machine([place], split, about.digest, name=name):
+            with once_per_machine([arrays_folder], split, about.digest, name=name):
                 for array in arrays:
-                    _copy(f"{base}/{split}-{array}.npy", place / f"{split}-{array}.npy")
-        return read(place, split, shards, described.labels_per_image)
+                    _copy(f"{base}/{split}-{array}.npy", arrays_folder / f"{split}-{array}.npy")
+        return read(arrays_folder, split, shards, described.labels_per_image)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"{name}: {error}. Copy it again, or make the set again, in another folder, with: {about.command}"

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources.names import unnumbered
+from mixer_lightning.data.sources.names import SHARD_SUFFIXES, unnumbered
 from mixer_lightning.data.sources.tar import BLOCK, Member, members
 from mixer_lightning.data.stateless_random import hash32
 
 #: A row of the index. The image's first byte is number `block` * 512 of its shard; rows are in the order of shards.
 ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -55,11 +54,11 @@ def samples(fd: int, labels_of: dict[str, int]) -> tuple[npt.NDArray[Any], npt.N
 def _sample(
     fd: int, key: str, files: dict[str, Member], labels_of: dict[str, int]
 ) -> tuple[Member, list[int]]:
-    images = [files[suffix] for suffix in files if suffix in IMAGE_SUFFIXES]
+    images = [files[suffix] for suffix in files if suffix in SHARD_SUFFIXES]
     if len(images) != 1:
         raise ValueError(
             f"sample {key!r} has {len(images)} images among {', '.join(member.name for member in files.values())}; "
-            f"expected one of {', '.join(IMAGE_SUFFIXES)}."
+            f"expected one of {', '.join(SHARD_SUFFIXES)}."
         )
     image, note = images[0], files.get("cls") or files.get("json")
     if note is None:

@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 from mixer_lightning.data.sources import Dataset, Images
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.folder import FolderImages, class_folders, scan
+from mixer_lightning.data.sources.imagenet_archives import ARCHIVES_1K, DEVKIT, class_names, wnid_list
 
 log = logging.getLogger(__name__)
 
@@ -79,34 +80,30 @@ def imagenet1k(*, root: str) -> Dataset:
     `root` holds class folders `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, or the three official archives, which
     are unpacked into these folders on first use (about 150 GB, hours). Classes carry their first WordNet synonym.
     """
-    from timm.data import ImageNetInfo
-
     base = _root(root)
-    archives = ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"]
     layout = (
         f"Expected class folders {base}/train/<wnid> and {base}/val/<wnid>, or in {base} the archives "
-        f"{', '.join(archives)} from image-net.org."
+        f"{', '.join(ARCHIVES_1K.values())}, {DEVKIT} from image-net.org."
     )
     if not base.is_dir():
         raise FileNotFoundError(f"imagenet1k: no folder {base}. {layout}")
-    with _locked(base, needed=not all((base / split).is_dir() for split in ("train", "val"))):
-        for split, archive in (("train", archives[0]), ("val", archives[1])):
+    with _locked(base, needed=not all((base / split).is_dir() for split in ARCHIVES_1K)):
+        for split, archive in ARCHIVES_1K.items():
             if (base / split).is_dir():
                 continue
-            missing = [file for file in (archive, archives[2]) if not (base / file).is_file()]
+            # torchvision reads the devkit for train too
+            missing = [file for file in (archive, DEVKIT) if not (base / file).is_file()]
             if missing:
                 raise FileNotFoundError(
                     f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
                 )
             _unpack_imagenet(base, split)
 
-    info = ImageNetInfo()
-    wnids = info.label_names()
-    for split in ("train", "val"):
+    wnids = wnid_list("1k")
+    for split in ARCHIVES_1K:
         _check_wnids(base / split, wnids)
-    splits: dict[str, Images] = {split: scan("imagenet1k", base / split, wnids) for split in ("train", "val")}
-    classes = [info.label_name_to_description(wnid, detailed=False).split(",")[0] for wnid in wnids]
-    return Dataset("imagenet1k", classes, splits)
+    splits: dict[str, Images] = {split: scan("imagenet1k", base / split, wnids) for split in ARCHIVES_1K}
+    return Dataset("imagenet1k", class_names(wnids), splits)
 
 
 # ---- images

@@ -1,1 +1,1 @@
-"""The 19 tasks of VTAB-1k (arXiv 1910.04867), read without TensorFlow: natural.py, specialized.py, structured.py."""
+"""The 19 tasks of VTAB-1k (arXiv 1910.04867), read without TensorFlow: `tasks.vtab`."""

@@ -384,3 +384,28 @@ def flowers() -> list[str]:
     from torchvision.datasets import Flowers102
 
     return list(Flowers102.classes)
+
+
+def of_task(task: str, count: int) -> list[str]:
+    """Names of the `count` classes of a task of extracted data: those of the originals, where they have some."""
+    if task == "flowers":
+        return flowers()
+    return _OF_TASK.get(task) or numbers(count)
+
+
+_OF_TASK = {
+    "caltech101": CALTECH101,
+    "cifar100": CIFAR100,
+    "dtd": DTD,
+    "pets": PETS,
+    "svhn": DIGITS,
+    "patch_camelyon": PATCH_CAMELYON,
+    "eurosat": EUROSAT,
+    "resisc45": RESISC45,
+    "diabetic_retinopathy": DIABETIC_RETINOPATHY,
+    "clevr_count": CLEVR_COUNT,
+    "clevr_dist": CLEVR_DIST,
+    "kitti_dist": KITTI_DIST,
+    "smallnorb_azimuth": SMALLNORB_AZIMUTH,
+    "smallnorb_elevation": SMALLNORB_ELEVATION,
+}

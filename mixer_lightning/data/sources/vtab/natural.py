@@ -1,15 +1,6 @@
 """The seven natural tasks: photographs, and what they show.
 
-All functions of this and the two neighbouring modules take
-  root           the folder of all tasks, or of this one. In `<root>/<task>` lie either the extracted data that go round
-                 as "vtab-1k" (of NOAH, SSF and others; JPEGs compressed once more): train800.txt, val200.txt,
-                 train800val200.txt, test.txt and images/; or the originals, of which a function's message says where
-                 to get them and where they belong
-  split          "train800": 800 for training and 200, "val", to choose by; "trainval1000": all 1,000 for training
-  lists          lists of names, to choose images in the originals by: a folder with .txt files of those four names, or
-                 a .json file as of Visual Prompt Tuning. Without, the published images are found by their keys
-  check_counts   off: take any number of images, such as a few for a trial
-  download       fetch the originals, where torchvision can
+Every function reads the original archives of one task, for tasks.py; a message says which are missing.
 """
 
 from __future__ import annotations
@@ -22,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixer_lightning.data.sources import Dataset, Images
+from mixer_lightning.data.sources import Images
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.folder import class_folders
 from mixer_lightning.data.sources.vtab import classes
 from mixer_lightning.data.sources.vtab.originals import (
-    Originals,
-    Pool,
     by_folder,
     files_pool,
     find,
@@ -37,8 +26,7 @@ from mixer_lightning.data.sources.vtab.originals import (
     reading,
     unpacked,
 )
-from mixer_lightning.data.sources.vtab.subset import Choice, Split, load
-from mixer_lightning.data.sources.vtab.tasks import TASKS, Task
+from mixer_lightning.data.sources.vtab.task import Originals, Pool, Request, Task
 from mixer_lightning.data.stateless_random import hash32
 
 if TYPE_CHECKING:
@@ -48,184 +36,129 @@ CALTECH_TRAIN = 30  # images of each class, as is custom on Caltech101
 SUN_UNREADABLE = "/c/church/outdoor/sun_bhenjvsvrtumjuri.jpg"  # which TFDS leaves out
 
 
-def caltech101(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def caltech101(request: Request) -> Originals:
     """Caltech101: 102 classes of objects, one of them background; 6,084 test.
 
-    TFDS drew 30 training images of each class, in an order that depended on its file system. Without lists, those 30
-    whose keys have the smallest `draws.hash32` are taken here.
+    TFDS chose 30 training images of each class at random, out of an order that depended on its file system. Without
+    lists, those 30 whose keys have the smallest `stateless_random.hash32` are taken here.
     """
-    task = TASKS["caltech101"]
-
-    def read(places: list[Path]) -> Originals:
-        base = need(
-            task,
-            places,
-            ["101_ObjectCategories", "caltech101/101_ObjectCategories", "caltech-101/101_ObjectCategories"],
-            "accordion",
-            how="Unpack caltech-101.zip of data.caltech.edu, and 101_ObjectCategories.tar.gz in it",
-        )
-        train, test = [], []
-        for folder in class_folders(base):
-            if folder.lower() in classes.CALTECH101:
-                names = sorted(
-                    (f"{folder}/{path.name}" for path in (base / folder).glob("*.jpg")), key=hash32
-                )
-                train += names[:CALTECH_TRAIN]
-                test += names[CALTECH_TRAIN:]
-        pools = {
-            stored: files_pool(base, names, by_folder(names, classes.CALTECH101), keys=names)
-            for stored, names in (("train", sorted(train)), ("test", sorted(test)))
-        }
-        return Originals(classes.CALTECH101, pools, drawn="TFDS drew 30 of each class by chance")
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.CALTECH101)
+    base = need(
+        request.task,
+        request.folders,
+        ["101_ObjectCategories", "caltech101/101_ObjectCategories", "caltech-101/101_ObjectCategories"],
+        "accordion",
+        how=f"Unpack {request.task.source}, and 101_ObjectCategories.tar.gz in it",
+    )
+    train, test = [], []
+    for folder in class_folders(base):
+        if folder.lower() in classes.CALTECH101:
+            names = sorted((f"{folder}/{path.name}" for path in (base / folder).glob("*.jpg")), key=hash32)
+            train += names[:CALTECH_TRAIN]
+            test += names[CALTECH_TRAIN:]
+    pools = {
+        stored: files_pool(base, names, by_folder(names, classes.CALTECH101), keys=names)
+        for stored, names in (("train", sorted(train)), ("test", sorted(test)))
+    }
+    return Originals(classes.CALTECH101, pools, random_split="TFDS chose 30 of each class at random")
 
 
-def cifar100(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True, download: bool = False
-) -> Dataset:
+def cifar100(request: Request) -> Originals:
     """CIFAR-100: 32x32, 100 (fine) classes; 10,000 test."""
     from torchvision.datasets import CIFAR100
 
-    task = TASKS["cifar100"]
-
-    def read(places: list[Path]) -> Originals:
-        archives = {CIFAR100.filename: CIFAR100.tgz_md5}
-        base = unpacked(task, places, ["cifar-100-python"], "meta", archives, download, CIFAR100)
-        names = list(_unpickled(base / "meta")["fine_label_names"])
-        return Originals(names, {stored: _cifar_pool(base, stored) for stored in ("train", "test")})
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.CIFAR100)
+    archives = {CIFAR100.filename: CIFAR100.tgz_md5}
+    base = unpacked(request, ["cifar-100-python"], "meta", archives, CIFAR100)
+    names = list(_unpickled(base / "meta")["fine_label_names"])
+    return Originals(names, {stored: _cifar_pool(base, stored) for stored in ("train", "test")})
 
 
-def dtd(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True, download: bool = False
-) -> Dataset:
+def dtd(request: Request) -> Originals:
     """Describable Textures, the first of its ten divisions: 47 classes; 1,880 test."""
     from torchvision.datasets import DTD
 
-    task = TASKS["dtd"]
-
-    def read(places: list[Path]) -> Originals:
-        archives = {"dtd/dtd-r1.0.1.tar.gz": DTD._MD5}
-        base = unpacked(task, places, ["dtd/dtd", "dtd", "."], "labels/train1.txt", archives, download, DTD)
-        pools = {}
-        for stored, theirs in (("train", "train"), ("validation", "val"), ("test", "test")):
-            names = (base / "labels" / f"{theirs}1.txt").read_text().split()
-            pools[stored] = files_pool(base / "images", names, by_folder(names, classes.DTD), keys=names)
-        return Originals(classes.DTD, pools)
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.DTD)
+    archives = {"dtd/dtd-r1.0.1.tar.gz": DTD._MD5}
+    base = unpacked(request, ["dtd/dtd", "dtd", "."], "labels/train1.txt", archives, DTD)
+    pools = {}
+    for stored, theirs in (("train", "train"), ("validation", "val"), ("test", "test")):
+        names = (base / "labels" / f"{theirs}1.txt").read_text().split()
+        pools[stored] = files_pool(base / "images", names, by_folder(names, classes.DTD), keys=names)
+    return Originals(classes.DTD, pools)
 
 
-def flowers(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True, download: bool = False
-) -> Dataset:
+def flowers(request: Request) -> Originals:
     """Oxford Flowers-102: 102 species; 6,149 test."""
     from torchvision.datasets import Flowers102
 
-    task = TASKS["flowers"]
-
-    def read(places: list[Path]) -> Originals:
-        archives = {f"flowers-102/{file}": md5 for file, md5 in Flowers102._file_dict.values()}
-        base = unpacked(task, places, ["flowers-102", "."], "jpg", archives, download, Flowers102)
-        labels = matlab(base / "imagelabels.mat", "labels")[0].astype(np.int64) - 1  # [8189]
-        pools = {}
-        for stored, theirs in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
-            numbers = matlab(base / "setid.mat", theirs)[0].astype(np.int64)
-            names = [f"image_{number:05}.jpg" for number in numbers]
-            pools[stored] = files_pool(base / "jpg", names, labels[numbers - 1].tolist(), keys=names)
-        return Originals(classes.flowers(), pools)
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.flowers())
+    archives = {f"flowers-102/{file}": md5 for file, md5 in Flowers102._file_dict.values()}
+    base = unpacked(request, ["flowers-102", "."], "jpg", archives, Flowers102)
+    labels = matlab(base / "imagelabels.mat", "labels")[0].astype(np.int64) - 1  # [8189]
+    pools = {}
+    for stored, theirs in (("train", "trnid"), ("validation", "valid"), ("test", "tstid")):
+        numbers = matlab(base / "setid.mat", theirs)[0].astype(np.int64)
+        names = [f"image_{number:05}.jpg" for number in numbers]
+        pools[stored] = files_pool(base / "jpg", names, labels[numbers - 1].tolist(), keys=names)
+    return Originals(classes.flowers(), pools)
 
 
-def pets(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True, download: bool = False
-) -> Dataset:
+def pets(request: Request) -> Originals:
     """Oxford-IIIT Pets: 37 breeds of cats and dogs; 3,669 test."""
     from torchvision.datasets import OxfordIIITPet
 
-    task = TASKS["pets"]
-
-    def read(places: list[Path]) -> Originals:
-        archives = {f"oxford-iiit-pet/{url.rpartition('/')[2]}": md5 for url, md5 in OxfordIIITPet._RESOURCES}
-        base = unpacked(
-            task,
-            places,
-            ["oxford-iiit-pet", "."],
-            "annotations/trainval.txt",
-            archives,
-            download,
-            OxfordIIITPet,
-        )
-        pools = {}
-        for stored, theirs in (("train", "trainval"), ("test", "test")):
-            path = base / "annotations" / f"{theirs}.txt"
-            with reading(path):
-                rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-                names = [f"{row[0]}.jpg" for row in rows]
-                labels = [int(row[1]) - 1 for row in rows]
-            pools[stored] = files_pool(base / "images", names, labels, keys=names)
-        return Originals(classes.PETS, pools)
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.PETS)
+    archives = {f"oxford-iiit-pet/{url.rpartition('/')[2]}": md5 for url, md5 in OxfordIIITPet._RESOURCES}
+    base = unpacked(request, ["oxford-iiit-pet", "."], "annotations/trainval.txt", archives, OxfordIIITPet)
+    pools = {}
+    for stored, theirs in (("train", "trainval"), ("test", "test")):
+        path = base / "annotations" / f"{theirs}.txt"
+        with reading(path):
+            rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            names = [f"{row[0]}.jpg" for row in rows]
+            labels = [int(row[1]) - 1 for row in rows]
+        pools[stored] = files_pool(base / "images", names, labels, keys=names)
+    return Originals(classes.PETS, pools)
 
 
-def sun397(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def sun397(request: Request) -> Originals:
     """SUN397: 397 kinds of scenes; 21,750 test.
 
-    TFDS drew a division of its own, which it lists in sun397_tfds_tr.txt, _va.txt and _te.txt. With these three beside
-    SUN397/, the images are the published ones; without, the division goes by `draws.hash32` of their keys. TFDS stores
-    images of at most 120,000 pixels; here they are read as they are.
+    TFDS made a random split of its own, which it lists in sun397_tfds_tr.txt, _va.txt and _te.txt. With these three
+    beside SUN397/, the images are the published ones; without, the split goes by the `hash32` of their keys. TFDS
+    stores images of at most 120,000 pixels; here they are read as they are.
     """
-    task = TASKS["sun397"]
-
-    def read(places: list[Path]) -> Originals:
-        base = need(task, places, ["SUN397"], "a/abbey", how="Unpack SUN397.tar.gz of vision.princeton.edu")
-        divided = find([*places, base.parent], ["."], "sun397_tfds_tr.txt")
-        if divided is None:
-            keys = _sun_by_hash(base, task)
-        else:
-            files = {"train": "tr", "validation": "va", "test": "te"}
-            keys = {
-                stored: (divided / f"sun397_tfds_{theirs}.txt").read_text().split()
-                for stored, theirs in files.items()
-            }
-        kinds = sorted({key.rpartition("/")[0] for each in keys.values() for key in each})
-        if check_counts and len(kinds) != task.classes:
-            raise ValueError(
-                f"vtab_sun397: {base} has {len(kinds)} kinds of scenes instead of {task.classes}."
-            )
-        label_of = {kind: label for label, kind in enumerate(kinds)}
-        pools = {}
-        for stored, each in keys.items():
-            labels = [label_of[key.rpartition("/")[0]] for key in each]
-            pools[stored] = files_pool(base, [key[1:] for key in each], labels, keys=each)
-        told = "TFDS drew the division listed in its sun397_tfds_tr.txt, _va.txt and _te.txt: put them beside SUN397/"
-        return Originals(kinds, pools, drawn="" if divided else told)
-
-    numbers = classes.numbers(task.classes)
-    return load(task, Choice(root, split, lists, check_counts), read, classes=numbers)
+    task = request.task
+    base = need(task, request.folders, ["SUN397"], "a/abbey", how=f"Unpack {task.source}")
+    listed = find([*request.folders, base.parent], ["."], "sun397_tfds_tr.txt")
+    if listed is None:
+        keys = _sun_by_hash(base, task)
+    else:
+        files = {"train": "tr", "validation": "va", "test": "te"}
+        keys = {
+            stored: (listed / f"sun397_tfds_{theirs}.txt").read_text().split()
+            for stored, theirs in files.items()
+        }
+    scenes = sorted({key.rpartition("/")[0] for each in keys.values() for key in each})
+    if request.check_counts and len(scenes) != task.classes:
+        raise ValueError(f"vtab_sun397: {base} has {len(scenes)} kinds of scenes instead of {task.classes}.")
+    label_of = {scene: label for label, scene in enumerate(scenes)}
+    pools = {}
+    for stored, each in keys.items():
+        labels = [label_of[key.rpartition("/")[0]] for key in each]
+        pools[stored] = files_pool(base, [key[1:] for key in each], labels, keys=each)
+    random_split = (
+        "TFDS made the split listed in its sun397_tfds_tr.txt, _va.txt and _te.txt: put them beside SUN397/"
+    )
+    return Originals(scenes, pools, random_split="" if listed else random_split)
 
 
-def svhn(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True, download: bool = False
-) -> Dataset:
+def svhn(request: Request) -> Originals:
     """Street View House Numbers, cropped to 32x32: ten digits; 26,032 test."""
     from torchvision.datasets import SVHN
 
-    task = TASKS["svhn"]
-
-    def read(places: list[Path]) -> Originals:
-        pools = {}
-        for stored in ("train", "test"):
-            _, file, md5 = SVHN.split_list[stored]
-            base = unpacked(task, places, ["."], file, {file: md5}, download, partial(SVHN, split=stored))
-            pools[stored] = _svhn_pool(base / file, stored)
-        return Originals(classes.DIGITS, pools)
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.DIGITS)
+    pools = {}
+    for stored in ("train", "test"):
+        _, file, md5 = SVHN.split_list[stored]
+        base = unpacked(request, ["."], file, {file: md5}, partial(SVHN, split=stored))
+        pools[stored] = _svhn_pool(base / file, stored)
+    return Originals(classes.DIGITS, pools)
 
 
 # ---- files

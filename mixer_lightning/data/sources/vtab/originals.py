@@ -10,20 +10,19 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mixer_lightning.data.sources.folder import FolderImages
 from mixer_lightning.data.sources.torchvision import obtain
+from mixer_lightning.data.sources.vtab.task import Pool, Request, Task
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mixer_lightning.data.sources import Images, Indices
-    from mixer_lightning.data.sources.vtab.tasks import Task
 
 UNREADABLE = (
     ValueError,  # of JSON and UTF-8 too
@@ -35,29 +34,6 @@ UNREADABLE = (
     zipfile.BadZipFile,
     pickle.UnpicklingError,
 )
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The images of one split of TFDS in the originals, before any is chosen.
-
-    `keys` are TFDS' own, `names` how else a list may write them. `take` reads chosen ones, in ascending order.
-    """
-
-    keys: Sequence[str]
-    names: Sequence[str]
-    take: Callable[[Indices], Images]
-
-
-class Originals(NamedTuple):
-    """What was found in the original archives: a pool for each split of TFDS.
-
-    `drawn` tells what TFDS drew by chance, where the images are divided by a rule of ours.
-    """
-
-    classes: list[str]
-    pools: dict[str, Pool]
-    drawn: str = ""
 
 
 # ---- where they lie
@@ -80,26 +56,25 @@ def need(task: Task, places: Sequence[Path], inside: Sequence[str], marker: str,
     return found
 
 
-def need_file(task: Task, places: Sequence[Path], file: str, *, page: str) -> Path:
+def need_file(request: Request, file: str, *, page: str) -> Path:
     """A single file, such as `page` offers."""
-    return need(task, places, ["."], file, how=f"Put it there, from {page}") / file
+    return need(request.task, request.folders, ["."], file, how=f"Put it there, from {page}") / file
 
 
 def unpacked(
-    task: Task,
-    places: Sequence[Path],
+    request: Request,
     inside: Sequence[str],
     marker: str,
     archives: dict[str, str],
-    download: bool,
     source: Callable[..., Any],
 ) -> Path:
     """The folder of the originals; where there is none, torchvision's `source` unpacks or downloads `archives`."""
+    task, places = request.task, request.folders
     found = find(places, inside, marker)
     if found is None:
         with_archive = [place for place in places if any((place / file).is_file() for file in archives)]
         base = with_archive[0] if with_archive else places[0]
-        obtain(f"vtab_{task.name}", base, archives, download, partial(source, base))
+        obtain(f"vtab_{task.name}", base, archives, request.download, partial(source, base))
         found = need(task, [base], inside, marker, how="Unpack its archive")
     return found
 

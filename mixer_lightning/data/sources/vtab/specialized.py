@@ -1,4 +1,4 @@
-"""The four specialized tasks: images from above, and from inside. For the parameters see natural.py."""
+"""The four specialized tasks: images from above, and from inside. For the parameter see natural.py."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.sources.folder import class_folders
 from mixer_lightning.data.sources.vtab import classes
-from mixer_lightning.data.sources.vtab.eyeballs import Eyeballs
+from mixer_lightning.data.sources.vtab.fundus import FundusImages
 from mixer_lightning.data.sources.vtab.originals import (
-    Originals,
-    Pool,
     by_folder,
     files_pool,
     need,
@@ -26,8 +23,7 @@ from mixer_lightning.data.sources.vtab.originals import (
     reading,
     unpacked,
 )
-from mixer_lightning.data.sources.vtab.subset import Choice, Split, load
-from mixer_lightning.data.sources.vtab.tasks import TASKS
+from mixer_lightning.data.sources.vtab.task import Originals, Pool, Request
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices, Pixels
@@ -35,81 +31,53 @@ if TYPE_CHECKING:
 EUROSAT_MD5 = "c8fa014336c82ac7804f0398fcb19387"  # torchvision has it inside a function
 
 
-def patch_camelyon(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True
-) -> Dataset:
+def patch_camelyon(request: Request) -> Originals:
     """PatchCamelyon: 96x96 pixels of lymph nodes, with a tumour in the middle or not; 32,768 test. Needs h5py."""
-    task = TASKS["patch_camelyon"]
-
-    def read(places: list[Path]) -> Originals:
-        how = "Unpack (gunzip) the six camelyonpatch_level_2_split_*.h5.gz of zenodo.org/record/2546921"
-        pools = {}
-        for stored, theirs in (("train", "train"), ("validation", "valid"), ("test", "test")):
-            files = [f"camelyonpatch_level_2_split_{theirs}_{each}.h5" for each in "xy"]
-            x, y = (need(task, places, [".", "pcam"], file, how=how) / file for file in files)
-            pools[stored] = _camelyon_pool(x, y, theirs)
-        return Originals(classes.PATCH_CAMELYON, pools)
-
-    names = classes.PATCH_CAMELYON
-    return load(task, Choice(root, split, lists, check_counts), read, classes=names)
+    how = f"Unpack (gunzip) the six {request.task.source}"
+    pools = {}
+    for stored, theirs in (("train", "train"), ("validation", "valid"), ("test", "test")):
+        files = [f"camelyonpatch_level_2_split_{theirs}_{each}.h5" for each in "xy"]
+        x, y = (need(request.task, request.folders, [".", "pcam"], file, how=how) / file for file in files)
+        pools[stored] = _camelyon_pool(x, y, theirs)
+    return Originals(classes.PATCH_CAMELYON, pools)
 
 
-def eurosat(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True, download: bool = False
-) -> Dataset:
+def eurosat(request: Request) -> Originals:
     """EuroSAT: 64x64 pixels from Sentinel-2, red, green and blue; ten uses of land; 5,400 test."""
     from torchvision.datasets import EuroSAT
 
-    task = TASKS["eurosat"]
-
-    def read(places: list[Path]) -> Originals:
-        archives = {"eurosat/EuroSAT.zip": EUROSAT_MD5}
-        inside = ["eurosat/2750", "2750", "EuroSAT_RGB", "EuroSAT"]
-        base = unpacked(task, places, inside, "AnnualCrop", archives, download, EuroSAT)
-        return Originals(classes.EUROSAT, {"train": _class_folders_pool(base, classes.EUROSAT)})
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.EUROSAT)
+    archives = {"eurosat/EuroSAT.zip": EUROSAT_MD5}
+    inside = ["eurosat/2750", "2750", "EuroSAT_RGB", "EuroSAT"]
+    base = unpacked(request, inside, "AnnualCrop", archives, EuroSAT)
+    return Originals(classes.EUROSAT, {"train": _class_folders_pool(base, classes.EUROSAT)})
 
 
-def resisc45(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def resisc45(request: Request) -> Originals:
     """NWPU-RESISC45: 256x256 pixels from above; 45 kinds of places; 6,300 test."""
-    task = TASKS["resisc45"]
-
-    def read(places: list[Path]) -> Originals:
-        how = "Unpack NWPU-RESISC45.rar of Northwestern Polytechnical University"
-        base = need(task, places, ["NWPU-RESISC45", "."], "airplane", how=how)
-        return Originals(classes.RESISC45, {"train": _class_folders_pool(base, classes.RESISC45)})
-
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.RESISC45)
+    how = f"Unpack {request.task.source}"
+    base = need(request.task, request.folders, ["NWPU-RESISC45", "."], "airplane", how=how)
+    return Originals(classes.RESISC45, {"train": _class_folders_pool(base, classes.RESISC45)})
 
 
-def diabetic_retinopathy(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True, process: bool = True
-) -> Dataset:
+def diabetic_retinopathy(request: Request) -> Originals:
     """Kaggle's diabetic retinopathy: five grades of the disease; 42,670 test, those of the private leaderboard.
 
-    Photographs are processed as eyeballs.py says whenever they are read, which takes longer than anything else here;
+    Photographs are processed as fundus.py says whenever they are read, which takes longer than anything else here;
     `process` off leaves them as they are, for images that are processed already.
     """
-    task = TASKS["diabetic_retinopathy"]
-
-    def read(places: list[Path]) -> Originals:
-        page = "kaggle.com/c/diabetic-retinopathy-detection, with the images in train/ and test/ beside it"
-        pools = {}
-        for stored, folder, table, usage in (
-            ("train", "train", "trainLabels.csv", None),
-            ("validation", "test", "retinopathy_solution.csv", "Public"),
-            ("test", "test", "retinopathy_solution.csv", "Private"),
-        ):
-            path = need_file(task, places, table, page=page)
-            grades = _grades(path, usage=usage)
-            files = [f"{folder}/{name}.jpeg" for name in grades]
-            pool = files_pool(path.parent, files, list(grades.values()), keys=list(grades))
-            pools[stored] = _processed(pool) if process else pool
-        return Originals(classes.DIABETIC_RETINOPATHY, pools)
-
-    names = classes.DIABETIC_RETINOPATHY
-    return load(task, Choice(root, split, lists, check_counts), read, classes=names)
+    page = f"{request.task.source}, with the images in train/ and test/ beside it"
+    pools = {}
+    for stored, folder, table, usage in (
+        ("train", "train", "trainLabels.csv", None),
+        ("validation", "test", "retinopathy_solution.csv", "Public"),
+        ("test", "test", "retinopathy_solution.csv", "Private"),
+    ):
+        path = need_file(request, table, page=page)
+        grades = _grades(path, usage=usage)
+        files = [f"{folder}/{name}.jpeg" for name in grades]
+        pool = files_pool(path.parent, files, list(grades.values()), keys=list(grades))
+        pools[stored] = _processed(pool) if request.process else pool
+    return Originals(classes.DIABETIC_RETINOPATHY, pools)
 
 
 # ---- files
@@ -138,7 +106,7 @@ def _grades(path: Path, *, usage: str | None) -> dict[str, int]:
 
 
 def _processed(pool: Pool) -> Pool:
-    return Pool(pool.keys, pool.names, lambda indices: Eyeballs(pool.take(indices)))
+    return Pool(pool.keys, pool.names, lambda indices: FundusImages(pool.take(indices)))
 
 
 # ---- HDF5

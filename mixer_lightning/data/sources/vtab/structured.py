@@ -1,4 +1,4 @@
-"""The eight structured tasks: where things are, how many, which way they look. For the parameters see natural.py."""
+"""The eight structured tasks: where things are, how many, which way they look. For the parameter see natural.py."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources import Dataset, Images
+from mixer_lightning.data.sources import Images
 from mixer_lightning.data.sources.vtab import classes
 from mixer_lightning.data.sources.vtab.originals import (
-    Originals,
-    Pool,
     files_pool,
     find,
     need,
     need_file,
     reading,
 )
-from mixer_lightning.data.sources.vtab.subset import Choice, Split, load
-from mixer_lightning.data.sources.vtab.tasks import TASKS, Task
+from mixer_lightning.data.sources.vtab.task import Originals, Pool, Request
 from mixer_lightning.data.sources.vtab.tfrecord import Span, examples
 
 if TYPE_CHECKING:
@@ -44,79 +41,62 @@ NORB_FILES = {"train": "5x46789x9x18x6x2x96x96-training", "test": "5x01235x9x18x
 ROWS_AT_ONCE = 2_000
 
 
-def clevr_count(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def clevr_count(request: Request) -> Originals:
     """CLEVR: how many objects there are, 3 to 10; 15,000 test, CLEVR's "val"."""
-    return _clevr("clevr_count", lambda depths: len(depths) - 3, Choice(root, split, lists, check_counts))
+    return _clevr(request, lambda depths: len(depths) - 3, classes.CLEVR_COUNT)
 
 
-def clevr_dist(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def clevr_dist(request: Request) -> Originals:
     """CLEVR: how far the nearest object is, in six classes; 15,000 test, CLEVR's "val"."""
-    return _clevr(
-        "clevr_dist",
-        lambda depths: last_below(min(depths), CLEVR_DISTANCES),
-        Choice(root, split, lists, check_counts),
-    )
+    return _clevr(request, lambda depths: last_below(min(depths), CLEVR_DISTANCES), classes.CLEVR_DIST)
 
 
-def dmlab(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def dmlab(request: Request) -> Originals:
     """Frames of DeepMind Lab: {close, far, very far} x {reward, penalty}; 22,735 test."""
-    task = TASKS["dmlab"]
-
-    def read(places: list[Path]) -> Originals:
-        how = "Unpack dmlab.tar.gz of storage.googleapis.com/dmlab-vtab"
-        pools = {}
-        for stored in ("train", "validation", "test"):
-            files = _parts(places, f"dmlab-{stored}.tfrecord*")
-            if not files:
-                need(task, places, ["."], f"dmlab-{stored}.tfrecord", how=how)
-            pools[stored] = _tfrecord_pool(files)
-        return Originals(classes.numbers(task.classes), pools)
-
-    numbers = classes.numbers(task.classes)
-    return load(task, Choice(root, split, lists, check_counts), read, classes=numbers)
+    how = f"Unpack {request.task.source}"
+    pools = {}
+    for stored in ("train", "validation", "test"):
+        files = _parts(request.folders, f"dmlab-{stored}.tfrecord*")
+        if not files:
+            need(request.task, request.folders, ["."], f"dmlab-{stored}.tfrecord", how=how)
+        pools[stored] = _tfrecord_pool(files)
+    return Originals(classes.numbers(request.task.classes), pools)
 
 
-def kitti_dist(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def kitti_dist(request: Request) -> Originals:
     """KITTI: how far the nearest car, van or truck is, in three classes, or that there is none; 711 test."""
-    task = TASKS["kitti_dist"]
+    page = f"of {request.task.source}"
+    inside = ["training", "raw/training", "Kitti/raw/training"]
+    base = need(
+        request.task, request.folders, inside, "image_2", how=f"Unpack data_object_image_2.zip {page}"
+    )
+    need(request.task, [base.parent], ["training"], "label_2", how=f"Unpack data_object_label_2.zip {page}")
+    how = f"Unpack devkit_object.zip {page}"
+    devkit = need(
+        request.task, [*request.folders, base.parent], [".", "devkit"], "mapping/train_rand.txt", how=how
+    )
+    pools = {stored: _kitti_pool(base, ids) for stored, ids in kitti_division(devkit / "mapping").items()}
+    return Originals(classes.KITTI_DIST, pools)
 
-    def read(places: list[Path]) -> Originals:
-        page = "of cvlibs.net/datasets/kitti (object detection)"
-        inside = ["training", "raw/training", "Kitti/raw/training"]
-        base = need(task, places, inside, "image_2", how=f"Unpack data_object_image_2.zip {page}")
-        need(task, [base.parent], ["training"], "label_2", how=f"Unpack data_object_label_2.zip {page}")
-        how = f"Unpack devkit_object.zip {page}"
-        devkit = need(task, [*places, base.parent], [".", "devkit"], "mapping/train_rand.txt", how=how)
-        pools = {stored: _kitti_pool(base, ids) for stored, ids in kitti_division(devkit / "mapping").items()}
-        return Originals(classes.KITTI_DIST, pools)
 
-    return load(task, Choice(root, split, lists, check_counts), read, classes=classes.KITTI_DIST)
-
-
-def dsprites_loc(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def dsprites_loc(request: Request) -> Originals:
     """dSprites: where the shape is from left to right, 32 places in 16 classes; 73,728 test, read in 15 seconds."""
-    return _dsprites("dsprites_loc", X_POSITION, Choice(root, split, lists, check_counts))
+    return _dsprites(request, X_POSITION, num_values=32)
 
 
-def dsprites_ori(*, root: str, split: Split, lists: str | None = None, check_counts: bool = True) -> Dataset:
+def dsprites_ori(request: Request) -> Originals:
     """dSprites: how the shape is turned, 40 angles in 16 classes; 73,728 test."""
-    return _dsprites("dsprites_ori", ORIENTATION, Choice(root, split, lists, check_counts))
+    return _dsprites(request, ORIENTATION, num_values=40)
 
 
-def smallnorb_azimuth(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True
-) -> Dataset:
+def smallnorb_azimuth(request: Request) -> Originals:
     """SmallNORB: from which of 18 sides the toy is seen, by the left camera; 12,150 test."""
-    names = classes.SMALLNORB_AZIMUTH
-    return _smallnorb("smallnorb_azimuth", AZIMUTH, names, Choice(root, split, lists, check_counts))
+    return _smallnorb(request, AZIMUTH, classes.SMALLNORB_AZIMUTH)
 
 
-def smallnorb_elevation(
-    *, root: str, split: Split, lists: str | None = None, check_counts: bool = True
-) -> Dataset:
+def smallnorb_elevation(request: Request) -> Originals:
     """SmallNORB: from which of nine heights the toy is seen, by the left camera; 12,150 test."""
-    names = classes.SMALLNORB_ELEVATION
-    return _smallnorb("smallnorb_elevation", ELEVATION, names, Choice(root, split, lists, check_counts))
+    return _smallnorb(request, ELEVATION, classes.SMALLNORB_ELEVATION)
 
 
 def last_below(value: float, thresholds: Sequence[float]) -> int:
@@ -128,27 +108,21 @@ def last_below(value: float, thresholds: Sequence[float]) -> int:
 # ---- CLEVR
 
 
-def _clevr(name: str, label: Callable[[list[float]], int], choice: Choice) -> Dataset:
-    task = TASKS[name]
-    names = classes.CLEVR_COUNT if name == "clevr_count" else classes.CLEVR_DIST
-
-    def read(places: list[Path]) -> Originals:
-        how = "Unpack CLEVR_v1.0.zip of cs.stanford.edu/people/jcjohns/clevr"
-        pools = {}
-        for stored, theirs in (("train", "train"), ("validation", "val")):
-            scenes = f"scenes/CLEVR_{theirs}_scenes.json"
-            base = need(task, places, ["CLEVR_v1.0", "clevr/CLEVR_v1.0", "."], scenes, how=how)
-            depths = _clevr_depths(base / scenes)
-            keys = sorted(depths)
-            pools[stored] = files_pool(
-                base,
-                [f"images/{theirs}/{key}" for key in keys],
-                [label(depths[key]) for key in keys],
-                keys=keys,
-            )
-        return Originals(names, pools)
-
-    return load(task, choice, read, classes=names)
+def _clevr(request: Request, label: Callable[[list[float]], int], names: list[str]) -> Originals:
+    how = f"Unpack {request.task.source}"
+    pools = {}
+    for stored, theirs in (("train", "train"), ("validation", "val")):
+        scenes = f"scenes/CLEVR_{theirs}_scenes.json"
+        base = need(request.task, request.folders, ["CLEVR_v1.0", "clevr/CLEVR_v1.0", "."], scenes, how=how)
+        depths = _clevr_depths(base / scenes)
+        keys = sorted(depths)
+        pools[stored] = files_pool(
+            base,
+            [f"images/{theirs}/{key}" for key in keys],
+            [label(depths[key]) for key in keys],
+            keys=keys,
+        )
+    return Originals(names, pools)
 
 
 def _clevr_depths(path: Path) -> dict[str, list[float]]:
@@ -264,7 +238,7 @@ def kitti_label(path: Path) -> int:
 
 
 class _Grey:
-    """Grey pixels uint8 [N, H, W] in memory, handed out as RGB."""
+    """Grey pixels uint8 [N, H, W] in memory, returned as RGB."""
 
     def __init__(self, name: str, pixels: npt.NDArray[np.uint8], labels: Indices, names: list[str]) -> None:
         self._name, self._pixels, self._labels, self._names = name, pixels, labels, names
@@ -301,20 +275,14 @@ def _grey_pool(
     return Pool([str(row) for row in range(len(labels))], names, take)
 
 
-def _dsprites(name: str, column: int, choice: Choice) -> Dataset:
-    task = TASKS[name]
-    numbers = classes.numbers(task.classes)
-
-    def read(places: list[Path]) -> Originals:
-        file = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
-        path = need_file(task, places, file, page="github.com/google-deepmind/dsprites-dataset")
-        with reading(path), np.load(path) as content:
-            latents = content["latents_classes"][:, column]  # 0 ... 31, or 0 ... 39
-        per_class = (32 if column == X_POSITION else 40) / task.classes
-        labels = (latents // per_class).astype(np.int64)
-        return Originals(numbers, {"train": _grey_pool(path, "train", labels, partial(_sprites, path))})
-
-    return load(task, choice, read, classes=numbers)
+def _dsprites(request: Request, column: int, *, num_values: int) -> Originals:
+    file = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
+    path = need_file(request, file, page=request.task.source)
+    with reading(path), np.load(path) as content:
+        latents = content["latents_classes"][:, column]  # 0 ... num_values - 1
+    labels = (latents // (num_values / request.task.classes)).astype(np.int64)
+    pool = _grey_pool(path, "train", labels, partial(_sprites, path))
+    return Originals(classes.numbers(request.task.classes), {"train": pool})
 
 
 def _sprites(path: Path, rows: Indices) -> npt.NDArray[np.uint8]:
@@ -326,34 +294,22 @@ def _sprites(path: Path, rows: Indices) -> npt.NDArray[np.uint8]:
         return _rows(file, rows, (height, width)) * np.uint8(255)
 
 
-def _smallnorb(
-    name: Literal["smallnorb_azimuth", "smallnorb_elevation"],
-    column: int,
-    names: list[str],
-    choice: Choice,
-) -> Dataset:
-    task = TASKS[name]
-
-    def read(places: list[Path]) -> Originals:
-        pools = {}
-        for stored, theirs in NORB_FILES.items():
-            dat, info = (
-                _norb_file(task, places, f"smallnorb-{theirs}-{kind}.mat") for kind in ("dat", "info")
-            )
-            with reading(info), _opened(info) as file:
-                shape = _norb_shape(file, NORB_INTEGERS)
-                columns = np.frombuffer(file.read(), "<i4").reshape(shape)  # [24300, 4]
-            labels = columns[:, column].astype(np.int64) // (2 if column == AZIMUTH else 1)  # 0, 2 ... 34
-            pools[stored] = _grey_pool(dat, stored, labels, partial(_toys, dat))
-        return Originals(names, pools)
-
-    return load(task, choice, read, classes=names)
+def _smallnorb(request: Request, column: int, names: list[str]) -> Originals:
+    pools = {}
+    for stored, theirs in NORB_FILES.items():
+        dat, info = (_norb_file(request, f"smallnorb-{theirs}-{kind}.mat") for kind in ("dat", "info"))
+        with reading(info), _opened(info) as file:
+            shape = _norb_shape(file, NORB_INTEGERS)
+            columns = np.frombuffer(file.read(), "<i4").reshape(shape)  # [24300, 4]
+        labels = columns[:, column].astype(np.int64) // (2 if column == AZIMUTH else 1)  # 0, 2 ... 34
+        pools[stored] = _grey_pool(dat, stored, labels, partial(_toys, dat))
+    return Originals(names, pools)
 
 
-def _norb_file(task: Task, places: Sequence[Path], file: str) -> Path:
-    if find(places, ["."], file) is None:
+def _norb_file(request: Request, file: str) -> Path:
+    if find(request.folders, ["."], file) is None:
         file += ".gz"
-    return need_file(task, places, file, page="cs.nyu.edu/~ylclab/data/norb-v1.0-small")
+    return need_file(request, file, page=request.task.source)
 
 
 def _opened(path: Path) -> IO[bytes]:

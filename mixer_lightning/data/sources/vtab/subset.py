@@ -1,8 +1,8 @@
 """The 800, the 200 and the test images of a task, out of extracted data or out of the originals.
 
-VTAB-1k takes the first images in the order in which TFDS stores a split. That order is no secret: TFDS sorts by the MD5
+VTAB-1k takes the first images in the order in which TFDS stores a split. That order is known: TFDS sorts by the MD5
 of the split's name and the image's key, and keys are file names or row numbers. So the published thousand can be found
-in the originals, except where TFDS divided them by chance.
+in the originals, except where TFDS split them at random.
 
 Legend: B images chosen out of a split.
 """
@@ -13,17 +13,18 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mixer_lightning.data.sources import Dataset, Images
 from mixer_lightning.data.sources.folder import FolderImages
-from mixer_lightning.data.sources.vtab.originals import Originals, Pool, refuse_missing
-from mixer_lightning.data.sources.vtab.tasks import NUM_TRAIN, NUM_VAL, Task
+from mixer_lightning.data.sources.vtab import classes
+from mixer_lightning.data.sources.vtab.originals import refuse_missing
+from mixer_lightning.data.sources.vtab.task import NUM_TRAIN, NUM_VAL, Originals, Pool, Request, Split, Task
 from mixer_lightning.data.splits import Joined, Subset
 
 if TYPE_CHECKING:
@@ -31,19 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train800", "trainval1000"]
 
-
-class Choice(NamedTuple):
-    """What a user says of a task; natural.py explains it."""
-
-    root: str
-    split: Split
-    lists: str | None
-    check_counts: bool
-
-
-class Line(NamedTuple):
+class ListRow(NamedTuple):
     """One image of a list."""
 
     name: str
@@ -54,39 +44,34 @@ class Lists(NamedTuple):
     """Images by name: "train800", "val200", "train800val200" and "test", or some of them."""
 
     source: Path  # a folder of .txt files, or one .json file
-    of: dict[str, list[Line]]
+    of: dict[str, list[ListRow]]
 
 
-def load(
-    task: Task, choice: Choice, read: Callable[[list[Path]], Originals], *, classes: list[str]
-) -> Dataset:
-    """A task with the splits "train" and "test", and with "val" if the choice is "train800".
-
-    `read` looks for the originals in some folders; `classes` names the classes of extracted data.
+def load(request: Request) -> Dataset:
+    """A task with the splits "train" and "test", and with "val" if the split asked for is "train800".
 
     Raises FileNotFoundError or ValueError: something is missing, damaged, or not of the published size.
     """
-    name = f"vtab_{task.name}"
-    if choice.split not in ("train800", "trainval1000"):
-        raise ValueError(f"{name}: data.split is {choice.split!r}; choose train800 or trainval1000.")
-    base = Path(choice.root).expanduser().absolute()
-    places = [*(base / folder for folder in task.folders), base]
-    found = _lists(task, places, choice.lists)
+    task, name = request.task, f"vtab_{request.task.name}"
+    if request.split not in ("train800", "trainval1000"):
+        raise ValueError(f"{name}: data.split is {request.split!r}; choose train800 or trainval1000.")
+    found = _lists(task, request.folders, request.lists)
     if found is not None and _is_extracted(found):
-        parts = _extracted(task, found, choice.split)
+        parts = _extracted(task, found, request.split)
+        names = classes.of_task(task.name, task.classes)
         log.info("%s: the extracted images in %s", name, found.source)
     else:
         try:
-            originals = read(places)
-            parts = _out_of_originals(task, choice, originals, found)
-            classes = originals.classes
+            originals = task.read(request)
+            parts = _out_of_originals(request, originals, found)
+            names = originals.classes
         except FileNotFoundError as error:
-            extracted = base / task.name / "train800.txt"
+            extracted = request.root / task.name / "train800.txt"
             raise FileNotFoundError(
                 f"{error} Or put extracted vtab-1k data in place, so that {extracted} exists."
             ) from error
-    _check(task, choice, parts)
-    return Dataset(name, classes, parts)
+    _check_counts(request, parts)
+    return Dataset(name, names, parts, label_changes_with=task.label_changes_with)
 
 
 # ---- the order of TFDS
@@ -161,30 +146,30 @@ def _extracted(task: Task, lists: Lists, split: Split) -> dict[str, Images]:
 # ---- the originals
 
 
-def _out_of_originals(
-    task: Task, choice: Choice, originals: Originals, lists: Lists | None
-) -> dict[str, Images]:
+def _out_of_originals(request: Request, originals: Originals, lists: Lists | None) -> dict[str, Images]:
     """The parts as subsets of what is taken from the pools. An image's number is its place in all pools together."""
-    name, pools = f"vtab_{task.name}", originals.pools
+    task, name, pools = request.task, f"vtab_{request.task.name}", originals.pools
     for stored, pool in pools.items():
-        if choice.check_counts and len(pool.keys) != task.sizes[stored]:
+        if request.check_counts and len(pool.keys) != task.sizes[stored]:
             raise _wrong_count(task, f"the originals' {stored} split", len(pool.keys), task.sizes[stored])
     chosen = _first_ones(task, pools)
-    named: dict[str, list[Line]] = {}
+    named: dict[str, list[ListRow]] = {}
     if lists is not None:
         apart = {"train800", "val200"} <= lists.of.keys()
-        named = _named(task, lists, "train800" if apart else choice.split)
-        if originals.drawn and "test" not in named:
+        named = _named(task, lists, "train800" if apart else request.split)
+        if originals.random_split and "test" not in named:
             raise ValueError(
                 f"{name}: {lists.source} names images for training, but none for testing, which cannot be known from "
-                f"them ({originals.drawn}). Give test.txt too, or no lists."
+                f"them ({originals.random_split}). Give test.txt too, or no lists."
             )
         chosen = {"test": chosen["test"]} | {
             part: _resolve(task, pools, lists, part, lines) for part, lines in named.items()
         }
         log.info("%s: the images that %s names", name, lists.source)
-    elif originals.drawn:
-        log.warning("%s: not the published images, but divided by a rule of ours. %s", name, originals.drawn)
+    elif originals.random_split:
+        log.warning(
+            "%s: not the published images, but a split by a rule of ours. %s", name, originals.random_split
+        )
     else:
         log.info("%s: the published images, found in the originals by their keys", name)
 
@@ -196,7 +181,7 @@ def _out_of_originals(
     at = {part: np.searchsorted(union, which) for part, which in chosen.items()}
     for part, lines in named.items():
         _refuse_other_labels(task, lines, images.labels(at[part]))
-    if choice.split == "trainval1000" and "val" in at:
+    if request.split == "trainval1000" and "val" in at:
         at["train"] = np.concatenate([at["train"], at.pop("val")])
     return {part: Subset(images, np.sort(at[part])) for part in ("train", "val", "test") if part in at}
 
@@ -224,7 +209,7 @@ def _firsts(pools: dict[str, Pool]) -> list[tuple[str, int]]:
     return list(zip(pools, accumulate(lengths[:-1], initial=0), strict=True))
 
 
-def _refuse_other_labels(task: Task, lines: list[Line], labels: Indices) -> None:
+def _refuse_other_labels(task: Task, lines: list[ListRow], labels: Indices) -> None:
     """The labels in a list must be those of the originals."""
     for line, label in zip(lines, labels, strict=True):
         if line.label is not None and line.label != label:
@@ -258,15 +243,15 @@ def _lists(task: Task, places: list[Path], lists: str | None) -> Lists | None:
     return None
 
 
-def _from_text(path: Path) -> list[Line]:
+def _from_text(path: Path) -> list[ListRow]:
     """Lines of a name and, where they have one, a label."""
     lines = []
     for text in path.read_text().splitlines():
         name, _, label = text.strip().rpartition(" ")
         if name and label.isdecimal():
-            lines.append(Line(name.strip(), int(label)))
+            lines.append(ListRow(name.strip(), int(label)))
         elif text.strip():
-            lines.append(Line(text.strip(), None))
+            lines.append(ListRow(text.strip(), None))
     return lines
 
 
@@ -275,7 +260,7 @@ def _from_json(task: Task, path: Path) -> Lists:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"vtab_{task.name}: {path} is no JSON: {error}") from error
+        raise ValueError(f"vtab_{task.name}: {path} is not JSON: {error}") from error
     expected = f'Expected {{"{task.name}": {{"train800": [names], "val200": [names]}}}}.'
     if not isinstance(content, dict):
         raise ValueError(f"vtab_{task.name}: {path} holds no lists by task. {expected}")
@@ -290,11 +275,14 @@ def _from_json(task: Task, path: Path) -> Lists:
     kinds = {"train": "train800", "val": "val200"}
     return Lists(
         path,
-        {kinds.get(kind, kind): [Line(str(name), None) for name in names] for kind, names in lists.items()},
+        {
+            kinds.get(kind, kind): [ListRow(str(name), None) for name in names]
+            for kind, names in lists.items()
+        },
     )
 
 
-def _named(task: Task, lists: Lists, split: Split) -> dict[str, list[Line]]:
+def _named(task: Task, lists: Lists, split: Split) -> dict[str, list[ListRow]]:
     """What the lists say of "train", "val" (where it is apart) and "test" (where they do)."""
     of = lists.of
     if split == "train800":
@@ -311,7 +299,7 @@ def _named(task: Task, lists: Lists, split: Split) -> dict[str, list[Line]]:
     return found | ({"test": of["test"]} if "test" in of else {})
 
 
-def _resolve(task: Task, pools: dict[str, Pool], lists: Lists, part: str, lines: list[Line]) -> Indices:
+def _resolve(task: Task, pools: dict[str, Pool], lists: Lists, part: str, lines: list[ListRow]) -> Indices:
     """Numbers of the images that a list names, whole or in short.
 
     Whole names are looked for in the split from which VTAB takes the part, then in the others: rows may have the same
@@ -345,19 +333,20 @@ def _resolve(task: Task, pools: dict[str, Pool], lists: Lists, part: str, lines:
 # ---- counts
 
 
-def _check(task: Task, choice: Choice, parts: dict[str, Images]) -> None:
+def _check_counts(request: Request, parts: dict[str, Images]) -> None:
     """ValueError unless every part has its published size, or any size if `check_counts` is off."""
-    train = NUM_TRAIN if choice.split == "train800" else NUM_TRAIN + NUM_VAL
+    task = request.task
+    train = NUM_TRAIN if request.split == "train800" else NUM_TRAIN + NUM_VAL
     published = {"train": train, "val": NUM_VAL, "test": task.num_test}
     for part, images in parts.items():
         if len(images) == 0:
-            raise ValueError(f"vtab_{task.name}: there is no image left for {part}.")
-        if choice.check_counts and len(images) != published[part]:
+            raise ValueError(f"vtab_{task.name}: no image is left for {part}.")
+        if request.check_counts and len(images) != published[part]:
             raise _wrong_count(task, f"the {part} split", len(images), published[part])
 
 
 def _wrong_count(task: Task, what: str, found: int, published: int) -> ValueError:
     return ValueError(
         f"vtab_{task.name}: {what} has {found:,} images, but {published:,} were published. "
-        "Unpack the data again, or take what is there with data.check_counts=false."
+        "Unpack the data again, or use what is there with data.check_counts=false."
     )

@@ -35,7 +35,7 @@ def examples(path: Path, *, texts: Container[str]) -> Iterator[dict[str, Span | 
         while at < len(data):
             header = data[at : at + 12]
             if len(header) < 12 or _masked_crc32c(header[:8]) != struct.unpack("<I", header[8:])[0]:
-                raise ValueError(f"{path} is no TFRecord file, or damaged at byte {at:,}.")
+                raise ValueError(f"{path} is not a TFRecord file, or damaged at byte {at:,}.")
             begin = at + 12
             end = begin + struct.unpack("<Q", header[:8])[0]
             if end + 4 > len(data):

@@ -1,0 +1,271 @@
+"""What each family of models calls its tensors and expects of its images: one entry of FAMILIES each.
+
+Importing this module does not import torch: what needs it stands in functions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mixer_lightning.models.presets import list_models, model_node
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: What a checkpoint may say of its images: the parameters of data/transforms.py's Augment that evaluation reads.
+PREPROCESSING = ("mean", "std", "eval_crop", "eval_resize", "eval_interpolation")
+#: What stands before a name of timm where weights are named: timm:mixer_b16_224.goog_in21k.
+TIMM_SCHEME = "timm:"
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Recognised(NamedTuple):
+    """What the shapes of its tensors tell of a model."""
+
+    sizes: dict[str, int]  # parameters of its class
+    image_size: int | None  # None: the weights fit any size
+    num_classes: int  # 0: no head
+
+
+class TimmCall(NamedTuple):
+    """timm's function or class, dotted, and its arguments."""
+
+    function: str
+    arguments: dict[str, Any]
+
+
+class Layout(NamedTuple):
+    """The state dict of another program: what to call it, how it is recognised, and timm's name of each tensor."""
+
+    kind: str
+    recognise: Callable[[Collection[str]], bool]
+    rename: Callable[[Iterable[str]], dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """How the models of one class of models/ look in files, in timm, and what images their published weights take."""
+
+    #: The class, which files of conf/model name as `_target_`.
+    name: str
+    #: Recognises the family by names and shapes of tensors; None, KeyError, ValueError or IndexError if it is another.
+    recognise: Callable[[Shapes], Recognised | None]
+    #: A model of these parameters, num_classes and image_size.
+    build: Callable[[Mapping[str, Any], int, int], nn.Module]
+    #: Whether there is an activation to choose, of which tensors tell nothing.
+    has_activation: bool = False
+    #: The one of `sizes` that grows with the square of the parts of a larger image (models/resolution.py).
+    widened_size: str | None = None
+    #: Whether the official code is Flax, whose layout checkpoints/flax.py knows.
+    has_flax_layout: bool = False
+    other_layouts: tuple[Layout, ...] = ()
+    #: How published files call a model of conf/model, as (pattern, replacement) on the lower-case name.
+    file_names: tuple[tuple[str, str], ...] = ()
+
+    #: What timm's names of these models begin with.
+    timm_prefix: str
+    #: Files of conf/model -> the name of the same model in timm.
+    timm_names: Mapping[str, str]
+    #: The image size of timm's named models; None: any.
+    timm_image_size: int | None = None
+    #: Arguments with which timm's model computes what our class computes.
+    timm_options: Callable[[], dict[str, Any]] = dict
+    #: timm's class for any sizes, image_size and activation.
+    timm_class: Callable[[Mapping[str, int], int, str | None], TimmCall]
+
+    #: What images the published weights take, as parameters of Augment (see PREPROCESSING).
+    preprocessing: Mapping[str, Any]
+    #: The same where a part of the weights' name says that they take others.
+    preprocessing_of_weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------- Mixer
+
+
+def _recognise_mixer(shapes: Shapes) -> Recognised | None:
+    if "stem.proj.weight" not in shapes:
+        return None
+    dim, _, _, patch = shapes["stem.proj.weight"]
+    tokens_dim, num_tokens = shapes["blocks.0.mlp_tokens.fc1.weight"]
+    side = math.isqrt(num_tokens)
+    sizes = {
+        "patch_size": patch,
+        "num_blocks": _num_blocks(shapes),
+        "hidden_dim": dim,
+        "tokens_mlp_dim": tokens_dim,
+        "channels_mlp_dim": shapes["blocks.0.mlp_channels.fc1.weight"][0],
+    }
+    return Recognised(sizes, side * patch if side**2 == num_tokens else None, _num_classes(shapes))
+
+
+def _build_mixer(parameters: Mapping[str, Any], num_classes: int, image_size: int) -> nn.Module:
+    from mixer_lightning.models.mixer import Mixer
+
+    return Mixer(**parameters, num_classes=num_classes, image_size=image_size)
+
+
+def _tanh_gelu() -> dict[str, Any]:
+    """The form of GELU that Google's weights were trained with; timm uses the exact one, with logits 1e-4 away."""
+    from torch import nn
+
+    return {"act_layer": partial(nn.GELU, approximate="tanh")}
+
+
+def _timm_mixer(sizes: Mapping[str, int], image_size: int, activation: str | None) -> TimmCall:
+    hidden_dim = sizes["hidden_dim"]
+    wanted = [sizes[key] for key in ("tokens_mlp_dim", "channels_mlp_dim")]
+    # timm rounds the product with a ratio down; where that misses, a half more than the number wanted hits it.
+    ratios = [
+        n / hidden_dim if int(n / hidden_dim * hidden_dim) == n else (n + 0.5) / hidden_dim for n in wanted
+    ]
+    arguments = {
+        "img_size": image_size,
+        "patch_size": sizes["patch_size"],
+        "num_blocks": sizes["num_blocks"],
+        "embed_dim": hidden_dim,
+        "mlp_ratio": tuple(ratios),
+    }
+    return TimmCall("timm.models.mlp_mixer.MlpMixer", arguments)
+
+
+# --------------------------------------------------------------------------------------------- ConvMixer
+
+
+def _recognise_convmixer(shapes: Shapes) -> Recognised | None:
+    if "stem.0.weight" not in shapes:
+        return None
+    dim, _, _, patch = shapes["stem.0.weight"]
+    kernel = shapes["blocks.0.0.fn.0.weight"][-1]
+    sizes = {"dim": dim, "depth": _num_blocks(shapes), "patch_size": patch, "kernel_size": kernel}
+    return Recognised(sizes, None, _num_classes(shapes))
+
+
+def _build_convmixer(parameters: Mapping[str, Any], num_classes: int, image_size: int) -> nn.Module:
+    from mixer_lightning.models.convmixer import ConvMixer
+
+    return ConvMixer(**parameters, num_classes=num_classes, image_size=image_size)
+
+
+def _timm_convmixer(sizes: Mapping[str, int], image_size: int, activation: str | None) -> TimmCall:
+    from torch import nn
+
+    act_layer = {"gelu": nn.GELU, "relu": nn.ReLU}[str(activation)]
+    return TimmCall("timm.models.convmixer.ConvMixer", {**sizes, "act_layer": act_layer})
+
+
+def _is_sequential(names: Collection[str]) -> bool:
+    return "0.weight" in names and any(name.startswith("3.0.fn.") for name in names)
+
+
+def _rename_sequential(names: Iterable[str]) -> dict[str, str]:
+    """locuslab/convmixer counts its layers: stem 0 to 2, blocks 3 to 2+d, pooling, flattening, head 5+d."""
+    names = list(names)
+    last = max(int(name.split(".")[0]) for name in names if name.split(".")[0].isdigit())
+    renamed = {}
+    for name in names:
+        index, _, rest = name.partition(".")
+        if not index.isdigit():
+            renamed[name] = name
+        elif int(index) <= 2:
+            renamed[name] = f"stem.{name}"
+        elif int(index) == last:
+            renamed[name] = f"head.{rest}"
+        else:
+            renamed[name] = f"blocks.{int(index) - 3}.{rest}"
+    return renamed
+
+
+# ------------------------------------------------------------------------------------------------- table
+
+
+def _num_blocks(shapes: Shapes) -> int:
+    return len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+
+
+def _num_classes(shapes: Shapes) -> int:
+    return shapes["head.weight"][0] if "head.weight" in shapes else 0
+
+
+FAMILIES = (
+    Family(
+        name="Mixer",
+        recognise=_recognise_mixer,
+        build=_build_mixer,
+        widened_size="tokens_mlp_dim",
+        has_flax_layout=True,
+        file_names=((r"^mixer-([sblh])_(\d+)", r"mixer_\1\2"),),  # Mixer-B_16.npz
+        timm_prefix="mixer_",
+        timm_names={
+            f"mixer_{size}": f"mixer_{size}_224" for size in ("s32", "s16", "b32", "b16", "l32", "l16")
+        },
+        timm_image_size=224,
+        timm_options=_tanh_gelu,
+        timm_class=_timm_mixer,
+        preprocessing={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},  # Google's
+        preprocessing_of_weights={"miil": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}},  # Alibaba's
+    ),
+    Family(
+        name="ConvMixer",
+        recognise=_recognise_convmixer,
+        build=_build_convmixer,
+        has_activation=True,
+        other_layouts=(Layout("locuslab's ConvMixer", _is_sequential, _rename_sequential),),
+        timm_prefix="convmixer_",
+        timm_names={
+            "convmixer_1536_20": "convmixer_1536_20",
+            "convmixer_768_32": "convmixer_768_32",
+            "convmixer_1024_20": "convmixer_1024_20_ks9_p14",
+        },
+        timm_class=_timm_convmixer,
+        preprocessing={
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },  # locuslab's, on ImageNet
+    ),
+)
+
+
+def family_names(separator: str) -> str:
+    """'Mixer or ConvMixer' for " or "."""
+    return separator.join(family.name for family in FAMILIES)
+
+
+def family_of_model(model: str) -> Family | None:
+    """The family of a file of conf/model; None for an unknown name or one without an entry in FAMILIES."""
+    if model not in list_models():
+        return None
+    class_name = model_node(model)["_target_"].rpartition(".")[2]
+    return next((family for family in FAMILIES if family.name == class_name), None)
+
+
+def family_of_timm(name: str) -> Family | None:
+    """The family of one of timm's names, such as mixer_b16_224.goog_in21k; None for one without an entry."""
+    return next((family for family in FAMILIES if name.startswith(family.timm_prefix)), None)
+
+
+def preprocessing_of(model: str, weights: str = "") -> dict[str, Any]:
+    """What images the published weights of a model take, as parameters of Augment; empty where nobody knows.
+
+    `model` is a file of conf/model; `weights` is the name of the weights, timm's or a file's.
+    """
+    family = family_of_model(model)
+    if family is None:
+        return {}
+    others = (each for part, each in family.preprocessing_of_weights.items() if part in weights)
+    return dict(next(others, family.preprocessing))
+
+
+def model_named(weights: str, models: Collection[str]) -> str | None:
+    """Which of `models` a name of timm (timm:mixer_b16_224.goog_in21k) or a published file (Mixer-B_16.npz) means."""
+    name = weights.removeprefix(TIMM_SCHEME).rpartition("/")[2].lower()
+    for family in FAMILIES:
+        for pattern, replacement in family.file_names:
+            name = re.sub(pattern, replacement, name)
+    found = [model for model in models if name == model or re.match(rf"{model}[._-]", name)]
+    return max(found, key=len, default=None)

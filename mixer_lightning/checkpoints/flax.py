@@ -1,0 +1,76 @@
+"""A Mixer's official Flax layout (google-research/vision_transformer, vit_jax/models_mixer.py), and the older one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# A kernel is stored as [in, out], a stem kernel as [P, P, 3, C].
+FLAX_TO_TIMM = {
+    "stem": "stem.proj",
+    "LayerNorm_0": "norm1",
+    "token_mixing/Dense_0": "mlp_tokens.fc1",
+    "token_mixing/Dense_1": "mlp_tokens.fc2",
+    "LayerNorm_1": "norm2",
+    "channel_mixing/Dense_0": "mlp_channels.fc1",
+    "channel_mixing/Dense_1": "mlp_channels.fc2",
+    "pre_head_layer_norm": "norm",
+    "head": "head",
+}
+TIMM_TO_FLAX = {timm: flax for flax, timm in FLAX_TO_TIMM.items()}
+
+
+def from_flax(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Flax's arrays -> float32 tensors under timm's names; KeyError or ValueError for a name that no Mixer has."""
+    tensors = {}
+    for key, array in arrays.items():
+        key = re.sub(r"^(params|opt/target)/", "", key)
+        name, array = _timm_name(*_from_older(key, array))
+        tensors[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    return tensors
+
+
+def to_flax(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """A Mixer's state dict -> float32 arrays in the official layout."""
+    return dict(_flax_name(name, tensor) for name, tensor in tensors.items())
+
+
+def is_older(arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether this is the layout before the public code."""
+    return any("Mixer/" in key for key in arrays)  # the name of its root
+
+
+def _from_older(key: str, array: NDArray[Any]) -> tuple[str, NDArray[Any]]:
+    """The layout before the public code, as big_vision/models/mlp_mixer.py converts it; others pass unchanged."""
+    key = key.replace("Mixer/encoder_norm/", "pre_head_layer_norm/").replace("Mixer/embedding/", "stem/")
+    key = re.sub(r"Mixer/encoderblock_(\d+)/", r"MixerBlock_\1/", key)
+    mlp = re.fullmatch(r"(.*)/(token|channel)_mixing_phase_0/(kernel|bias)([12])", key)
+    if not mlp:
+        return key, array
+    block, kind, leaf, number = mlp.groups()
+    return f"{block}/{kind}_mixing/Dense_{int(number) - 1}/{leaf}", array.squeeze()
+
+
+def _timm_name(key: str, array: NDArray[Any]) -> tuple[str, NDArray[Any]]:
+    block = re.match(r"MixerBlock_(\d+)/", key)
+    module, leaf = (key[block.end() :] if block else key).rsplit("/", 1)
+    prefix = f"blocks.{block[1]}." if block else ""
+    name = f"{prefix}{FLAX_TO_TIMM[module]}.{ {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}[leaf] }"
+    return name, array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _flax_name(name: str, tensor: Tensor) -> tuple[str, NDArray[Any]]:
+    block = re.match(r"blocks\.(\d+)\.", name)
+    module, leaf = (name[block.end() :] if block else name).rsplit(".", 1)
+    prefix = f"MixerBlock_{block[1]}/" if block else ""
+    if leaf == "weight":
+        leaf = "scale" if tensor.ndim == 1 else "kernel"
+    array = tensor.detach().float().cpu().numpy()
+    array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return f"{prefix}{TIMM_TO_FLAX[module]}/{leaf}", np.ascontiguousarray(array)

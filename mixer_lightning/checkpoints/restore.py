@@ -1,0 +1,113 @@
+"""The model that a checkpoint holds, built from the file alone where it says enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mixer_lightning.checkpoints.describe import Description, describe
+from mixer_lightning.checkpoints.load import Report, load
+from mixer_lightning.checkpoints.read import Checkpoint, read
+from mixer_lightning.models.presets import build_model, default_image_size, list_models, model_node
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A model with its weights, in evaluation mode, and what is known of it. `name` is a file of conf/model.
+
+    `classes` are the names of its outputs, if they are known; `preprocessing` as in Checkpoint.
+    """
+
+    model: nn.Module
+    name: str | None
+    image_size: int
+    classes: list[str] | None
+    preprocessing: dict[str, Any]
+    report: Report
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the model."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        found = describe(self.model.state_dict())
+        return str(found or f"{self.name} at {self.image_size}, {self.num_classes} classes")
+
+
+def restore(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    model: str | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+) -> Restored:
+    """The model that a checkpoint holds.
+
+    Args:
+        checkpoint: what `read` takes, or gave.
+        model: one of `list_models()`, where the file does not say enough.
+        image_size: side in pixels; None: the file's, or what the model is made for.
+        num_classes: None: the file's. Another number makes a new head (see `load`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is unreadable, does not tell its model or size, or holds another than was named.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read(checkpoint)
+    there = checkpoint.model
+    if model is None and there is None and checkpoint.model_name in list_models():
+        model = checkpoint.model_name  # of no family that tensors tell; its run or export names it
+    if num_classes is None:
+        num_classes = _num_classes(checkpoint)
+    if image_size is None:
+        image_size = there.image_size if there is not None else checkpoint.image_size
+    if model is not None:
+        image_size = default_image_size(model) if image_size is None else image_size
+        made = build_model(model, num_classes=num_classes, image_size=image_size)
+    elif there is None:
+        raise ValueError(
+            f"{checkpoint.path} does not tell what model it holds: say model=<name>, one of {', '.join(list_models())}"
+        )
+    else:
+        if image_size is None:
+            if there.name is None:
+                raise ValueError(
+                    f"{checkpoint.path} does not tell the size of its images: say image_size=<pixels>"
+                )
+            image_size = default_image_size(there.name)
+        made = _built(checkpoint.path, there, num_classes=num_classes, image_size=image_size)
+    report = load(made, checkpoint)
+    classes = checkpoint.classes if not report.fresh else None
+    return Restored(
+        model=made.eval(),
+        name=model or (there.name if there is not None else None),
+        image_size=image_size,
+        classes=classes if classes is not None and len(classes) == num_classes else None,
+        preprocessing=checkpoint.preprocessing,
+        report=report,
+    )
+
+
+def _num_classes(checkpoint: Checkpoint) -> int:
+    """As many as the file's head has outputs, or names for them; 1000 where it tells neither."""
+    if checkpoint.model is None:
+        return len(checkpoint.classes) if checkpoint.classes else 1000
+    if checkpoint.model.num_classes == 0:
+        raise ValueError(f"{checkpoint.path} has no head: say num_classes=<number> for a new one")
+    return checkpoint.model.num_classes
+
+
+def _built(path: Path, there: Description, *, num_classes: int, image_size: int) -> nn.Module:
+    """A model of a description's family and sizes. Nothing else in a file decides what is built."""
+    parameters: dict[str, Any] = {**there.sizes}
+    if there.family.has_activation:
+        named = model_node(there.name).get("activation") if there.name else None
+        parameters["activation"] = there.activation or named
+        if parameters["activation"] is None:
+            raise ValueError(f"{path} does not tell the activation of its {there}: say model=<name>")
+    return there.family.build(parameters, num_classes, image_size)

@@ -1,0 +1,72 @@
+"""Weights to files: timm's state dict, the official Flax layout of a Mixer, and our own export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixer_lightning.checkpoints.describe import describe
+from mixer_lightning.checkpoints.flax import to_flax
+from mixer_lightning.checkpoints.read import METADATA_KEY
+from mixer_lightning.checkpoints.restore import Restored
+
+
+def save_timm(model: nn.Module, path: str | Path) -> None:
+    """Writes a model's state dict, which has timm's names, as .safetensors, .pth or .pt (else ValueError)."""
+    path = Path(path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        _write_safetensors(path, tensors, {"format": "pt"})
+    elif path.suffix in (".pth", ".pt"):
+        torch.save(tensors, path)
+    else:
+        raise ValueError(
+            f"timm's weights are written to a file ending in .safetensors, .pth or .pt, not to {path}"
+        )
+
+
+def save_flax(model: nn.Module, path: str | Path) -> None:
+    """Writes a Mixer as the official .npz (float32), which vit_jax and big_vision load; ValueError for other models."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"Flax weights are written to a file ending in .npz, not to {path}")
+    state = model.state_dict()
+    description = describe(state)
+    if description is None or not description.family.has_flax_layout:
+        raise ValueError(
+            f"only a Mixer has an official Flax layout, not {description or type(model).__name__}"
+        )
+    arrays: dict[str, Any] = to_flax(state)
+    np.savez(path, **arrays)
+
+
+def save_own(path: str | Path, restored: Restored) -> None:
+    """Writes a model as .safetensors with all that prediction needs; `restore` needs nothing else."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"such a file ends in .safetensors, not {path}")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in restored.model.state_dict().items()}
+    _write_safetensors(path, tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata(restored))})
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    path.write_bytes(save(tensors, texts))  # save_file would let nobody but its owner read the file
+
+
+def metadata(restored: Restored) -> dict[str, Any]:
+    """What a file, or its JSON sidecar, states of a model besides its tensors, as plain containers."""
+    found = {
+        "model": restored.name,
+        "image_size": restored.image_size,
+        "activation": getattr(restored.model, "activation", None),
+        "classes": restored.classes,
+        **restored.preprocessing,
+    }
+    return {key: value for key, value in found.items() if value is not None}

@@ -1,0 +1,100 @@
+"""What image-net.org hands out: names of its archives, what lies in them, and WordNet ids in the order of labels.
+
+ImageNet-1k: ILSVRC2012_img_train.tar (a tar per class inside), ILSVRC2012_img_val.tar (flat; its labels are in
+ILSVRC2012_devkit_t12.tar.gz). ImageNet-21k: fall11_whole.tar and winter21_whole.tar.gz (a tar per class inside, or
+these class tars in a folder), imagenet21k_resized.tar.gz (class folders inside).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+#: Archives of ImageNet-1k by split, and where the labels of val are.
+ARCHIVES_1K = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+
+#: Archives of ImageNet-21k, and the releases that each may be.
+ARCHIVES_21K = {
+    "fall11_whole.tar": ("fall11",),
+    "winter21_whole.tar.gz": ("winter21",),
+    "winter21_whole.tar": ("winter21",),
+    "imagenet21k_resized.tar.gz": ("winter21_p", "fall11_p"),
+    "imagenet21k_resized.tar": ("winter21_p", "fall11_p"),
+}
+VARIANTS = tuple(sorted({variant for each in ARCHIVES_21K.values() for variant in each}))
+#: Folders of imagenet21k_resized.tar.gz, and their splits; None: not read.
+SPLIT_FOLDERS_21K: dict[str, str | None] = {
+    "imagenet21k_train": "train",
+    "imagenet21k_val": "val",
+    "imagenet21k_small_classes": None,
+}
+
+#: Lists of WordNet ids that come with timm, by the name that `classes=` takes.
+BUNDLED = {
+    "google": "imagenet21k_goog_synsets.txt",  # 21,843: the head of Google's checkpoints
+    "fall11": "imagenet22k_synsets.txt",  # 21,841
+    "fall11_p": "imagenet21k_miil_synsets.txt",  # 11,221
+    "winter21_p": "imagenet21k_miil_w21_synsets.txt",  # 10,450
+    "12k": "imagenet12k_synsets.txt",  # 11,821, a subset of fall11
+    "1k": "imagenet_synsets.txt",
+}
+
+
+def needed_1k(split: str) -> tuple[str, ...]:
+    """Archives of ImageNet-1k that a split takes."""
+    return (ARCHIVES_1K[split],) if split == "train" else (ARCHIVES_1K[split], DEVKIT)
+
+
+def read_devkit(path: Path) -> tuple[list[str], list[str]]:
+    """WordNet ids in the order of labels (sorted), and the id of each validation image in the order of their numbers.
+
+    Raises:
+        ValueError: the archive lacks one of its two tables or they do not fit each other.
+    """
+    from scipy.io import loadmat
+
+    tables = {}
+    try:
+        with tarfile.open(path) as archive:
+            for info in archive:
+                name = info.name.rpartition("/")[2]
+                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and info.isreg():
+                    file = archive.extractfile(info)
+                    assert file is not None
+                    tables[name] = file.read()
+        synsets = loadmat(io.BytesIO(tables["meta.mat"]), squeeze_me=True)["synsets"]
+        wnid_of = {int(row[0]): str(row[1]) for row in synsets if int(row[4]) == 0}  # 4: number of children
+        numbers = tables["ILSVRC2012_validation_ground_truth.txt"].split()
+        truth = [wnid_of[int(number)] for number in numbers]
+    except (tarfile.TarError, KeyError, IndexError, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({error}). Fetch it again from image-net.org.") from error
+    return sorted(wnid_of.values()), truth
+
+
+def wnid_list(name: str) -> list[str]:
+    """One of the lists of WordNet ids that come with timm."""
+    return (_timm_folder() / BUNDLED[name]).read_text(encoding="utf-8").split()
+
+
+def class_names(wnids: Sequence[str]) -> list[str]:
+    """The first WordNet synonym of each id: n01440764 is 'tench'. An unknown id stands for itself."""
+    text = (_timm_folder() / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8")
+    synonyms = dict(line.split("\t", 1) for line in text.splitlines())
+    return [synonyms.get(wnid, wnid).split(",")[0] for wnid in wnids]
+
+
+def _timm_folder() -> Path:
+    spec = importlib.util.find_spec("timm")  # importing it would take seconds
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "data" / "_info"
+
+
+def is_wnid(name: str) -> bool:
+    """Whether a name is a WordNet id: n01440764."""
+    return re.fullmatch(r"n\d{8}", name) is not None

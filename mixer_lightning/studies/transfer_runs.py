@@ -1,0 +1,217 @@
+"""The runs of a transfer suite for one checkpoint, under one directory, and the table that they fill.
+
+For each task: one run per learning rate on a part of the training set, the best on the rest of it, then final runs on
+the whole training set with several seeds. Runs that have finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from mixer_lightning import results
+from mixer_lightning.config.compose import Composition, compose
+from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe
+from mixer_lightning.engine import run
+from mixer_lightning.files import write_text
+from mixer_lightning.reports import transfer as tables
+from mixer_lightning.screen import Screen
+from mixer_lightning.studies.suites import Fewshot, Suite, Task
+
+
+class Step(NamedTuple):
+    """One fine-tuning run."""
+
+    task: Task
+    name: str  # of its directory: dev-lr0.003, final-seed0
+    recipe: Recipe
+    run_dir: Path
+
+    @property
+    def images(self) -> int:
+        """Images that its training steps take."""
+        assert self.recipe.duration.steps is not None
+        return self.recipe.duration.steps * self.recipe.batch_size
+
+
+class SuiteRuns:
+    """The runs of `suite` under `folder`; `overrides`, the user's, go before those of the tasks."""
+
+    def __init__(self, suite: Suite, *, folder: Path, overrides: Sequence[str], seeds: Sequence[int]) -> None:
+        self.suite, self.folder, self.overrides, self.seeds = suite, folder, list(overrides), seeds
+        self._composed: dict[tuple[str, ...], Recipe] = {}
+
+    def dev(self, task: Task) -> list[Step]:
+        """A run for every learning rate, without the test set."""
+        recipe = self._finetune_recipe(task, task.dev)
+        return [
+            self._step(task, f"dev-lr{rate:g}", recipe, rate, self.seeds[0]) for rate in task.learning_rates
+        ]
+
+    def final(self, task: Task, rate: float) -> list[Step]:
+        """A run for every seed at the chosen learning rate, on the whole training set."""
+        recipe = self._finetune_recipe(task, task.final)
+        return [self._step(task, f"final-seed{seed}", recipe, rate, seed) for seed in self.seeds]
+
+    def fewshot(self, data: Fewshot) -> tuple[EvaluationRecipe, Path]:
+        """What `mixer evaluate` would do, and where its figures go.
+
+        Raises:
+            ValueError: listing what is wrong with it.
+        """
+        return _recipe_of(data.name, compose("evaluate", self._given(data.overrides))), self._fewshot_dir(
+            data
+        )
+
+    def check(self) -> str:
+        """Compose all recipes before anything runs; the model of the last one, as conf/model calls it.
+
+        Raises:
+            ValueError: listing what is wrong with one.
+        """
+        models = [
+            step.recipe.choices["model"]
+            for task in self.suite.tasks
+            for step in (*self.dev(task), *self.final(task, task.learning_rates[0]))
+        ]
+        models += [self.fewshot(data)[0].choices["model"] for data in self.suite.fewshot]
+        return models[-1]
+
+    def metrics(self) -> dict[str, dict[str, list[float]]]:
+        """Of what has finished: task -> metric -> one value per seed."""
+        wanted = {column.metric for column in self.suite.columns}
+        found: dict[str, dict[str, list[float]]] = {}
+        for task in self.suite.tasks:
+            for seed in self.seeds:
+                result = results.read_result(self._run_dir(task, f"final-seed{seed}"))
+                for name, value in (result or {"metrics": {}})["metrics"].items():
+                    if name in wanted:
+                        found.setdefault(task.name, {}).setdefault(name, []).append(value)
+        for data in self.suite.fewshot:
+            record = results.read_evaluation(self._fewshot_dir(data))
+            for name, value in (record or {"metrics": {}})["metrics"].items():
+                found.setdefault(data.name, {})[name] = [value]
+        return found
+
+    def _step(self, task: Task, name: str, recipe: Recipe, rate: float, seed: int) -> Step:
+        recipe = replace(recipe, seed=seed, optimizer={**recipe.optimizer, "lr": rate})
+        return Step(task, name, recipe, self._run_dir(task, name))
+
+    def _finetune_recipe(self, task: Task, protocol: tuple[str, ...]) -> Recipe:
+        known = (task.name, *protocol)
+        if known not in self._composed:
+            recipe = _recipe_of(task.name, compose("finetune", [*self._given(task.overrides), *protocol]))
+            if recipe.duration.steps is None:
+                raise ValueError(f"{task.name}: the suite's durations are in steps, found {recipe.duration}")
+            self._composed[known] = recipe
+        return self._composed[known]
+
+    def _given(self, overrides: Sequence[str]) -> list[str]:
+        """Overrides of a task, except for what the user sets, then the user's."""
+        keys = {argument.partition("=")[0] for argument in self.overrides}
+        kept = [argument for argument in overrides if argument.partition("=")[0] not in keys]
+        return [*kept, f"name={self.folder.name}", *self.overrides]
+
+    def _run_dir(self, task: Task, name: str) -> Path:
+        return self.folder / task.name / name
+
+    def _fewshot_dir(self, data: Fewshot) -> Path:
+        return self.folder / data.name / "fewshot"
+
+
+def _recipe_of(name: str, composed: Composition[AnyRecipe]) -> AnyRecipe:
+    """The recipe of a command line.
+
+    Raises:
+        ValueError: listing what is wrong with it.
+    """
+    if composed.messages:
+        raise ValueError("\n".join(f"{name}: {message}" for message in composed.messages))
+    return composed.jobs[0].recipe
+
+
+# -------------------------------------------------------------------------------------------- running them
+
+
+def run_all(runs: SuiteRuns, screen: Screen) -> int:
+    """All runs that are still to be made, then few-shot; 0, or the exit code of the one that failed or was stopped.
+
+    Raises:
+        ValueError: a directory holds results of another recipe, or of a run that saw the test set too early.
+    """
+    tasks = runs.suite.tasks
+    for number, task in enumerate(tasks, start=1):
+        label = f"{task.name} ({number} of {len(tasks)})"
+        for step in runs.dev(task):
+            if code := _run_step(step, label, screen):
+                return code
+        rate = best_learning_rate(task, runs.dev(task))
+        screen.say(f"{label}: lr {rate:g} is the best on the dev split")
+        for step in runs.final(task, rate):
+            if code := _run_step(step, label, screen):
+                return code
+    for data in runs.suite.fewshot:
+        recipe, run_dir = runs.fewshot(data)
+        run.refuse_another_evaluation(recipe, run_dir)
+        if results.read_evaluation(run_dir) is None:
+            screen.say(f"{data.name}: few-shot")
+            run_dir.mkdir(parents=True, exist_ok=True)
+            if code := run.evaluate(recipe, run_dir):
+                return code
+    return 0
+
+
+def best_learning_rate(task: Task, steps: Sequence[Step]) -> float:
+    """The learning rate with the best final top-1 on the dev split; the smaller of equals.
+
+    Raises:
+        ValueError: a run has no result, or no figure on the dev split, or has seen a test set.
+    """
+    found = []
+    for rate, step in zip(task.learning_rates, steps, strict=True):
+        result = results.read_result(step.run_dir)
+        if result is None:
+            raise ValueError(f"{step.run_dir} has no result yet")
+        if any(name.startswith("test/") for name in result["metrics"]):
+            raise ValueError(f"{step.run_dir} was evaluated on the test set, which chooses nothing")
+        if "val/top1" not in result["metrics"]:
+            raise ValueError(f"{step.run_dir} has no val/top1 to choose a learning rate by")
+        found.append((result["metrics"]["val/top1"], -rate))
+    return -max(found)[1]
+
+
+def _run_step(step: Step, label: str, screen: Screen) -> int:
+    """Fine-tune, unless that has been done; the exit code."""
+    if (step.run_dir / results.RESULT).exists() and run.finished(step.recipe, step.run_dir) is not None:
+        return 0
+    screen.say(f"{label}: {step.name}")
+    step.run_dir.mkdir(parents=True, exist_ok=True)
+    code = run.finetune(step.recipe, step.run_dir)
+    if code:
+        screen.say(f"{label}: {step.name} ended with exit code {code}; the same command goes on from there")
+    return code
+
+
+# -------------------------------------------------------------------------------------------- their table
+
+
+def write_table(runs: SuiteRuns, *, model: str, record: dict[str, object], screen: Screen) -> None:
+    """Show the row of the transfer table beside the published ones of `model`, and write it.
+
+    transfer.json holds `record`, the row and the metrics of every task; transfer.md and transfer.csv the tables.
+    """
+    metrics, columns = runs.metrics(), runs.suite.columns
+    row, published = tables.row(metrics, columns), tables.published(model)
+    found = [
+        (one["data"], one["metric"], f"{one['mean']:.2f}", f"{one['std']:.2f}")
+        for one in tables.by_data_set(metrics)
+    ]
+    screen.table("", ("data set", "metric", "mean, %", "std"), found)
+    if runs.suite.tasks:
+        screen.table("", ("", *(column.name for column in columns)), tables.rows(row, published, columns))
+    content = {**record, "row": row, "runs": metrics}
+    write_text(runs.folder / "transfer.json", json.dumps(content, indent=2) + "\n")
+    tables.write(runs.folder, row, published, metrics, columns)

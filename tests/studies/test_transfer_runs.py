@@ -1,0 +1,114 @@
+"""The runs of a transfer suite: their recipes, and the choice of a learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mixer_lightning import results
+from mixer_lightning.studies.suites import read_suite
+from mixer_lightning.studies.transfer_plan import format_time
+from mixer_lightning.studies.transfer_runs import SuiteRuns, best_learning_rate
+
+OVERRIDES = ["checkpoint=x", "model=mixer_b16"]
+
+
+def test_a_run_that_saw_the_test_set_chooses_nothing(tmp_path: Path) -> None:
+    suite = read_suite("vtab").only(["vtab_svhn"])
+    (task,) = suite.tasks
+    steps = SuiteRuns(suite, folder=tmp_path, overrides=OVERRIDES, seeds=[0]).dev(task)
+    for step, val in zip(steps, (0.5, 0.7, 0.7), strict=True):
+        step.run_dir.mkdir(parents=True)
+        results.write_result(step.run_dir, {"metrics": {"val/top1": val}})
+    assert best_learning_rate(task, steps) == 0.01  # the smaller of equals
+    results.write_result(steps[0].run_dir, {"metrics": {"val/top1": 0.5, "test/top1": 0.9}})
+    with pytest.raises(ValueError, match="test set, which chooses nothing"):
+        best_learning_rate(task, steps)
+    results.write_result(steps[0].run_dir, {"metrics": {"train/loss": 0.5}})
+    with pytest.raises(ValueError, match="no val/top1"):
+        best_learning_rate(task, steps)
+
+
+def test_the_protocol_of_the_five() -> None:
+    """Steps of arXiv 2010.11929, Table 4; learning rates of arXiv 2105.01601, App. C; dev splits of the former."""
+    suite = read_suite("avg5")
+    runs = SuiteRuns(suite, folder=Path("x"), overrides=OVERRIDES, seeds=[0])
+    expected = {
+        "imagenet1k": (20_000, 500, "train[:99%]", "train[99%:]"),
+        "cifar10": (10_000, 500, "train[:98%]", "train[98%:]"),
+        "cifar100": (10_000, 500, "train[:98%]", "train[98%:]"),
+        "pets": (500, 100, "train[:90%]", "train[90%:]"),
+        "flowers": (500, 100, "train[:90%]+val[:90%]", "train[90%:]+val[90%:]"),
+    }
+    assert [task.name for task in suite.tasks] == list(expected)
+    for task in suite.tasks:
+        dev, (final,) = runs.dev(task), runs.final(task, 0.03)
+        assert [step.recipe.optimizer["lr"] for step in dev] == [0.003, 0.01, 0.03, 0.06]
+        assert [str(step.run_dir) for step in dev][:2] == [
+            f"x/{task.name}/dev-lr0.003",
+            f"x/{task.name}/dev-lr0.01",
+        ]
+        for step in (*dev, final):
+            recipe = step.recipe
+            steps, warm_up, *_ = expected[task.name]
+            assert recipe.choices["data"] == task.name
+            assert (recipe.duration.steps, recipe.schedule["warmup_steps"]) == (steps, warm_up)
+            assert (recipe.batch_size, recipe.clip_grad_norm, recipe.optimizer["momentum"]) == (512, 1.0, 0.9)
+            assert recipe.optimizer["weight_decay"] == recipe.augment["mixup"] == 0
+        assert {(s.recipe.train_split, s.recipe.val_split) for s in dev} == {expected[task.name][2:]}
+        assert {step.recipe.test_split for step in dev} == {"none"}
+        assert final.recipe.train_split == ("train+val" if task.name == "flowers" else "train")
+        assert final.recipe.val_split == "none"
+        assert final.recipe.test_split == ("val" if task.name == "imagenet1k" else "test")
+        assert ("real" in final.recipe.evals) == (task.name == "imagenet1k")
+    assert runs.final(suite.tasks[0], 0.03)[0].recipe.evals.keys() == {"accuracy", "real"}
+
+
+def test_the_protocol_of_vtab() -> None:
+    """2,500 steps of 512 (arXiv 2105.01601, App. C); crops and flips of arXiv 1912.11370, appendix F."""
+    suite = read_suite("vtab")
+    runs = SuiteRuns(suite, folder=Path("x"), overrides=OVERRIDES, seeds=[0])
+    uncropped = {"clevr_count", "clevr_dist", "dmlab", "kitti_dist", "dsprites_loc"}
+    unflipped = {"dsprites_loc", "dsprites_ori", "smallnorb_azimuth"}
+    for task in suite.tasks:
+        dev, (final,) = runs.dev(task), runs.final(task, 0.03)
+        assert [step.recipe.optimizer["lr"] for step in dev] == [0.003, 0.01, 0.03]
+        name = task.name.removeprefix("vtab_")
+        for step in (*dev, final):
+            recipe = step.recipe
+            assert recipe.data["task"] == name
+            assert (recipe.duration.steps, recipe.batch_size, recipe.schedule["warmup_steps"]) == (
+                2500,
+                512,
+                200,
+            )
+            crop = ("none", 1.0) if name in uncropped else ("resize_random", 0.875)
+            assert (recipe.augment["crop"], recipe.augment["eval_crop"]) == crop
+            assert recipe.augment["flip"] == (0.0 if name in unflipped else 0.5)
+            assert recipe.augment["eval_resize"] == "square"
+        assert {step.recipe.data["split"] for step in dev} == {"train800"}
+        assert {step.recipe.test_split for step in dev} == {"none"}
+        assert (final.recipe.data["split"], final.recipe.val_split) == ("trainval1000", "none")
+
+
+def test_what_the_user_sets_goes_before_the_suite_but_not_before_its_splits() -> None:
+    suite = read_suite("vtab").only(["vtab_dsprites_ori"])
+    given = [*OVERRIDES, "transfer=pets", "augment.flip=0.0", "batch_size=32"]
+    runs = SuiteRuns(suite, folder=Path("x"), overrides=given, seeds=[0])
+    recipe = runs.final(suite.tasks[0], 0.01)[0].recipe
+    assert (recipe.choices["transfer"], recipe.duration.steps, recipe.batch_size) == ("pets", 500, 32)
+
+
+def test_what_is_wrong_with_a_recipe_is_said_with_its_task() -> None:
+    suite = read_suite("all").only(["pets"])
+    for more, message in (
+        ("optimizer.momentun=1", "pets: unknown key 'optimizer.momentun'"),
+        ("duration.epochs=3", "pets: the suite's durations are in steps, found 3 epochs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SuiteRuns(suite, folder=Path("x"), overrides=[*OVERRIDES, more], seeds=[0]).check()
+
+
+def test_times_are_short() -> None:
+    assert [format_time(seconds) for seconds in (12, 600, 7200)] == ["12 s", "10 min", "2.0 h"]
