@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on several nodes under Slurm and goes on after the time limit. From the root of the checkout, with the
+# Trains on several nodes under Slurm and resumes after the time limit. From the root of the checkout, with the
 # environment activated:
 #
 #   sbatch --nodes=4 docker/slurm.sh experiment=mixer_l16_imagenet21k
@@ -36,7 +36,7 @@ mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR="${hosts[0]}"
 export MASTER_PORT="$((15000 + SLURM_JOB_ID % 10000))"  # two jobs that share a node meet at different ports
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # since Slurm 22.05 srun does not take it from sbatch
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # since Slurm 22.05 srun does not inherit it from sbatch
 
 # A run that is asked to stop exits 143 on all processes, some before the first has written the checkpoint. With
 # --kill-on-bad-exit=1 (a default on some clusters) the earliest of them would have Slurm kill that one. With 0 a

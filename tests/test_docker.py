@@ -37,13 +37,13 @@ def calls(log: Path) -> list[list[str]]:
     )
 
 
-def launch(script: str, *words: str, path: Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def launch(script: str, *argv: str, path: Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a script of docker/ with the stand-ins in `path` before everything else."""
     clean = {
         k: v for k, v in os.environ.items() if k not in LAUNCHER and not k.startswith(("SLURM", "TORCH"))
     }
     return subprocess.run(
-        ["bash", str(DOCKER / script), *words],
+        ["bash", str(DOCKER / script), *argv],
         cwd=cwd,
         env=clean | {"PATH": f"{path}:{os.environ['PATH']}"} | env,
         capture_output=True,
@@ -69,8 +69,8 @@ def test_torchrun_on_one_node_finds_its_own_port(tmp_path: Path) -> None:
     done = launch("torchrun.sh", "model=mixer_s16", "name=two words", path=tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(ROOT), "110"]
-    (words,) = calls(log)
-    options, program = words[: words.index("train.py")], words[words.index("train.py") :]
+    (argv,) = calls(log)
+    options, program = argv[: argv.index("train.py")], argv[argv.index("train.py") :]
     assert program == ["train.py", "trainer=ddp", "model=mixer_s16", "name=two words"]
     assert {"--standalone", "--nproc-per-node=gpu"} <= set(options)
     assert not any(option.startswith(("--nnodes", "--master")) for option in options)
@@ -125,14 +125,12 @@ def test_torchrun_knows_the_options(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- slurm.sh
 
 
-def submit(
-    tmp_path: Path, *words: str, srun_exits: int, cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
+def submit(tmp_path: Path, *argv: str, srun_exits: int, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run slurm.sh as the batch shell of job 123456 on node3 and node4."""
     stand_in(tmp_path, "srun", f'echo "$MASTER_ADDR $MASTER_PORT $SRUN_CPUS_PER_TASK"; exit {srun_exits}')
     stand_in(tmp_path, "scontrol", '[[ "$1" != show ]] || printf "node3\\nnode4\\n"')
     return launch(
-        "slurm.sh", *words, path=tmp_path, cwd=cwd,
+        "slurm.sh", *argv, path=tmp_path, cwd=cwd,
         SLURM_JOB_ID="123456", SLURM_JOB_NODELIST="node[3-4]", SLURM_CPUS_PER_TASK="6",
     )  # fmt: skip
 
@@ -149,8 +147,8 @@ def test_slurm_queues_the_job_again_after_143_only(tmp_path: Path, exits: int, r
 def test_slurm_starts_one_command_for_all_processes(tmp_path: Path) -> None:
     done = submit(tmp_path, "experiment=mixer_l16_imagenet21k", "name=two words", srun_exits=0)
     assert done.stdout.split() == ["node3", "18456", "6"]
-    (words,) = calls(tmp_path / "srun.args")
-    program = words[words.index("python") :]
+    (argv,) = calls(tmp_path / "srun.args")
+    program = argv[argv.index("python") :]
     assert program == [
         "python",
         "train.py",
@@ -158,7 +156,7 @@ def test_slurm_starts_one_command_for_all_processes(tmp_path: Path) -> None:
         "experiment=mixer_l16_imagenet21k",
         "name=two words",
     ]
-    assert "--kill-on-bad-exit=0" in words[: words.index("python")]
+    assert "--kill-on-bad-exit=0" in argv[: argv.index("python")]
 
 
 def test_slurm_outside_the_checkout_starts_nothing(tmp_path: Path) -> None:
@@ -215,7 +213,7 @@ def test_image_holds_all_that_the_package_is_built_from() -> None:
     assert {"pyproject.toml", project["project"]["readme"], *folders} <= set(copied())
 
 
-def test_python_of_the_image_is_one_that_the_package_takes() -> None:
+def test_python_of_the_image_is_one_that_the_package_supports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     text = (DOCKER / "Dockerfile").read_text()
     (version,) = set(re.findall(r"\bpython(\d\.\d+)\b", text))
@@ -240,7 +238,7 @@ def test_dockerfile_installs_dependencies_before_sources_and_runs_as_a_user() ->
     users = [rest for word, rest in steps if word == "USER"]
     assert users
     assert users[-1].split(":")[0] not in ("root", "0")
-    assert steps[-1] == ("ENTRYPOINT", '["python", "train.py"]')
+    assert steps[-2:] == [("ENTRYPOINT", '["mixer"]'), ("CMD", '["--help"]')]
     for i, (word, rest) in enumerate(steps):
         if word == "RUN" and "pip install" in rest:
             assert "-c constraints.txt" in rest, i
@@ -249,7 +247,7 @@ def test_dockerfile_installs_dependencies_before_sources_and_runs_as_a_user() ->
 
 def test_compose_gives_the_gpus_shared_memory_folders_and_keys() -> None:
     (name, service), *others = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"].items()
-    assert (name, others) == ("train", [])
+    assert (name, others) == ("mixer", [])
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     assert service["shm_size"] == "64gb"
@@ -269,7 +267,18 @@ def test_compose_gives_the_gpus_shared_memory_folders_and_keys() -> None:
 
 
 def test_stopping_a_container_leaves_torchrun_time_to_end_first() -> None:
-    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["train"]
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["mixer"]
     (minutes,) = re.findall(r"^(\d+)m$", service["stop_grace_period"])
     (seconds,) = re.findall(r"SHUTDOWN_TIMEOUT:-(\d+)\}", (DOCKER / "torchrun.sh").read_text())
     assert int(seconds) < 60 * int(minutes)
+
+
+def test_commands_of_its_readme_are_those_of_the_console() -> None:
+    from mixer_lightning.cli.console import COMMANDS
+
+    text = (DOCKER / "README.md").read_text() + (DOCKER / "compose.yaml").read_text()
+    named = re.findall(
+        r"^in_container mixer (\S+)|run --rm mixer (\S+)| mixer-lightning (\w+) ", text, re.MULTILINE
+    )
+    assert len(named) >= 5
+    assert {word for words in named for word in words if word} <= set(COMMANDS)

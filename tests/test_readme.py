@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import ROOT
 from mixer_lightning import results
+from mixer_lightning.cli import export, predict, prepare, transfer
+from mixer_lightning.cli.console import COMMANDS as COMMANDS_OF_THE_CONSOLE
+from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.config.compose import compose, groups
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [
+LINES = [
     line.split("  #")[0].strip()
     for language, text in BLOCKS
     if language == "bash"
     for line in text.splitlines()
     if line.strip()
 ]
-INLINE = re.findall(r"`((?:torchrun|python) [^`]*)`", README)
+INLINE = re.findall(r"`((?:torchrun|python|mixer) [^`]*=[^`]*)`", README)
+COMMANDS = [*LINES, *INLINE]
+LAYOUT = README.partition("## Layout\n\n```\n")[2].partition("```")[0]
 
 
-def overrides(command: str) -> list[str]:
-    words = shlex.split(command)
-    return [w for w in words[words.index("train.py") + 1 :] if w[0] != "-" and w != "job" and "..." not in w]
+def arguments(command: str) -> list[str]:
+    """What stands behind the program's name; "..." and options of torchrun left out."""
+    argv = shlex.split(command)
+    first = next(i for i, word in enumerate(argv) if word in ("mixer", "train.py", "finetune.py"))
+    return [word for word in argv[first + 1 :] if word not in ("...", "experiment=...")]
 
 
-TRAINING = [c for c in [*COMMANDS, *INLINE] if "train.py" in c]
+TRAINING = [c for c in COMMANDS if "train.py" in c]
+WITH_A_RECIPE = [c for c in COMMANDS if re.match(r"python finetune.py|mixer (train|finetune|evaluate)\b", c)]
+OTHERS = [c for c in COMMANDS if c.startswith("mixer ") and c not in WITH_A_RECIPE]
 
 
 def test_there_are_commands_to_check():
     assert len(TRAINING) >= 7
-    assert {"make train", "make test"} <= set(COMMANDS)
+    assert len(WITH_A_RECIPE) >= 4
+    assert {shlex.split(c)[1] for c in OTHERS} >= {"predict", "export", "transfer", "prepare", "study"}
+    assert {"make train", "make test"} <= set(LINES)
 
 
 @pytest.mark.parametrize("command", TRAINING)
 def test_training_commands_compose(command):
-    words = shlex.split(command)
-    composition = compose("train", overrides(command), multirun="-m" in words)
+    argv = [word for word in arguments(command) if word not in ("--help", "--cfg", "job", "--resolve")]
+    composition = compose("train", [word for word in argv if word != "-m"], multirun="-m" in argv)
     assert composition.messages == []
-    assert len(composition.jobs) == (12 if "-m" in words else 1)
+    assert len(composition.jobs) == (12 if "-m" in argv else 1)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+@pytest.mark.parametrize("command", [c for c in LINES if c.startswith("make")])
 def test_make_targets_exist(command):
     done = subprocess.run(
         ["make", "-n", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=False
@@ -70,7 +83,7 @@ def test_the_python_example_runs(tmp_path):
 def test_files_and_folders_that_it_names_exist():
     for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"`((?:conf|docker|results|mixer_lightning)/[\w./]*)`", README):
+    for path in re.findall(r"`((?:conf|docker|results|tests|mixer_lightning)/[\w./]*)`", README):
         assert (ROOT / path).exists(), path
 
 
@@ -97,16 +110,56 @@ def test_no_trace_of_a_machine():
             assert not re.search(r"/(work|home|root)/[a-z]", text), path
 
 
-@pytest.mark.parametrize("command", [c for c in [*COMMANDS, *INLINE] if "finetune.py" in c])
-def test_fine_tuning_commands_compose(command):
-    words = shlex.split(command)
-    given = words[words.index("finetune.py") + 1 :]
-    composition = compose("finetune", given)
-    assert composition.messages == []
+@pytest.mark.parametrize("command", WITH_A_RECIPE)
+def test_commands_with_a_recipe_compose(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mixer"])
+    argv = arguments(command)
+    program = [] if command.startswith("mixer") else ["finetune"]
+    assert mixer([*program, *argv, "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if key in ("checkpoint", "image_size"):
+            assert str(shown[key]) == value
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "-m mixer_lightning." in c])
-def test_programs_exist(command):
-    name = re.search(r"-m mixer_lightning\.([\w.]+)", command)[1]  # type: ignore[index]
-    path = ROOT / "mixer_lightning" / name.replace(".", "/")
-    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+@pytest.mark.parametrize("command", OTHERS)
+def test_commands_without_a_recipe_parse(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *argv = arguments(re.sub(r"<[^>]*>", str(tmp_path), command))
+    parse = {
+        "predict": predict.settings,
+        "export": export.settings,
+        "transfer": transfer.settings,
+        "prepare": prepare.parse,
+    }
+    if name == "study":
+        study, *argv = argv
+        importlib.import_module(f"mixer_lightning.studies.{study}").settings(argv)
+    else:
+        parse[name](argv)
+
+
+def test_every_command_is_named():
+    for command in COMMANDS_OF_THE_CONSOLE:
+        assert f"`{command}`" in README, command
+
+
+def test_the_layout_is_the_one_there_is():
+    """Names in the left column, below those that their indentation says; and every room among them."""
+    found: set[str] = set()
+    above: list[str] = ["", "", ""]
+    for line in LAYOUT.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        if depth > 2:
+            continue  # more words for the line before
+        for name in re.split(r" {2,}", line.strip())[0].split():
+            path = f"{above[depth]}{name}"
+            found.add(path.rstrip("/"))
+            if name.endswith("/") and depth < 2:
+                above[depth + 1] = path
+    assert {path for path in found if not (ROOT / path).exists()} == set()
+    package, conf = ROOT / "mixer_lightning", ROOT / "conf"
+    there = {path for folder in (package, conf) for path in folder.iterdir() if path.name[0] not in "._"}
+    assert {str(path.relative_to(ROOT)) for path in there} <= found

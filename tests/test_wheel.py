@@ -127,11 +127,11 @@ def test_it_trains_finetunes_predicts_and_exports(mixer: Mixer):
     result = json.loads((folder / tuned / "result.json").read_text())
     assert result["recipe"]["checkpoint"] == str(trained)
 
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
-    mixer("predict", f"checkpoint={tuned}", "images=pictures", "output=out.json")
-    assert "pictures/2.png" in (folder / "out.json").read_text()
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    mixer("predict", f"checkpoint={tuned}", "images=images", "output=out.json")
+    assert "images/2.png" in (folder / "out.json").read_text()
     mixer("export", f"checkpoint={tuned}", "to=safetensors", "output=digits.safetensors")
     assert (folder / "digits.safetensors").stat().st_size > 1000

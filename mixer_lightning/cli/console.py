@@ -18,7 +18,7 @@ COMMANDS = {
     "transfer": "the Mixer paper's transfer table from one checkpoint",
     "prepare": "write any data set as shards",
     "models": "the table of backbones",
-    "study": "measurements: loader, cifar, step_speed",
+    "study": "measurements of input pipelines and training steps",
 }
 
 

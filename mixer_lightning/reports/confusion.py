@@ -22,7 +22,7 @@ COLUMNS = 5  # of the grid of images
 
 
 def draw(run_dir: Path) -> None:
-    """Write both pictures; nothing where there is no confusion.npz."""
+    """Write both figures; nothing where there is no confusion.npz."""
     path = run_dir / results.CONFUSION
     if not path.exists():
         return

@@ -35,9 +35,9 @@ class Variant:
     compile: bool = False
 
     def __str__(self) -> str:
-        words = ["timm" if self.timm else "ours", "bf16" if self.bf16 else "float32"]
-        words += ["channels_last"] * self.channels_last + ["depthwise kernel"] * self.kernel
-        return ", ".join(words + ["compile"] * self.compile)
+        parts = ["timm" if self.timm else "ours", "bf16" if self.bf16 else "float32"]
+        parts += ["channels_last"] * self.channels_last + ["depthwise kernel"] * self.kernel
+        return ", ".join(parts + ["compile"] * self.compile)
 
 
 def variants(*, convolutional: bool, device: str, compile: bool) -> list[Variant]:

@@ -41,9 +41,15 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=20,
         metavar="N",
-        help="of a turn of the input alone; default: %(default)s",
+        help="batches in a round of the input alone; default: %(default)s",
     )
-    add("--steps", type=int, default=4, metavar="N", help="of a turn with training; default: %(default)s")
+    add(
+        "--steps",
+        type=int,
+        default=4,
+        metavar="N",
+        help="steps in a round with training; default: %(default)s",
+    )
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     chosen = parser.read(argv)
     chosen.root = chosen.root.expanduser()

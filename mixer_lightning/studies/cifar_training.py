@@ -18,7 +18,7 @@ from mixer_lightning.data.order import MicroBatchSampler, Order, split_batch
 from mixer_lightning.data.sources.folder import class_folders, scan
 from mixer_lightning.engine.machine import Machine, keep_freed_memory
 from mixer_lightning.optim.optimizers import adamw
-from mixer_lightning.studies.rounds import middle_half, take_turns
+from mixer_lightning.studies.rounds import interleave, middle_half
 from mixer_lightning.targets import build
 
 EXPERIMENT = "convmixer_256_8_cifar10_25ep"
@@ -136,7 +136,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """A row for the input alone, and for training: images per second of both sides, medians over alternating rounds.
 
-    A turn of the input alone has so many `batches`, one with training so many `steps`.
+    A round of the input alone has this many `batches`, one with training this many `steps`.
     """
     ahead = 3 if device.type == "cuda" else 0
     step = training_step(device, num_classes=len(class_folders(root)))
@@ -157,7 +157,7 @@ def compare(
             )
             for side in sides
         ]
-        theirs, mine = take_turns(runs, rounds=rounds)
+        theirs, mine = interleave(runs, rounds=rounds)
         low, middle, high = middle_half([a / b for a, b in zip(mine, theirs, strict=True)])
         rows.append(
             {

@@ -28,7 +28,7 @@ from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.pipelines import BATCH_SIZE, IMAGE_SIZE, PIPELINES, measure
-from mixer_lightning.studies.rounds import middle_half, take_turns
+from mixer_lightning.studies.rounds import interleave, middle_half
 
 
 def child(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, float]:
@@ -84,7 +84,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "study loader",
         usage="root=<class folders> [key=value ...]",
-        description="Images per second of input pipelines, ours and others' in turns.",
+        description="Images per second of input pipelines, ours and others', interleaved.",
     )
     cores = len(os.sched_getaffinity(0))
     add = parser.add_argument
@@ -96,8 +96,14 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="threads or processes; default: %(default)s, the cores",
     )
-    add("--rounds", type=int, default=5, metavar="N", help="turns of each pipeline; default: %(default)s")
-    add("--images", type=int, default=2048, metavar="N", help="images of a turn; default: %(default)s")
+    add(
+        "--rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="measurements of each pipeline; default: %(default)s",
+    )
+    add("--images", type=int, default=2048, metavar="N", help="images in a measurement; default: %(default)s")
     add("--copies", type=int, metavar="N", help="how often each file is used; default: until there are 1,600")
     add(
         "--device_rate",
@@ -131,9 +137,9 @@ def summary(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     for name, rounds in found.items():
         row: dict[str, Any] = {"loader": name}
         for key in rounds[0]:
-            row[key] = statistics.median(turn[key] for turn in rounds)
+            row[key] = statistics.median(each[key] for each in rounds)
         for key, ratio in (("images_per_second", "ratio"), ("images_per_cpu_second", "cpu_ratio")):
-            ratios = [turn[key] / other[key] for turn, other in zip(rounds, first, strict=True)]
+            ratios = [each[key] / other[key] for each, other in zip(rounds, first, strict=True)]
             row[f"{ratio}_low"], row[ratio], row[f"{ratio}_high"] = middle_half(ratios)
         rows.append(row)
     return rows
@@ -229,8 +235,8 @@ def main(argv: Sequence[str]) -> None:
         )
         screen.say(f"{about} {chosen.rounds} rounds of {len(chosen.names)} pipelines")
         runs = [lambda each=each: child(each, folder, chosen) for each in chosen.names]
-        turns = take_turns(runs, rounds=chosen.rounds)
-    rows = summary(dict(zip(chosen.names, turns, strict=True)))
+        measured = interleave(runs, rounds=chosen.rounds)
+    rows = summary(dict(zip(chosen.names, measured, strict=True)))
     screen.table("", COLUMNS, map(shown, rows))
     from mixer_lightning.reports import bars
     from mixer_lightning.studies.fidelity import INTERPOLATIONS, fidelity

@@ -1,4 +1,4 @@
-"""Rounds in which what is compared takes turns, and what is said of their values."""
+"""Interleaved measurements: in each round everything that is compared runs once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-def take_turns(runs: Sequence[Callable[[], Found]], *, rounds: int) -> list[list[Found]]:
+def interleave(runs: Sequence[Callable[[], Found]], *, rounds: int) -> list[list[Found]]:
     """Values [len(runs)][rounds]; every other round goes backwards, so that none is always first or last."""
     values: list[list[Found]] = [[] for _ in runs]
     for number in range(rounds):

@@ -3,7 +3,7 @@
     mixer study step_speed models=mixer_s16,convmixer_256_8 rounds=7
 
 A step is forward, backward and AdamW on synthetic images, with the loss in float32. The other side is timm's model with
-torch.optim.AdamW as they come: eager, float32, contiguous memory. All variants take turns in one process, so that a
+torch.optim.AdamW as they come: eager, float32, contiguous memory. Variants are interleaved in one process, so that a
 ratio compares steps made within the same seconds; the table gives medians over the rounds. Writes
 <out>/step_speed_<device>.csv and a Markdown table beside it.
 """
@@ -22,7 +22,7 @@ from mixer_lightning.models.presets import default_image_size, list_models
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.cases import CASES, Case, Variant, variants
-from mixer_lightning.studies.rounds import middle_half, take_turns
+from mixer_lightning.studies.rounds import interleave, middle_half
 
 
 def summary(case: Case, times: list[list[float]], chosen: Sequence[Variant]) -> list[dict[str, Any]]:
@@ -47,15 +47,21 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "study step_speed",
         usage="[key=value ...]",
-        description="Speed of whole training steps, ours and timm's in turns. Settings are written key=value, "
+        description="Speed of whole training steps, ours and timm's, interleaved. Settings are written key=value, "
         "for example: models=mixer_s16,convmixer_256_8 rounds=7",
     )
     add = parser.add_argument
     add("--models", default=",".join(CASES), metavar="NAMES", help=f"{', '.join(CASES)} or any of conf/model")
     add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     add("--batch_size", type=int, metavar="N", help="images per step; default: 4 to 64, by model")
-    add("--rounds", type=int, default=7, metavar="N", help="turns of each variant; default: %(default)s")
-    add("--steps", type=int, metavar="N", help="steps in a turn; default: 1 on a CPU, 10 on a GPU")
+    add(
+        "--rounds",
+        type=int,
+        default=7,
+        metavar="N",
+        help="measurements of each variant; default: %(default)s",
+    )
+    add("--steps", type=int, metavar="N", help="steps in a measurement; default: 1 on a CPU, 10 on a GPU")
     add("--compile", choices=["true", "false"], default="false", help="bf16 variants also compiled")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     chosen = parser.read(argv)
@@ -92,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         for step in steps:
             seconds(step, device=device, steps=2)  # compiles, and fills caches
         runs = [lambda step=step: seconds(step, device=device, steps=num_steps) for step in steps]
-        found = summary(case, take_turns(runs, rounds=chosen.rounds), compared)
+        found = summary(case, interleave(runs, rounds=chosen.rounds), compared)
         about = {"model": name, "image_size": case.image_size, "batch_size": case.batch_size}
         rows += [about | row | {"rounds": chosen.rounds} for row in found]
         screen.table(f"{name}, {case.batch_size} images of {case.image_size} px", COLUMNS, map(shown, found))
@@ -134,7 +140,7 @@ def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) ->
     lines = [
         "# Speed of a training step",
         "",
-        "Forward, backward and AdamW on synthetic images. Medians over rounds in which all variants take turns; a",
+        "Forward, backward and AdamW on synthetic images. Medians over rounds in which each variant runs once; a",
         "ratio is between steps of the same round. In brackets the middle half of the rounds.",
         "",
         *markdown.provenance(

@@ -11,7 +11,7 @@ import torch
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.studies import step_speed, training_step
 from mixer_lightning.studies.cases import CASES, Case, Variant, variants
-from mixer_lightning.studies.rounds import take_turns
+from mixer_lightning.studies.rounds import interleave
 
 SMALL = Case("convmixer_256_8", 1, 8, 2, 10)
 
@@ -55,7 +55,7 @@ def test_turns_alternate() -> None:
         seen.append(name)
         return float(len(seen))
 
-    values = take_turns([lambda: run("a"), lambda: run("b")], rounds=3)
+    values = interleave([lambda: run("a"), lambda: run("b")], rounds=3)
     assert "".join(seen) == "abbaab"
     assert values == [[1, 4, 5], [2, 3, 6]]
 
