@@ -11,7 +11,8 @@ import pytest
 
 from conftest import ROOT
 from mixer_lightning import results
-from mixer_lightning.config.compose import compose, groups
+from mixer_lightning.config.compose import compose
+from mixer_lightning.config.groups import groups
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)

@@ -23,7 +23,8 @@ from typing import NamedTuple
 from mixer_lightning import results
 from mixer_lightning.cli import evaluate
 from mixer_lightning.config.arguments import Parser
-from mixer_lightning.config.compose import compose, groups
+from mixer_lightning.config.compose import compose
+from mixer_lightning.config.groups import groups
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.files import write_text

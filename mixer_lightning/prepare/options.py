@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning.config.arguments import Parser
-from mixer_lightning.config.compose import groups
+from mixer_lightning.config.groups import groups
 from mixer_lightning.screen import did_you_mean, refuse
 
 USAGE = """data=<name> source=<path> output=<folder> [key=value ...]

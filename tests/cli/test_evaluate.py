@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
-from mixer_lightning.cli.evaluate import evaluate, read, summarise
+from mixer_lightning.cli.evaluate import evaluate, read, refuse_another, summarise
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.from_checkpoint import label_of
 from mixer_lightning.config.overrides import quoted
@@ -201,6 +201,22 @@ def test_an_evaluation_does_not_take_the_place_of_another(run_dir, tmp_path, cap
         assert read(tmp_path / "found") == before
     assert evaluate(composed(*words, "device_batch=5"), tmp_path / "found") == 0
     assert read(tmp_path / "found")["metrics"] == before["metrics"]
+
+
+def test_an_evaluation_of_an_earlier_version_may_be_made_again(run_dir, tmp_path, capsys):
+    """Its evaluation.json holds the keys of training too."""
+    recipe = composed(given(run_dir), "evals=test", *WORDS[:2])
+    old = recipe.to_dict() | {
+        "batch_size": 64,
+        "optimizer": {"lr": 0.03},
+        "duration": {"steps": 1},
+        "logger": {},
+    }
+    (tmp_path / results.EVALUATION).write_text(json.dumps({"metrics": {}, "recipe": old}))
+    refuse_another(recipe, tmp_path)
+    (tmp_path / results.EVALUATION).write_text(json.dumps({"metrics": {}, "recipe": old | {"image_size": 9}}))
+    with pytest.raises(ValueError, match="image_size: 9 there, 8 here"):
+        refuse_another(recipe, tmp_path)
 
 
 def test_an_unreadable_image_fails_and_is_named(run_dir, tmp_path, capsys):
