@@ -16,7 +16,8 @@ from mixer_lightning import results
 from mixer_lightning.cli import export, predict, prepare, transfer
 from mixer_lightning.cli.console import COMMANDS as COMMANDS_OF_THE_CONSOLE
 from mixer_lightning.cli.console import main as mixer
-from mixer_lightning.config.compose import compose, groups
+from mixer_lightning.config.compose import compose
+from mixer_lightning.config.groups import groups
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning.config.arguments import Parser
-from mixer_lightning.config.compose import groups
+from mixer_lightning.config.groups import groups
 from mixer_lightning.data.sources.imagenet_archives import BUNDLED, VARIANTS
 from mixer_lightning.prepare.options import (
     ARCHIVES_AND_LISTS,

@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mixer_lightning.config.compose import ROOTS, compose, groups_of
+from mixer_lightning.config.compose import ROOTS, compose
+from mixer_lightning.config.groups import groups_of
 from mixer_lightning.config.hydra_internals import parse_flags
 from mixer_lightning.config.launch import ask_hydra, launch
 from mixer_lightning.files import CONF

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser
-from mixer_lightning.config.compose import groups
+from mixer_lightning.config.groups import groups
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.screen import Screen, did_you_mean
 from mixer_lightning.studies.suites import Suite, available, read_suite

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mixer_lightning.config.check import check
 from mixer_lightning.config.from_checkpoint import Implied, implied_for_evaluation, implied_for_finetuning
+from mixer_lightning.config.groups import groups_of
 from mixer_lightning.config.hydra_internals import split_sweep
 from mixer_lightning.config.messages import explain, written_in
 from mixer_lightning.config.overrides import (
@@ -64,24 +65,6 @@ class Composition(NamedTuple, Generic[AnyRecipe]):
     jobs: list[Job[AnyRecipe]]
     messages: list[str]
     overrides: list[str]
-
-
-def groups(folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
-    """Names of the choices in every group of conf/ (and of further config folders)."""
-    found: dict[str, list[str]] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*/*.yaml")):
-            if path.parent.name not in ("hydra", "suite"):  # suite: of `mixer transfer`
-                found.setdefault(path.parent.name, []).append(path.stem)
-    return found
-
-
-def groups_of(config_name: str, folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
-    """Those groups that a program reads: those of its defaults list, and new ones of further folders."""
-    defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())["defaults"]
-    listed = {next(iter(each)).removeprefix("optional ") for each in defaults if isinstance(each, dict)}
-    elsewhere = groups().keys() - listed
-    return {group: choices for group, choices in groups(folders).items() if group not in elsewhere}
 
 
 @overload
@@ -138,7 +121,7 @@ def compose(
             search = [f"hydra.searchpath=[{','.join(quoted(f'file://{f}') for f in folders[1:])}]"]
             for number, job_lines in enumerate(split_sweep(lines) if multirun else [lines]):
                 config = hydra_compose(config_name, [*job_lines, *search], return_hydra_config=True)
-                values, run_dir = _resolved(config, number if multirun else None)
+                values = _plain_values(config, job_number=number if multirun else None)
                 choices = chosen_files(config.hydra.runtime.choices)
                 for problem in check(values, root):
                     where = "  (of the checkpoint)"
@@ -148,7 +131,8 @@ def compose(
                         where = written_in(problem.key, config_name, choices, folders)
                     found.setdefault(problem.message, f"{problem.message}{where}")
                 if not found and not wrong:
-                    jobs.append(Job(load_recipe(root, {**values, "choices": choices}), run_dir, config))
+                    recipe = load_recipe(root, {**values, "choices": choices})
+                    jobs.append(Job(recipe, _run_dir(config, multirun), config))
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             found.setdefault("", explain(error, overrides, known, folders))
     if wrong or found:
@@ -189,18 +173,21 @@ def _as_overrides(implied: Implied, stated: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _resolved(config: DictConfig, job_number: int | None) -> tuple[dict[str, Any], Path]:
-    """The recipe as plain values, and the run directory; jobs of a sweep are numbered."""
+def _plain_values(config: DictConfig, *, job_number: int | None) -> dict[str, Any]:
+    """The recipe as plain values, interpolations resolved; jobs of a sweep are numbered, as Hydra's launcher does."""
     if job_number is not None:
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = job_number
     HydraConfig.instance().set_config(config)  # ${hydra:...} reads it
-    hydra = config.hydra
-    run_dir = hydra.run.dir if job_number is None else f"{hydra.sweep.dir}/{hydra.sweep.subdir}"
     ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}, Path(run_dir)
+    return {str(key): value for key, value in values.items()}
+
+
+def _run_dir(config: DictConfig, multirun: bool) -> Path:
+    hydra = config.hydra
+    return Path(hydra.sweep.dir, hydra.sweep.subdir) if multirun else Path(hydra.run.dir)
 
 
 def chosen_files(choices: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from conftest import ROOT, TINY
-from mixer_lightning.config.compose import compose_one, groups
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.groups import groups
 
 
 @pytest.mark.parametrize(

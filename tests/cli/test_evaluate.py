@@ -21,7 +21,7 @@ from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.from_checkpoint import label_of
 from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import EvaluationRecipe
-from mixer_lightning.engine.run import evaluate, train
+from mixer_lightning.engine.run import evaluate, refuse_another_evaluation, train
 from mixer_lightning.results import read_evaluation
 
 TRAINED = (
@@ -205,6 +205,22 @@ def test_an_evaluation_does_not_take_the_place_of_another(run_dir, tmp_path, cap
         assert read_evaluation(tmp_path / "found") == before
     assert evaluate(composed(*words, "device_batch=5"), tmp_path / "found") == 0
     assert read_evaluation(tmp_path / "found")["metrics"] == before["metrics"]
+
+
+def test_an_evaluation_of_an_earlier_version_may_be_made_again(run_dir, tmp_path, capsys):
+    """Its evaluation.json holds the keys of training too."""
+    recipe = composed(given(run_dir), "evals=test", *WORDS[:2])
+    old = recipe.to_dict() | {
+        "batch_size": 64,
+        "optimizer": {"lr": 0.03},
+        "duration": {"steps": 1},
+        "logger": {},
+    }
+    (tmp_path / results.EVALUATION).write_text(json.dumps({"metrics": {}, "recipe": old}))
+    refuse_another_evaluation(recipe, tmp_path)
+    (tmp_path / results.EVALUATION).write_text(json.dumps({"metrics": {}, "recipe": old | {"image_size": 9}}))
+    with pytest.raises(ValueError, match="image_size: 9 there, 8 here"):
+        refuse_another_evaluation(recipe, tmp_path)
 
 
 def test_an_unreadable_image_fails_and_is_named(run_dir, tmp_path, capsys):

@@ -84,6 +84,13 @@ def test_the_metric_that_sorts(metrics, expected):
     assert main_metric(metrics) == expected
 
 
+def test_the_numbers_of_a_data_set_are_no_column_of_their_own():
+    found = [result(0.5), result(0.7)]
+    for one, data in zip(found, ("digits", "cifar10"), strict=True):
+        one["recipe"]["choices"] |= {"data": data, "scratch": data}
+    assert [set(row) for row in table(found, "test/top1")] == [{"data", "seeds", "mean", "std"}] * 2
+
+
 def test_runs_without_a_result_are_named(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -152,13 +159,24 @@ def test_the_others_finish_when_one_job_fails(program, tmp_path, half):
 
 
 STUB = """
-import sys
+import atexit, sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from mixer_lightning.cli.program import program
 
 codes = [int(word) for word in sys.argv.pop(1).split(",")]
+compositions = []
+load = ConfigLoaderImpl.load_configuration
+
+def counted(self, *args, **kwargs):
+    compositions.append(1)
+    return load(self, *args, **kwargs)
+
+ConfigLoaderImpl.load_configuration = counted
+atexit.register(lambda: print(len(compositions), "compositions", file=sys.stderr))
 
 def run(recipe, run_dir):
-    print("job", recipe.seed)
+    assert run_dir.is_dir()
+    print("job", recipe.seed, *([run_dir] if recipe.name == "where" else []))
     return codes[recipe.seed]
 
 def after(run_dirs):
@@ -169,7 +187,7 @@ sys.exit(program("train", sys.argv[1:], run=run, after_sweep=after))
 """
 
 
-def run_stub(folder: Path, *codes: int) -> subprocess.CompletedProcess[str]:
+def run_stub(folder: Path, *codes: int, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """A sweep of jobs that do nothing and exit with these codes; it prints what it was given to sum up."""
     words = [
         sys.executable,
@@ -179,6 +197,7 @@ def run_stub(folder: Path, *codes: int) -> subprocess.CompletedProcess[str]:
         "-m",
         f"seed=range({len(codes)})",
         "name=stub",
+        *more,
     ]
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
@@ -190,6 +209,62 @@ def test_the_exit_code_of_a_sweep(tmp_path, codes, expected):
     *jobs, last = done.stdout.splitlines()
     assert jobs == [f"job {i}" for i in range(len(codes))]  # all of them, whatever the others do
     assert last.split() == ["after", *(f"runs/stub/convmixer_96_4-digits-seed{i}" for i in range(len(codes)))]
+
+
+def compositions(done: subprocess.CompletedProcess[str]) -> int:
+    """How often Hydra composed a config in the process."""
+    (line,) = [line for line in done.stderr.splitlines() if line.endswith(" compositions")]
+    return int(line.split()[0])
+
+
+@pytest.mark.parametrize("num_jobs", [1, 3, 6])
+def test_a_sweep_composes_every_job_once(tmp_path, num_jobs):
+    done = run_stub(tmp_path, *([0] * num_jobs))
+    assert done.returncode == 0, done.stderr
+    assert compositions(done) == num_jobs
+
+
+def test_a_run_composes_once(tmp_path):
+    words = [sys.executable, "-c", STUB, "0", "model=mixer_digits"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "job 0\n"
+    assert compositions(done) == 1
+
+
+def test_a_wrong_recipe_is_composed_once(tmp_path):
+    done = run_stub(tmp_path, 0, more=("optimizer.lrr=1",))
+    assert done.returncode == 2
+    assert compositions(done) == 1
+
+
+@pytest.mark.parametrize("sweeper", [(), ("hydra.sweeper.max_batch_size=1",)], ids=["ours", "hydra's"])
+def test_jobs_run_where_hydra_says(tmp_path, sweeper):
+    """The same directories and order from our own loop and, with another sweeper's settings, from Hydra's program."""
+    place = ("hydra.sweep.dir=elsewhere", "hydra.sweep.subdir=${hydra.job.num}-s${seed}")
+    done = run_stub(tmp_path, 0, 1, 0, more=("name=where", *place, *sweeper))
+    assert done.returncode == 1, done.stderr
+    *jobs, last = done.stdout.splitlines()
+    assert jobs == [f"job {i} elsewhere/{i}-s{i}" for i in range(3)]
+    assert last.split() == ["after", *(f"elsewhere/{i}-s{i}" for i in range(3))]
+    assert run_stub(tmp_path, 0, 143, 0, more=sweeper).returncode == 143
+
+
+def test_settings_of_the_job_hold(tmp_path):
+    """Working directory and environment, which Hydra's launcher sets."""
+    script = (
+        "import os, sys; from pathlib import Path; from mixer_lightning.cli.program import program\n"
+        "def run(recipe, run_dir):\n"
+        "    print(run_dir, Path.cwd().name, os.environ['BIRD'])\n"
+        "    return 0\n"
+        "sys.exit(program('train', sys.argv[1:], run=run, after_sweep=lambda run_dirs: 0))"
+    )
+    words = ["hydra.job.chdir=true", "++hydra.job.env_set.BIRD=wren", "name=there", "model=mixer_digits"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ". mixer_digits-digits-seed0 wren\n"
 
 
 def test_a_refused_job_does_not_mean_that_nothing_was_started(tmp_path):

@@ -17,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer_lightning.config.check import check
-from mixer_lightning.config.compose import Composition, compose, compose_one, groups
-from mixer_lightning.config.recipe import Duration, Recipe, load_recipe
+from mixer_lightning.config.compose import Composition, compose, compose_one
+from mixer_lightning.config.groups import groups
+from mixer_lightning.config.recipe import FREE_KEYS, Duration, Recipe, load_recipe
 from mixer_lightning.config.signatures import fits, signature
 from mixer_lightning.files import CONF
+from mixer_lightning.results import differing_keys
 from mixer_lightning.targets import build
 
 
@@ -431,6 +433,105 @@ def test_one_wrong_value_of_a_sweep_stops_it_all(override, message):
 def test_the_run_directory_is_a_function_of_the_recipe():
     (job,) = compose("train", ["model=mixer_digits", "seed=3", "name=mine"]).jobs
     assert job.run_dir == Path("runs/mine/mixer_digits-digits-seed3")
+
+
+def test_the_task_of_a_data_set_is_in_the_name_of_the_run_directory(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "vtab.yaml").write_text(f"_target_: {__name__}.many_tasks\ntask: pets\n")
+    folders = (CONF, tmp_path)
+    (job,) = compose("train", ["model=mixer_digits", "data=vtab"], folders=folders).jobs
+    assert job.run_dir == Path("runs/default/mixer_digits-vtab_pets-seed0")
+    words = ["model=mixer_digits", "data=vtab", "data.task=pets,dtd", "optimizer.lr=0.1,0.2"]
+    jobs = compose("train", words, multirun=True, folders=folders).jobs
+    assert {job.run_dir.name for job in jobs} == {
+        f"mixer_digits-vtab_{task}-seed0-optimizer.lr={lr}" for task in ("pets", "dtd") for lr in (0.1, 0.2)
+    }
+    assert {job.run_dir.parent for job in jobs} == {Path("runs/default")}
+
+
+def many_tasks(task: str) -> None:
+    """A data set with tasks, as far as a recipe looks."""
+
+
+def test_a_data_set_of_ones_own_trains_on_the_numbers_of_train_yaml(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "birds.yaml").write_text(
+        "_target_: mixer_lightning.data.sources.folder.folder\nroot: birds\nname: birds\n"
+    )
+    (job,) = compose("train", ["data=birds"], folders=(CONF, tmp_path)).jobs
+    assert (job.recipe.image_size, job.recipe.batch_size) == (224, 128)
+    assert job.recipe.duration == Duration(epochs=100)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "birds.yaml").write_text("# @package _global_\nimage_size: 96\n")
+    (job,) = compose("train", ["data=birds"], folders=(CONF, tmp_path)).jobs
+    assert (job.recipe.image_size, job.recipe.choices["scratch"]) == (96, "birds")
+    (tmp_path / "scratch" / "birds.yaml").write_text("image_size: 96\n")
+    (message,) = compose("train", ["data=birds"], folders=(CONF, tmp_path)).messages
+    assert "@package _global_" in message
+    assert "birds.yaml" in message
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet21k", "flowers"])
+def test_fine_tuning_and_evaluation_get_no_numbers_for_training_from_scratch(data):
+    for program in ("finetune", "evaluate"):
+        recipe = compose_one(program, [f"data={data}"])
+        assert (recipe.image_size, recipe.device_batch) == (224, 64)
+        assert recipe.augment["eval_crop"] == 0.875
+        assert "scratch" not in recipe.choices
+
+
+# ------------------------------------------------------------------------------------------- the programs
+
+
+def test_an_evaluation_reads_what_it_needs_and_no_more():
+    recipe = compose_one("evaluate", ["data=digits"])
+    assert {*recipe.to_dict()} == {
+        *("name", "seed", "checkpoint", "image_size", "device_batch", "model", "data", "augment", "evals"),
+        *("trainer", "train_split", "val_split", "test_split", "choices"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer=sgd", "unknown key 'optimizer'"),
+        ("optimizer.lr=0.1", "unknown key 'optimizer'"),
+        ("batch_size=32", "unknown key 'batch_size'"),
+        ("experiment=mixer_digits", "unknown key 'experiment'"),
+        ("logger=wandb", "unknown key 'logger'"),
+        ("model.stochastic_depth=0.1", "'model.stochastic_depth' comes from the run: it is not yours to set"),
+        ("model.image_size=8", "'model.image_size' comes from the run: set 'image_size' at the root instead"),
+        ("~seed", "'seed' is missing (int)"),
+    ],
+)
+def test_what_an_evaluation_does_not_read_is_refused(override, message):
+    (said,) = compose("evaluate", ["data=digits", override]).messages
+    assert said.startswith(message)
+
+
+@pytest.mark.parametrize("program", ["train", "finetune"])
+def test_a_callback_is_any_of_lightnings(tmp_path, program):
+    assert compose_one(program).callbacks == {}
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "timer.yaml").write_text(
+        "# @package callbacks.timer\n_target_: lightning.pytorch.callbacks.Timer\nverbose: false\n"
+    )
+    folders = (CONF, tmp_path)
+    (job,) = compose(program, ["callbacks=[model_summary,timer]"], folders=folders).jobs
+    assert list(job.recipe.callbacks) == ["model_summary", "timer"]
+    for node in job.recipe.callbacks.values():
+        build(node)
+    (message,) = compose(program, ["callbacks=timer", "callbacks.timer.durtion=1"], folders=folders).messages
+    assert message == "unknown key 'callbacks.timer.durtion': did you mean 'callbacks.timer.duration'?"
+
+
+def test_a_recipe_stored_before_there_were_callbacks_is_the_same():
+    now = compose_one("train").to_dict()
+    before = {key: value for key, value in now.items() if key != "callbacks"}
+    assert differing_keys(before, now, ignore=FREE_KEYS) == []
+    assert differing_keys(
+        before, compose_one("train", ["callbacks=model_summary"]).to_dict(), ignore=FREE_KEYS
+    )
 
 
 def test_a_duration_in_steps():

@@ -10,7 +10,7 @@ import yaml
 
 from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints.save import save_timm
-from mixer_lightning.config.compose import compose, compose_one, groups
+from mixer_lightning.config.compose import compose, compose_one
 from mixer_lightning.config.from_checkpoint import (
     DEVICE_BATCH,
     Implied,
@@ -19,6 +19,7 @@ from mixer_lightning.config.from_checkpoint import (
     implied_for_finetuning,
     model_named,
 )
+from mixer_lightning.config.groups import groups
 from mixer_lightning.config.overrides import quoted, values_by_key
 from mixer_lightning.files import CONF
 

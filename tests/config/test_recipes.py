@@ -13,7 +13,8 @@ import yaml
 from torch import nn
 
 from conftest import ROOT
-from mixer_lightning.config.compose import compose, compose_one, groups
+from mixer_lightning.config.compose import compose, compose_one
+from mixer_lightning.config.groups import groups
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data.crops import crop_one
 from mixer_lightning.data.order import split_batch
