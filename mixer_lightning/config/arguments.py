@@ -1,4 +1,4 @@
-"""Command lines of key=value words, for the programs that take no recipe."""
+"""Command lines of key=value arguments, for the programs that take no recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mixer_lightning.screen import did_you_mean, refuse
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes key=value as well as --key=value; every wrong word ends the program with a sentence and exit code 2."""
+    """Takes key=value as well as --key=value; every wrong argument ends the program with a sentence and exit code 2."""
 
     def __init__(self, program: str, *, usage: str, description: str) -> None:
         super().__init__(
@@ -25,10 +25,10 @@ class Parser(argparse.ArgumentParser):
         """What is wrong with the form and the keys of a command line."""
         known = [option.lstrip("-") for option in self._option_string_actions]
         messages = []
-        for word in argv:
-            key, equals, _ = word.lstrip("-").partition("=")
-            if not equals and not word.startswith("-"):
-                messages.append(f"'{word}' is not of the form key=value")
+        for argument in argv:
+            key, equals, _ = argument.lstrip("-").partition("=")
+            if not equals and not argument.startswith("-"):
+                messages.append(f"'{argument}' is not of the form key=value")
             elif key not in known:
                 messages.append(f"unknown key '{key}'{did_you_mean(key, known)}")
         return messages
@@ -37,9 +37,9 @@ class Parser(argparse.ArgumentParser):
         """The values of a command line."""
         if messages := self.wrong(argv):
             refuse(messages)
-        return self.parse_args([word if word.startswith("-") else f"--{word}" for word in argv])
+        return self.parse_args([a if a.startswith("-") else f"--{a}" for a in argv])
 
     def error(self, message: str) -> NoReturn:
-        """Says it as the programs with a recipe do."""
+        """Refuse, as the programs with a recipe do."""
         refuse([message])
         raise AssertionError

@@ -1,4 +1,4 @@
-"""Programs that take key=value words name a mistyped one, before anything slow is imported."""
+"""Programs that take key=value arguments name a mistyped one, before anything slow is imported."""
 
 from __future__ import annotations
 
