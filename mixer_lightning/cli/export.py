@@ -45,17 +45,10 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         description="Writes a checkpoint for other programs and checks what was written. Settings are written "
         "key=value, for example: checkpoint=runs/default/convmixer_96_4-digits-seed0 to=onnx output=digits.onnx",
     )
+    parser.add_model_options()
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="FILE",
-        help="a file of weights, a run directory or timm:<name>",
-    )
     add("--to", required=True, choices=list(SUFFIXES), help="the format")
     add("--output", required=True, type=Path, metavar="FILE", help="where to write")
-    add("--model", metavar="NAME", help="of conf/model, where the checkpoint does not tell")
-    add("--image_size", type=int, metavar="N", help="side in pixels; default: the checkpoint's")
     add("--num_classes", type=int, metavar="N", help="another number than the checkpoint's makes a new head")
     add("--overwrite", choices=["true", "false"], default="false", help="replace an output that is there")
     chosen = parser.read(argv)
@@ -63,9 +56,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     suffixes = SUFFIXES[chosen.to]
     if chosen.output.suffix not in suffixes:
         parser.error(f"to={chosen.to} writes a file ending in {' or '.join(suffixes)}, not {chosen.output}")
-    for name in ("image_size", "num_classes"):
-        if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
-            parser.error(f"{name} must be at least 1, found {getattr(chosen, name)}")
+    parser.check_at_least(1, chosen, "image_size", "num_classes")
     if chosen.output.is_dir():
         parser.error(f"output={chosen.output} is a folder: name a file in it")
     for path in (chosen.output, data_path(chosen.output), results.sidecar_path(chosen.output)):

@@ -25,18 +25,11 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         usage="checkpoint=<file or run directory> images=<file or folder> [key=value ...]",
         description="Classifies image files with a trained checkpoint.",
     )
+    parser.add_model_options()
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="FILE",
-        help="a file of weights, a run directory or timm:<name>",
-    )
     add("--images", required=True, action="append", metavar="PATH", help="a file or folder; may be repeated")
     add("--top", type=int, default=5, metavar="N", help="classes shown for each image; default: %(default)s")
     add("--output", type=Path, default=Path("predictions.json"), metavar="FILE", help="default: %(default)s")
-    add("--model", metavar="NAME", help="of conf/model, where the checkpoint does not tell")
-    add("--image_size", type=int, metavar="N", help="side in pixels; default: the checkpoint's")
     add(
         "--classes",
         type=Path,
@@ -46,9 +39,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     add("--batch_size", type=int, default=32, metavar="N", help="images at a time; default: %(default)s")
     add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     chosen = parser.read(argv)
-    for name in ("top", "batch_size", "image_size"):
-        if getattr(chosen, name) is not None and getattr(chosen, name) < 1:
-            parser.error(f"{name} must be at least 1, found {getattr(chosen, name)}")
+    parser.check_at_least(1, chosen, "top", "batch_size", "image_size")
     chosen.output = chosen.output.expanduser()
     if chosen.output.is_dir():
         parser.error(f"output={chosen.output} is a folder: name a file in it")

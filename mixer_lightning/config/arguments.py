@@ -21,6 +21,26 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_model_options(self) -> None:
+        """checkpoint, and what may be said where it does not tell: model, image_size."""
+        self.add_argument(
+            "--checkpoint",
+            required=True,
+            metavar="FILE",
+            help="a file of weights, a run directory or timm:<name>",
+        )
+        self.add_argument("--model", metavar="NAME", help="of conf/model, where the checkpoint does not tell")
+        self.add_argument(
+            "--image_size", type=int, metavar="N", help="side in pixels; default: the checkpoint's"
+        )
+
+    def check_at_least(self, minimum: int, chosen: argparse.Namespace, *names: str) -> None:
+        """Refuse values below `minimum` of the named options; those that were not given are None."""
+        for name in names:
+            value = getattr(chosen, name)
+            if value is not None and value < minimum:
+                self.error(f"{name} must be at least {minimum}, found {value}")
+
     def wrong(self, argv: Sequence[str]) -> list[str]:
         """What is wrong with the form and the keys of a command line."""
         known = [option.lstrip("-") for option in self._option_string_actions]

@@ -14,6 +14,12 @@ def is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def leave_process_group() -> None:
+    """Part from the other processes, or the next run of this process could not meet them."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()
+
+
 def average_batch_norm(model: nn.Module) -> None:
     """Give every process the mean of all processes' BatchNorm statistics (timm's `--dist-bn reduce`)."""
     if not is_distributed():

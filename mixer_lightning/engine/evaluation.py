@@ -23,7 +23,7 @@ from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals import Eval
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import confusion
-from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke, show_logging
+from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke
 
 
 @dataclass(frozen=True)
@@ -36,36 +36,9 @@ class Ready:
     evals: dict[str, Eval]
     machine: Machine
 
-
-def evaluate(recipe: EvaluationRecipe, run_dir: Path, screen: Screen) -> int:
-    """Judge a checkpoint and write evaluation.json into `run_dir`; the exit code."""
-    show_logging(screen)
-    try:
-        parts = ready(recipe, screen)
-    except (ValueError, OSError) as error:
-        screen.say(str(error))
-        return 2
-    except Exception as error:  # not a user's mistake: the traceback is worth having
-        screen.open_log(run_dir / results.LOG)
-        say_what_broke(screen, error, run_dir / results.LOG)
-        return 1
-    screen.open_log(run_dir / results.LOG)
-    try:
-        _judge(recipe, run_dir, parts, screen)
-    except torch.OutOfMemoryError as error:
-        screen.say(f"out of device memory: lower device_batch. {last_line(error)}")
-    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk
-        screen.say(last_line(error))
-    except Exception as error:
-        say_what_broke(screen, error, run_dir / results.LOG)
-    else:
-        return 0
-    finally:
-        parts.data.close()
-        screen.close()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    return 1
+    def close(self) -> None:
+        """End the threads of the data."""
+        self.data.close()
 
 
 def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
@@ -114,7 +87,22 @@ def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) ->
             )
 
 
-def _judge(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
+def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Screen) -> int:
+    """Run the evaluations and write evaluation.json into `run_dir`; the exit code."""
+    try:
+        _evaluate(recipe, run_dir, parts, screen)
+    except torch.OutOfMemoryError as error:
+        screen.say(f"out of device memory: lower device_batch. {last_line(error)}")
+    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk
+        screen.say(last_line(error))
+    except Exception as error:
+        say_what_broke(screen, error, run_dir / results.LOG)
+    else:
+        return 0
+    return 1
+
+
+def _evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
     """Run the evaluations; the first process prints and writes."""
     is_first = parts.machine.rank == 0
     predict = Predictions(

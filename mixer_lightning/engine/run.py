@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import yaml
 
@@ -17,7 +17,7 @@ from mixer_lightning import launcher, results
 from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.config.recipe import FREE_KEYS, EvaluationRecipe, Recipe
 from mixer_lightning.files import check_writable, lock_run_dir
-from mixer_lightning.screen import Screen, closing_table
+from mixer_lightning.screen import Screen, closing_table, say_what_broke, show_logging
 
 NO_CHECKPOINT = (
     "'checkpoint' is missing: a .npz, .pth, .safetensors or .ckpt file, a run directory, or timm:<name>"
@@ -60,7 +60,12 @@ def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> in
         with _locked(run_dir):
             from mixer_lightning.engine import training  # torch and Lightning: seconds
 
-            code = training.train(recipe, run_dir, screen, head=head)
+            code = _work(
+                run_dir,
+                screen,
+                ready=lambda: training.ready(recipe, run_dir, screen, head=head),
+                work=lambda run: training.fit(recipe, run_dir, run, screen),
+            )
     except (ValueError, OSError) as error:
         screen.say(str(error))
         code = 2
@@ -83,7 +88,12 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
         with _locked(run_dir):
             from mixer_lightning.engine import evaluation  # torch and Lightning: seconds
 
-            code = evaluation.evaluate(recipe, run_dir, screen)
+            code = _work(
+                run_dir,
+                screen,
+                ready=lambda: evaluation.ready(recipe, screen),
+                work=lambda parts: evaluation.evaluate(recipe, run_dir, parts, screen),
+            )
     except (ValueError, OSError) as error:
         screen.say(str(error))
         code = 2
@@ -92,6 +102,39 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
     if code:
         leave_no_empty(run_dir)
     return code
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Parts = TypeVar("Parts", bound=_Closable)
+
+
+def _work(run_dir: Path, screen: Screen, *, ready: Callable[[], Parts], work: Callable[[Parts], int]) -> int:
+    """Make everything ready, of which nothing is left behind if it fails, then work; the exit code.
+
+    Raises:
+        ValueError, OSError: something that the user gave is wrong.
+    """
+    from mixer_lightning.engine.distributed import leave_process_group
+
+    show_logging(screen)
+    try:
+        parts = ready()
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # not a user's mistake: the traceback is worth having
+        screen.open_log(run_dir / results.LOG)
+        say_what_broke(screen, error, run_dir / results.LOG)
+        return 1
+    screen.open_log(run_dir / results.LOG)
+    try:
+        return work(parts)
+    finally:
+        parts.close()
+        screen.close()
+        leave_process_group()
 
 
 def _locked(run_dir: Path) -> contextlib.AbstractContextManager[None]:

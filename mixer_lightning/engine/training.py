@@ -26,7 +26,7 @@ from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import Preemption, Stopped
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
-from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke, show_logging
+from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke
 from mixer_lightning.targets import build
 
 
@@ -44,28 +44,10 @@ class Run:
     num_parameters: int
     device: str
 
-
-def train(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto") -> int:
-    """Train `recipe` in `run_dir`, or go on where an earlier session stopped; the exit code (see README)."""
-    show_logging(screen)
-    try:
-        run = ready(recipe, run_dir, screen, head=head)
-    except (ValueError, OSError) as error:
-        screen.say(str(error))
-        return 2
-    except Exception as error:  # not a user's mistake: the traceback is worth having
-        screen.open_log(run_dir / results.LOG)
-        say_what_broke(screen, error, run_dir / results.LOG)
-        return 1
-    screen.open_log(run_dir / results.LOG)
-    try:
-        return _fit(recipe, run_dir, run, screen)
-    finally:
-        run.data.close()
-        run.dashboards.close()
-        screen.close()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    def close(self) -> None:
+        """End the threads of the data and the dashboards."""
+        self.data.close()
+        self.dashboards.close()
 
 
 class Length(NamedTuple):
@@ -212,8 +194,8 @@ def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Lengt
     )
 
 
-def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
-    """Train to the end and write the result; the exit code."""
+def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
+    """Train to the end, from where an earlier session stopped, and write the result; the exit code (see README)."""
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
     run.dashboards.open()

@@ -55,9 +55,8 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     chosen.root = chosen.root.expanduser()
     if not chosen.root.is_dir():
         parser.error(f"there is no folder {chosen.root}")
-    for name in ("workers", "batch_size", "rounds", "batches", "steps"):
-        if getattr(chosen, name) < (2 if name == "rounds" else 1):
-            parser.error(f"{name} must be at least {2 if name == 'rounds' else 1}")
+    parser.check_at_least(1, chosen, "workers", "batch_size", "batches", "steps")
+    parser.check_at_least(2, chosen, "rounds")
     return chosen
 
 

@@ -123,10 +123,8 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     for name in chosen.names:
         if name not in PIPELINES:
             parser.error(f"there is no pipeline '{name}': known are {'; '.join(PIPELINES)}")
-    for name in ("workers", "rounds", "images", "copies"):
-        value = getattr(chosen, name)
-        if value is not None and value < (2 if name == "rounds" else 1):
-            parser.error(f"{name} must be at least {2 if name == 'rounds' else 1}, found {value}")
+    parser.check_at_least(1, chosen, "workers", "images", "copies")
+    parser.check_at_least(2, chosen, "rounds")
     return chosen
 
 

@@ -69,10 +69,8 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     for name in chosen.models:
         if name not in CASES and name not in list_models():
             parser.error(f"there is no model '{name}': known are {', '.join([*CASES, *list_models()])}")
-    for name in ("rounds", "steps", "batch_size"):
-        value = getattr(chosen, name)
-        if value is not None and value < (2 if name == "rounds" else 1):
-            parser.error(f"{name} must be at least {2 if name == 'rounds' else 1}, found {value}")
+    parser.check_at_least(1, chosen, "steps", "batch_size")
+    parser.check_at_least(2, chosen, "rounds")
     return chosen
 
 

@@ -125,22 +125,15 @@ def test_the_run_directory_is_a_function_of_the_recipe():
     assert job.run_dir == Path("runs/mine/mixer_digits-digits-seed3")
 
 
-def test_the_task_of_a_data_set_is_in_the_name_of_the_run_directory(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "vtab.yaml").write_text(f"_target_: {__name__}.many_tasks\ntask: pets\n")
-    folders = (CONF, tmp_path)
-    (job,) = compose("train", ["model=mixer_digits", "data=vtab"], folders=folders).jobs
+def test_the_task_of_a_data_set_is_in_the_name_of_the_run_directory():
+    given = ["model=mixer_digits", "data=vtab"]
+    (job,) = compose("train", [*given, "data.task=pets"]).jobs
     assert job.run_dir == Path("runs/default/mixer_digits-vtab_pets-seed0")
-    words = ["model=mixer_digits", "data=vtab", "data.task=pets,dtd", "optimizer.lr=0.1,0.2"]
-    jobs = compose("train", words, multirun=True, folders=folders).jobs
-    assert {job.run_dir.name for job in jobs} == {
+    jobs = compose("train", [*given, "data.task=pets,dtd", "optimizer.lr=0.1,0.2"], multirun=True).jobs
+    names = {
         f"mixer_digits-vtab_{task}-seed0-optimizer.lr={lr}" for task in ("pets", "dtd") for lr in (0.1, 0.2)
     }
-    assert {job.run_dir.parent for job in jobs} == {Path("runs/default")}
-
-
-def many_tasks(task: str) -> None:
-    """A data set with tasks, as far as a recipe looks."""
+    assert {job.run_dir for job in jobs} == {Path("runs/default") / name for name in names}
 
 
 def test_a_data_set_of_ones_own_trains_on_the_numbers_of_train_yaml(tmp_path):
