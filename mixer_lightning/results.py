@@ -136,9 +136,9 @@ def git_sha() -> str | None:
     """Commit of the checkout, with `-dirty` when files differ from it; else MIXER_LIGHTNING_GIT_SHA, else None."""
     here = Path(__file__).parent
 
-    def git(*words: str) -> str:
+    def git(*args: str) -> str:
         done = subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
         )
         return done.stdout.strip()
 
@@ -209,5 +209,5 @@ def read_sidecar(weights: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no readable JSON: {error}. Export again, or take it away") from error
+        raise ValueError(f"{path} is not readable JSON: {error}. Export again, or take it away") from error
     return found if isinstance(found, dict) else {}

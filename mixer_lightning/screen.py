@@ -1,4 +1,4 @@
-"""What a run says: on the terminal, and the same words in log.txt."""
+"""What a run says: on the terminal, and the same lines in log.txt."""
 
 from __future__ import annotations
 
@@ -131,15 +131,15 @@ class Screen:
 
 def _numbers(metrics: Mapping[str, float]) -> str:
     """'loss 0.61  train/top1 97.1  test/top1 98.3  3,100 images/s'."""
-    words = []
+    parts = []
     for name, value in metrics.items():
         if name == "train/loss":
-            words.append(f"loss {value:.4g}")
+            parts.append(f"loss {value:.4g}")
         elif name.endswith("/top1"):
-            words.append(f"{name} {100 * value:.1f} %")
+            parts.append(f"{name} {100 * value:.1f} %")
     if "train/images_per_second" in metrics:
-        words.append(f"{metrics['train/images_per_second']:,.0f} images/s")
-    return "  ".join(words)
+        parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
+    return "  ".join(parts)
 
 
 def format_metric(metric: str, value: float) -> str:
@@ -149,7 +149,7 @@ def format_metric(metric: str, value: float) -> str:
 
 
 def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> None:
-    """The last words of a run: metric and value, and where everything is."""
+    """The closing table of a run: metric and value, and where everything is."""
     rows = [(name, format_metric(name, value)) for name, value in sorted(result["metrics"].items())]
     if result["best"]:
         rows.append(

@@ -1,4 +1,4 @@
-"""The run directory: files change in one move or not at all, and hold what the README says."""
+"""The run directory: files change atomically or not at all, and hold what the README says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mixer_lightning.config.recipe import Recipe, load_recipe
 from mixer_lightning.engine import run
 from mixer_lightning.files import atomic_write, check_writable, write_text
 
-# --------------------------------------------------------------------------------------------- in one move
+# --------------------------------------------------------------------------------------------- atomic writes
 
 
 def test_a_file_is_replaced(tmp_path):

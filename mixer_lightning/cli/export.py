@@ -110,7 +110,7 @@ def say_how_to_use(chosen: argparse.Namespace, restored: Restored, written: Writ
 
 
 def format_preprocessing(preprocessing: Mapping[str, Any], image_size: int) -> str:
-    """What becomes of an image before the model gets it, in words."""
+    """What becomes of an image before the model gets it, as text."""
     sides = {"short_side": "short side", "square": "both sides"}[preprocessing["eval_resize"]]
     return (
         f"{sides} to {int(image_size / preprocessing['eval_crop'])} px, antialiased "

@@ -16,7 +16,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mixer_lightning.config.check import check
-from mixer_lightning.config.from_checkpoint import Implied, implied_for_evaluation, implied_for_finetuning
+from mixer_lightning.config.from_checkpoint import (
+    Overrides,
+    evaluation_overrides_from_checkpoint,
+    overrides_from_checkpoint,
+)
 from mixer_lightning.config.groups import groups_of
 from mixer_lightning.config.hydra_internals import split_sweep
 from mixer_lightning.config.messages import explain, written_in
@@ -39,9 +43,11 @@ ROOTS: dict[str, type[Any]] = {
     "evaluate": EvaluationRecipe,
 }
 #: What `checkpoint=...` on the command line implies for a program.
-IMPLIED: dict[str, Callable[[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]], Implied]] = {
-    "finetune": implied_for_finetuning,
-    "evaluate": implied_for_evaluation,
+OVERRIDES_FROM_CHECKPOINT: dict[
+    str, Callable[[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]], Overrides]
+] = {
+    "finetune": overrides_from_checkpoint,
+    "evaluate": evaluation_overrides_from_checkpoint,
 }
 
 # `suffix` of conf/hydra/default.yaml
@@ -105,15 +111,15 @@ def compose(
     wrong = {line: message for line in overrides if (message := wrong_on_sight(line, known, root))}
     overrides = [line for line in overrides if line not in wrong]
     stated = values_by_key(overrides)
-    implied = Implied({}, {})
-    if config_name in IMPLIED and not wrong:
+    from_checkpoint = Overrides({}, {})
+    if config_name in OVERRIDES_FROM_CHECKPOINT and not wrong:
         try:
-            implied = IMPLIED[config_name](stated, known)
+            from_checkpoint = OVERRIDES_FROM_CHECKPOINT[config_name](stated, known)
         except ValueError as error:
             return Composition([], [str(error)], [])
     if multirun:
         overrides += name_of_each_job(overrides, known)
-    lines = [*_as_overrides(implied, stated), *(forced(line, known) for line in overrides)]
+    lines = [*_as_overrides(from_checkpoint, stated), *(forced(line, known) for line in overrides)]
     jobs: list[Job[Any]] = []
     found: dict[str, str] = {}  # message -> the same with the file that it is about
     with initialize_config_dir(str(CONF), job_name=config_name, version_base="1.3"):
@@ -127,7 +133,7 @@ def compose(
                     where = "  (of the checkpoint)"
                     if problem.key in stated:
                         where = ""
-                    elif problem.key not in implied.values:
+                    elif problem.key not in from_checkpoint.values:
                         where = written_in(problem.key, config_name, choices, folders)
                     found.setdefault(problem.message, f"{problem.message}{where}")
                 if not found and not wrong:
@@ -157,12 +163,12 @@ def compose_one(config_name: str, overrides: Sequence[str] = ()) -> Recipe | Eva
     return recipe
 
 
-def _as_overrides(implied: Implied, stated: Mapping[str, Any]) -> list[str]:
+def _as_overrides(from_checkpoint: Overrides, stated: Mapping[str, Any]) -> list[str]:
     """Overrides by which Hydra merges what a checkpoint implies after all files, and before the command line."""
-    lines = [f"{group}={choice}" for group, choice in implied.choices.items() if group not in stated]
-    if implied.values:
+    lines = [f"{group}={choice}" for group, choice in from_checkpoint.choices.items() if group not in stated]
+    if from_checkpoint.values:
         node: dict[str, Any] = {}
-        for key, value in implied.values.items():
+        for key, value in from_checkpoint.values.items():
             *above, last = key.split(".")
             inner = node
             for name in above:

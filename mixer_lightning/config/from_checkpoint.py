@@ -25,8 +25,8 @@ Stated = Mapping[
 Known = Mapping[str, Collection[str]]  # the choices of each group of conf/
 
 
-class Implied(NamedTuple):
-    """What a checkpoint implies: the choice of a group, the value at a dotted key.
+class Overrides(NamedTuple):
+    """What a checkpoint says of the recipe that continues it: the choice of a group, the value at a dotted key.
 
     It goes before what any file says, and the command line goes before it.
     """
@@ -35,16 +35,16 @@ class Implied(NamedTuple):
     values: dict[str, Any]
 
 
-def implied_for_finetuning(stated: Stated, known: Known) -> Implied:
+def overrides_from_checkpoint(stated: Stated, known: Known) -> Overrides:
     """Model, image size and normalisation of the checkpoint, as far as it says; nothing without a checkpoint.
 
     Raises:
         ValueError: a sweep names several checkpoints that imply different things.
     """
-    return _agreed(stated, known, _implied_for_finetuning)
+    return _agreed(stated, known, _for_finetuning)
 
 
-def implied_for_evaluation(stated: Stated, known: Known) -> Implied:
+def evaluation_overrides_from_checkpoint(stated: Stated, known: Known) -> Overrides:
     """The same, and what the recipe of a run directory says besides: model, data, splits and crops; and a name.
 
     With other data on the command line the recipe's data and splits count for nothing, and so on.
@@ -52,21 +52,23 @@ def implied_for_evaluation(stated: Stated, known: Known) -> Implied:
     Raises:
         ValueError: a sweep names several checkpoints that imply different things.
     """
-    implied = _agreed(stated, known, _implied_for_evaluation)
+    overrides = _agreed(stated, known, _for_evaluation)
     checkpoint, *others = _checkpoints(stated)
     if checkpoint in ("", "null"):
-        return implied
+        return overrides
     evals = re.sub(r"[^\w]+", "-", _given(stated, "evals") or "accuracy").strip("-")
     more = f"-and-{len(others)}-more" if others else ""
-    return Implied(
-        implied.choices, {**implied.values, "name": f"evaluate/{label_of(checkpoint)}{more}-{evals}"}
+    return Overrides(
+        overrides.choices, {**overrides.values, "name": f"evaluate/{label_of(checkpoint)}{more}-{evals}"}
     )
 
 
-def _agreed(stated: Stated, known: Known, imply: Callable[[str, Stated, Known], Implied]) -> Implied:
+def _agreed(stated: Stated, known: Known, find: Callable[[str, Stated, Known], Overrides]) -> Overrides:
     """What every checkpoint of a sweep implies; of one, what that does."""
     names = _checkpoints(stated)
-    first, *rest = (Implied({}, {}) if name in ("", "null") else imply(name, stated, known) for name in names)
+    first, *rest = (
+        Overrides({}, {}) if name in ("", "null") else find(name, stated, known) for name in names
+    )
     for name, other in zip(names[1:], rest, strict=True):
         left, right = first.choices | first.values, other.choices | other.values
         differing = sorted(
@@ -91,15 +93,15 @@ def _given(stated: Stated, key: str) -> str | None:
     return ",".join(stated[key]) if key in stated else None
 
 
-def _implied_for_finetuning(checkpoint: str, stated: Stated, known: Known) -> Implied:
+def _for_finetuning(checkpoint: str, stated: Stated, known: Known) -> Overrides:
     choices, values = _said_by_surroundings(checkpoint, stated, known)
     batch_size = _given(stated, "batch_size") or ""
     if batch_size.isdecimal() and int(batch_size) < DEVICE_BATCH:
         values["device_batch"] = int(batch_size)
-    return Implied(choices, values)
+    return Overrides(choices, values)
 
 
-def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Implied:
+def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Overrides:
     """Model, image size and normalisation: of the file beside an export, else the recipe of a run, else the names."""
     given_model, models = _given(stated, "model"), known["model"]
     recipe, exported = recipe_of(checkpoint), results.read_sidecar(Path(checkpoint).expanduser())
@@ -120,10 +122,10 @@ def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Impl
             return _said_by_tensors(checkpoint, models)
         seen = preprocessing_of(model, checkpoint)
         values |= {f"augment.{key}": seen[key] for key in ("mean", "std") if key in seen}
-    return Implied({"model": str(model)} if model in models else {}, values)
+    return Overrides({"model": str(model)} if model in models else {}, values)
 
 
-def _implied_for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Implied:
+def _for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Overrides:
     choices, values = _said_by_surroundings(checkpoint, stated, known)
     recipe = recipe_of(checkpoint)
     if recipe is not None:
@@ -142,7 +144,7 @@ def _implied_for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Im
     if "augment" not in stated:
         crops = ("eval_crop", "eval_resize", "eval_interpolation")
         values |= {f"augment.{key}": exported[key] for key in crops if key in exported}
-    return Implied(choices, values)
+    return Overrides(choices, values)
 
 
 def check_there(checkpoint: str) -> None:
@@ -162,11 +164,11 @@ def check_there(checkpoint: str) -> None:
 def label_of(checkpoint: str) -> str:
     """A word for a checkpoint that may name a directory: default-mixer_digits-digits-seed0, Mixer-B_16."""
     path = Path(checkpoint.removeprefix(TIMM_SCHEME)).expanduser()
-    words = [path.name if checkpoint.startswith(TIMM_SCHEME) else path.stem]
+    parts = [path.name if checkpoint.startswith(TIMM_SCHEME) else path.stem]
     if recipe_of(checkpoint) is not None:
         folder = (path if path.is_dir() else path.parent).resolve()
-        words = [*folder.parts[-2:], *(["last"] if path.name == results.LAST else [])]
-    return re.sub(r"[^\w.+=-]", "_", "-".join(words))
+        parts = [*folder.parts[-2:], *(["last"] if path.name == results.LAST else [])]
+    return re.sub(r"[^\w.+=-]", "_", "-".join(parts))
 
 
 def recipe_of(checkpoint: str) -> dict[str, Any] | None:
@@ -182,9 +184,9 @@ def recipe_of(checkpoint: str) -> dict[str, Any] | None:
     )
 
 
-def _said_by_tensors(checkpoint: str, models: Collection[str]) -> Implied:
+def _said_by_tensors(checkpoint: str, models: Collection[str]) -> Overrides:
     """Of a file whose name says nothing: the one model of its sizes, image size and normalisation."""
-    nothing = Implied({}, {})
+    nothing = Overrides({}, {})
     if not Path(checkpoint).expanduser().is_file():
         return nothing
     from mixer_lightning.checkpoints.read import read  # torch: seconds
@@ -199,4 +201,4 @@ def _said_by_tensors(checkpoint: str, models: Collection[str]) -> Implied:
     assert content.model is not None
     values = {"image_size": content.model.image_size}
     values |= {f"augment.{key}": content.preprocessing.get(key) for key in ("mean", "std")}
-    return Implied({"model": names[0]}, {key: value for key, value in values.items() if value is not None})
+    return Overrides({"model": names[0]}, {key: value for key, value in values.items() if value is not None})

@@ -54,7 +54,7 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
     if parts.report.fresh and judges:
         why = (parts.report.head or "").removeprefix("stays fresh: ")
         raise ValueError(
-            f"{checkpoint.path} is no classifier of {parts.source.name}, which {', '.join(judges)} would judge: {why}. "
+            f"{checkpoint.path} is not a classifier of {parts.source.name}, which {', '.join(judges)} would judge: {why}. "
             "Give the data that it was trained on, fine-tune it first (finetune.py), or use evals=fewshot, which "
             "needs features only"
         )

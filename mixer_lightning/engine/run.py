@@ -196,8 +196,8 @@ def _refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, 
     changes = results.differing_keys(before, now, ignore=FREE_KEYS)
     if changes:
         lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]
-        mend = "Give this one a name of its own (name=<word>), or delete that directory."
-        raise ValueError("\n".join([f"{what}:", *lines, mend]))
+        remedy = "Give this one a name of its own (name=<word>), or delete that directory."
+        raise ValueError("\n".join([f"{what}:", *lines, remedy]))
 
 
 def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) -> None:

@@ -110,12 +110,12 @@ def _warmup(
         raise ValueError(f"{key} is negative: set 0 for no warm-up.")
     if 0 < total_steps <= warmup:
         twentieth = int(total_steps * WARMUP_WHEN_UNSTATED)
-        mend = f"schedule.warmup_steps={twentieth}"
+        remedy = f"schedule.warmup_steps={twentieth}"
         if warmup_epochs is not None:
-            mend += " schedule.warmup_epochs=null"
+            remedy += " schedule.warmup_epochs=null"
         raise ValueError(
             f"{key} makes a warm-up of {warmup} steps, and the run has only {total_steps}: lengthen `duration` "
-            f"or set {mend} (a twentieth of the run)."
+            f"or set {remedy} (a twentieth of the run)."
         )
     return warmup
 

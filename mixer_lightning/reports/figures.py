@@ -1,4 +1,4 @@
-"""Figures without a display, written in one move."""
+"""Figures without a display, written atomically."""
 
 from __future__ import annotations
 

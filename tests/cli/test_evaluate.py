@@ -158,7 +158,7 @@ def test_a_head_for_other_classes_is_refused_but_features_serve(run_dir, tmp_pat
     words = [given(run_dir), "data=folder", f"data.root={photos(tmp_path / 'photos')}", *WORDS]
     assert evaluate(composed(*words, "evals=[test,fewshot]"), tmp_path / "both") == 2
     said = " ".join(capsys.readouterr().out.split())
-    assert "is no classifier of folder, which test would judge: 10 classes there, 3 here. " in said
+    assert "is not a classifier of folder, which test would judge: 10 classes there, 3 here. " in said
     assert "use evals=fewshot" in said
     assert not (tmp_path / "both").exists()
     assert evaluate(composed(*words, "evals=fewshot"), tmp_path / "features") == 0

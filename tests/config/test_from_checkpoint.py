@@ -13,30 +13,30 @@ from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.config.compose import compose, compose_one
 from mixer_lightning.config.from_checkpoint import (
     DEVICE_BATCH,
-    Implied,
+    Overrides,
     check_there,
-    implied_for_evaluation,
-    implied_for_finetuning,
+    evaluation_overrides_from_checkpoint,
     model_named,
+    overrides_from_checkpoint,
 )
 from mixer_lightning.config.groups import groups
 from mixer_lightning.config.overrides import quoted, values_by_key
 from mixer_lightning.files import CONF
 
 MODELS = groups()["model"]
-NOTHING = Implied({}, {})
+NOTHING = Overrides({}, {})
 #: Of vit_jax/input_pipeline.py and big_vision: pixels between -1 and 1.
 GOOGLES = {"augment.mean": [0.5, 0.5, 0.5], "augment.std": [0.5, 0.5, 0.5]}
 
 
-def implied(*overrides: str) -> Implied:
+def from_checkpoint(*overrides: str) -> Overrides:
     """What the checkpoint of a command line of finetune.py implies."""
-    return implied_for_finetuning(values_by_key(overrides), groups())
+    return overrides_from_checkpoint(values_by_key(overrides), groups())
 
 
-def implied_to_judge(*overrides: str) -> Implied:
+def for_evaluation(*overrides: str) -> Overrides:
     """The same of `mixer evaluate`."""
-    return implied_for_evaluation(values_by_key(overrides), groups())
+    return evaluation_overrides_from_checkpoint(values_by_key(overrides), groups())
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,23 @@ def test_published_names(name: str, model: str | None) -> None:
 
 def test_a_small_batch_is_one_forward_pass() -> None:
     words = ["checkpoint=Mixer-B_16.npz", "data=digits"]
-    assert implied(*words, "batch_size=32").values == {"device_batch": 32, **GOOGLES}
+    assert from_checkpoint(*words, "batch_size=32").values == {"device_batch": 32, **GOOGLES}
     assert compose_one("finetune", [*words, "batch_size=32"]).device_batch == 32
     assert compose_one("finetune", [*words, "batch_size=32", "device_batch=8"]).device_batch == 8
     for more in (["batch_size=128"], ["batch_size=16,32"], []):
-        assert implied(*words, *more).values == GOOGLES
+        assert from_checkpoint(*words, *more).values == GOOGLES
     assert compose_one("finetune", words).device_batch == DEVICE_BATCH
 
 
 def test_normalisation_follows_the_family() -> None:
-    assert implied("checkpoint=Mixer-B_16.npz") == ({"model": "mixer_b16"}, GOOGLES)
-    convmixer = implied("checkpoint=timm:convmixer_768_32.in1k").values
+    assert from_checkpoint("checkpoint=Mixer-B_16.npz") == ({"model": "mixer_b16"}, GOOGLES)
+    convmixer = from_checkpoint("checkpoint=timm:convmixer_768_32.in1k").values
     assert convmixer["augment.mean"] == [0.485, 0.456, 0.406]
-    assert implied("checkpoint=timm:mixer_b16_224.miil_in21k").values["augment.std"] == [1.0, 1.0, 1.0]
+    assert from_checkpoint("checkpoint=timm:mixer_b16_224.miil_in21k").values["augment.std"] == [
+        1.0,
+        1.0,
+        1.0,
+    ]
 
 
 def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> N
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for checkpoint in (tmp_path, tmp_path / "best.ckpt"):
         word = f"checkpoint={checkpoint}"
-        assert implied(word) == (
+        assert from_checkpoint(word) == (
             {"model": "mixer_s16"},
             {"image_size": 32, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1, 2, 3]},
         )
@@ -92,7 +96,7 @@ def test_a_run_directory_tells_model_size_and_normalisation(tmp_path: Path) -> N
         assert (found.augment["mean"], found.augment["std"]) == ([0.1, 0.2, 0.3], [1, 2, 3])
         assert "from_checkpoint" not in "".join(found.choices)
     words = [f"checkpoint={tmp_path}", "model=mixer_b16", "augment.std=[1,1,1]"]
-    assert "image_size" not in implied(*words).values  # another model's size is its own
+    assert "image_size" not in from_checkpoint(*words).values  # another model's size is its own
     other = compose_one("finetune", words)
     assert (other.choices["model"], other.image_size) == ("mixer_b16", 224)
     assert (other.augment["mean"], other.augment["std"]) == ([0.1, 0.2, 0.3], [1, 1, 1])
@@ -155,21 +159,21 @@ def test_the_file_beside_an_export_goes_before_the_weights_name(tmp_path: Path) 
     said = {"model": "mixer_s16", "image_size": 32, "classes": ["a", "b"], **view}
     (tmp_path / "convmixer_768_32.pth.json").write_text(json.dumps(said))
     word = f"checkpoint={tmp_path / 'convmixer_768_32.pth'}"
-    found = implied(word)
+    found = from_checkpoint(word)
     assert found == (
         {"model": "mixer_s16"},
         {"image_size": 32, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1.0, 2.0, 3.0]},
     )
-    judged = implied_to_judge(word)
+    judged = for_evaluation(word)
     assert judged.choices == found.choices
     assert {**found.values, "augment.eval_crop": 0.9, "augment.eval_resize": "square"}.items() <= {
         **judged.values
     }.items()
     (tmp_path / "convmixer_768_32.pth.json").write_text("{")
-    with pytest.raises(ValueError, match=r"pth\.json is no readable JSON"):
-        implied(word)
+    with pytest.raises(ValueError, match=r"pth\.json is not readable JSON"):
+        from_checkpoint(word)
     (message,) = compose("finetune", [word]).messages
-    assert "pth.json is no readable JSON" in message
+    assert "pth.json is not readable JSON" in message
 
 
 @pytest.mark.parametrize("name", ["mixer_s32", "convmixer_256_8"])
@@ -177,14 +181,14 @@ def test_tensors_tell_where_the_name_says_nothing(tmp_path: Path, name: str) -> 
     model = create_model(name, num_classes=3, image_size=64)
     save_timm(model, tmp_path / "weights.safetensors")
     word = f"checkpoint={tmp_path / 'weights.safetensors'}"
-    found = implied(word)
+    found = from_checkpoint(word)
     assert found.choices == {"model": name}
     assert found.values.get("image_size") == (64 if name == "mixer_s32" else None)
     mean = [0.5, 0.5, 0.5] if name == "mixer_s32" else [0.485, 0.456, 0.406]
     assert list(found.values["augment.mean"]) == mean
-    assert implied(word, "model=mixer_b16").values == GOOGLES
+    assert from_checkpoint(word, "model=mixer_b16").values == GOOGLES
     (tmp_path / "weights.safetensors").write_bytes(b"no weights")
-    assert implied(word) == NOTHING
+    assert from_checkpoint(word) == NOTHING
 
 
 def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> None:
@@ -221,20 +225,25 @@ def test_any_text_comes_through_hydra_as_it_is(text: str) -> None:
 
 
 def test_nothing_follows_from_no_checkpoint() -> None:
-    assert implied() == implied("checkpoint=null") == implied("checkpoint=x.npz") == NOTHING
+    assert (
+        from_checkpoint()
+        == from_checkpoint("checkpoint=null")
+        == from_checkpoint("checkpoint=x.npz")
+        == NOTHING
+    )
 
 
 def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     both = "checkpoint=Mixer-B_16.npz,timm:convmixer_768_32.in1k"
     message = r"another augment\.mean, augment\.std, model: start one program for each"
-    for imply in (implied, implied_to_judge):
+    for find in (from_checkpoint, for_evaluation):
         with pytest.raises(ValueError, match=message):
-            imply(both)
+            find(both)
     (said,) = compose("finetune", [both], multirun=True).messages
     assert "start one program for each" in said
     stated = "model=mixer_b16", "augment.mean=[0,0,0]", "augment.std=[1,1,1]"
     assert compose("finetune", [both, *stated], multirun=True).messages == []
-    assert implied("checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'").choices == {"model": "mixer_b16"}
-    found = implied_to_judge("checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz")
+    assert from_checkpoint("checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'").choices == {"model": "mixer_b16"}
+    found = for_evaluation("checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz")
     name = "evaluate/Mixer-B_16-and-1-more-accuracy"
     assert found == ({"model": "mixer_b16"}, {"name": name, **GOOGLES})

@@ -79,7 +79,7 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
 
 
 def existing_root(name: str, root: str) -> Path:
-    """The absolute path of `root` with ~ expanded; FileNotFoundError when it is no folder."""
+    """The absolute path of `root` with ~ expanded; FileNotFoundError when it is not a folder."""
     base = Path(root).expanduser().absolute()
     if not base.is_dir():
         raise FileNotFoundError(f"{name}: no folder {base}. Set data.root to one with {LAYOUT}.")

@@ -46,7 +46,7 @@ def find(places: Sequence[Path], inside: Sequence[str], marker: str) -> Path | N
 
 
 def need(task: Task, places: Sequence[Path], inside: Sequence[str], marker: str, *, how: str) -> Path:
-    """What `find` finds; FileNotFoundError that says `how` to mend it."""
+    """What `find` finds; FileNotFoundError that says `how` to get it."""
     found = find(places, inside, marker)
     if found is None:
         raise FileNotFoundError(
