@@ -50,8 +50,3 @@ class Backbone(Protocol):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """What `forward_features` gives -> logits [B, K]; with `pre_logits` the input of the last layer, [B, F]."""
-
-
-def image_features(backbone: Backbone, images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] -> one vector for each, [B, F]: pooled, or of its class token, as the family does."""
-    return backbone.forward_head(backbone.forward_features(images), pre_logits=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -27,6 +28,7 @@ from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals.accuracy import Accuracy
 from mixer_lightning.evals.confusion import Confusion
 from mixer_lightning.evals.fewshot import Fewshot, sample_shots
+from mixer_lightning.models.baselines import timm_backbone
 
 AUGMENT = Augment(crop="random_resized", flip=0.5, eval_crop=0.875)
 EVALS = (Accuracy(crops=["short_side", "square"]), Fewshot(shots=[1, 5], seeds=[0, 1]), Confusion())
@@ -260,3 +262,15 @@ def test_what_is_shown_is_what_the_network_sees(photos):
         (logits, _), *_ = predict.logits("val")
         seen = predict.network.backbone((pixels.float() - 127.5) / 127.5)
         torch.testing.assert_close(seen, logits[[3, 0]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("timm_name", ["swin_tiny_patch4_window7_224", "deit_tiny_patch16_224"])
+def test_backbones_of_other_layouts_answer_with_timms_own_features(timm_name):
+    """[B, H, W, C] and a class token: nobody pools by the number of axes."""
+    theirs = timm.create_model(timm_name, img_size=32, num_classes=0).eval()
+    backbone = timm_backbone(timm_name=timm_name, num_classes=3, image_size=32).eval()
+    backbone.load_state_dict(theirs.state_dict(), strict=False)
+    network = Network(backbone, Machine(accelerator="cpu", precision="32-true"))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.features(images), theirs(images), rtol=1e-4, atol=1e-5)

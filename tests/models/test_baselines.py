@@ -7,7 +7,6 @@ import timm
 import torch
 
 from mixer_lightning.models.baselines import timm_backbone
-from mixer_lightning.models.protocol import image_features
 
 SWIN = "swin_tiny_patch4_window7_224"
 DEIT = "deit_tiny_patch16_224"
@@ -27,15 +26,17 @@ def test_logits_and_features_are_timms_own(name: str, image_size: int) -> None:
     tokens = theirs.forward_features(images)
     # A Swin's features are the mean over both axes of its grid, a DeiT's are its class token.
     features = tokens.mean((1, 2)) if name == SWIN else tokens[:, 0]
-    torch.testing.assert_close(image_features(ours, images), features)
+    torch.testing.assert_close(ours.forward_head(ours.forward_features(images), pre_logits=True), features)
     theirs.reset_classifier(0)
-    torch.testing.assert_close(image_features(ours, images), theirs(images))
+    torch.testing.assert_close(
+        ours.forward_head(ours.forward_features(images), pre_logits=True), theirs(images)
+    )
 
 
 def test_a_pre_logits_layer_counts_as_features() -> None:
     model = timm_backbone(timm_name="mobilenetv3_small_050", num_classes=7, image_size=32).eval()
     with torch.no_grad():
-        features = image_features(model, torch.randn(2, 3, 32, 32))
+        features = model.forward_head(model.forward_features(torch.randn(2, 3, 32, 32)), pre_logits=True)
     assert features.shape == (2, model.num_features) == (2, 1024)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mixer_lightning.models.baselines import timm_backbone
 from mixer_lightning.models.presets import build_model
-from mixer_lightning.models.protocol import Backbone, image_features
+from mixer_lightning.models.protocol import Backbone
 
 SWIN = "swin_tiny_patch4_window7_224"  # [B, H, W, C]
 DEIT = "deit_tiny_patch16_224"  # a class token before the others
@@ -45,7 +45,7 @@ def test_features_are_what_the_head_multiplies(name: str, image_size: int, axes:
     images = torch.randn(3, 3, image_size, image_size)
     everything = model.forward_features(images)
     assert everything.shape == (3, *(model.num_features if axis == "F" else axis for axis in axes))
-    features = image_features(model, images)
+    features = model.forward_head(model.forward_features(images), pre_logits=True)
     assert features.shape == (3, model.num_features)
     logits = model(images)
     assert logits.shape == (3, 7)
@@ -59,7 +59,7 @@ def test_features_of_our_families_are_means() -> None:
         model = backbone(name, image_size=8)
         images = torch.randn(2, 3, 8, 8)
         expected = model.forward_features(images).mean(axes)
-        assert torch.equal(image_features(model, images), expected)
+        assert torch.equal(model.forward_head(model.forward_features(images), pre_logits=True), expected)
 
 
 def test_what_is_no_backbone_is_seen() -> None:
