@@ -55,8 +55,8 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
         why = (parts.report.head or "").removeprefix("stays fresh: ")
         raise ValueError(
             f"{checkpoint.path} is not a classifier of {parts.source.name}, which {', '.join(judges)} would judge: "
-            f"{why}. Give the data that it was trained on, fine-tune it first (finetune.py), or use evals=fewshot, which "
-            "needs features only"
+            f"{why}. Give the data that it was trained on, fine-tune it first (finetune.py), or use evals=fewshot, "
+            "which needs features only"
         )
     screen.say(str(parts.report))
     _compare_pixels(parts.augment, checkpoint, screen)
