@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from mixer_lightning.config.recipe import BAGS, PARTIALS, RUNTIME_ARGS, Duration, EvaluationRecipe, Recipe
-from mixer_lightning.config.signatures import Parameter, fits, signature
+from mixer_lightning.config.signatures import Parameter, describe, fits, signature
 from mixer_lightning.screen import did_you_mean
 
 UNSET = "???"  # of a key that a YAML file leaves to the command line
@@ -122,7 +122,7 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
         if key not in known:
             yield Problem(path, f"unknown key '{path}'{did_you_mean(str(key), known, dot)}")
         elif value != UNSET and not fits(known[key].annotation, value):
-            yield Problem(path, f"'{path}' takes {known[key].annotation}, found {value!r}")
+            yield Problem(path, f"'{path}' takes {describe(known[key].annotation, value)}, found {value!r}")
     for key, parameter in known.items():
         if parameter.required and node.get(key, UNSET) == UNSET:
-            yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({parameter.annotation})")
+            yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({describe(parameter.annotation)})")

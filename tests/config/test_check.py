@@ -87,7 +87,10 @@ def test_typing_errors(override, message):
         ("image_size=8.0", "'image_size' takes int, found 8.0"),
         ("batch_size=", "'batch_size' takes int, found ''"),
         ("trainer.compile=1", "'trainer.compile' takes bool, found 1"),
-        ("trainer.precision=bf17", "'trainer.precision' takes Literal["),
+        (
+            "trainer.precision=bf17",
+            "'trainer.precision' takes one of auto, 32-true, bf16-mixed, 16-mixed, found 'bf17'",
+        ),
         ("name=3", "'name' takes str, found 3"),
         ("checkpoint=3", "'checkpoint' takes str | None, found 3"),
         ("duration=3", "'duration' takes Duration, found 3"),
