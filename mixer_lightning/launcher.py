@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -21,12 +23,28 @@ class Launch(NamedTuple):
 ALONE = Launch(world_size=1, rank=0, local_rank=0, local_world_size=1)
 
 
+_ignored = False
+
+
+@contextlib.contextmanager
+def ignored() -> Iterator[None]:
+    """For programs of one process: whatever a job's environment says, this process works for itself."""
+    global _ignored
+    _ignored = True
+    try:
+        yield
+    finally:
+        _ignored = False
+
+
 def launched() -> Launch | None:
     """What torchrun or srun says; None without a launcher.
 
     Raises:
         ValueError: a variable is missing.
     """
+    if _ignored:
+        return None
     if all(name in os.environ for name in TORCHRUN[:2]):
         names = TORCHRUN
     elif all(name in os.environ for name in SRUN[:2]) and os.environ["SLURM_NTASKS"] != "1":
@@ -49,12 +67,12 @@ def is_torchrun() -> bool:
 
 def shares_cores() -> bool:
     """Whether the processes of a node see the same cores; srun gives each process cores of its own."""
-    return "LOCAL_WORLD_SIZE" in os.environ
+    return "LOCAL_WORLD_SIZE" in os.environ and not _ignored
 
 
 def rank() -> str:
     """The number of this process as text, "0" without a launcher; known before anything is checked."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return "0" if _ignored else os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
 
 
 def is_first() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import sys
@@ -9,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -25,8 +26,9 @@ class Screen:
     def __init__(self, *, silent: bool = False) -> None:
         self.silent = silent
         width = None if sys.stdout.isatty() else 120
-        self.console = Console(quiet=silent, highlight=False, width=width)
+        self.console = Console(quiet=silent, highlight=False, markup=False, width=width)
         self.log: Console | None = None
+        self.silent_log = False  # the log broke off
         self._said: list[Text | Table] = []  # before there was a log
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -35,7 +37,7 @@ class Screen:
     def open_log(self, path: Path) -> None:
         """From here on everything is also appended to a file."""
         if not self.silent:
-            self.log = Console(file=path.open("a"), width=120, highlight=False, no_color=True)
+            self.log = Console(file=path.open("a"), width=120, highlight=False, markup=False, no_color=True)
             for what in self._said:
                 self._write(what)
             self._said.clear()
@@ -43,9 +45,10 @@ class Screen:
     def close(self) -> None:
         """Take the bar away and close the log."""
         self.stop_bar()
-        if self.log is not None:
-            self.log.file.close()
-            self.log = None
+        log, self.log = self.log, None
+        if log is not None:
+            with contextlib.suppress(OSError):  # a full disk
+                log.file.close()
 
     def say(self, text: str) -> None:
         """One line."""
@@ -75,11 +78,18 @@ class Screen:
 
     def _write(self, what: Text | Table) -> None:
         if self.log is None:
-            if not self.silent:  # a silent process never opens a log
+            if not (self.silent or self.silent_log):  # a silent process never opens a log
                 self._said.append(what)
         else:
-            self.log.print(what, soft_wrap=isinstance(what, Text))
-            self.log.file.flush()
+            try:
+                self.log.print(what, soft_wrap=isinstance(what, Text))
+                self.log.file.flush()
+            except OSError as error:  # training goes on without
+                log, self.log = self.log, None
+                self.silent_log = True
+                with contextlib.suppress(OSError):
+                    log.file.close()
+                self.console.print(Text(f"cannot write the log: {error}; it ends here"), soft_wrap=True)
 
     # ---------------------------------------------------------------------------------------------- bar
 
@@ -171,7 +181,7 @@ def did_you_mean(word: str, choices: Mapping[str, Any] | Sequence[str], prefix: 
     return f": did you mean '{prefix}{close[0]}'?" if close else ""
 
 
-def refuse(messages: Sequence[str]) -> None:
+def refuse(messages: Sequence[str]) -> NoReturn:
     """Say what is wrong, once however many processes there are, and exit 2."""
     if launcher.is_first():
         for message in messages:

@@ -207,7 +207,13 @@ FAMILIES = (
         timm_image_size=224,
         timm_options=_tanh_gelu,
         timm_class=_timm_mixer,
-        preprocessing={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},  # Google's
+        preprocessing={  # Google's; 224 px: short side to 256, centre 224 (arXiv 2105.01601, App. C, (ii))
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "eval_crop": 0.875,
+            "eval_resize": "short_side",
+            "eval_interpolation": "bilinear",
+        },
         preprocessing_of_weights={"miil": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}},  # Alibaba's
     ),
     Family(
@@ -223,10 +229,13 @@ FAMILIES = (
             "convmixer_1024_20": "convmixer_1024_20_ks9_p14",
         },
         timm_class=_timm_convmixer,
-        preprocessing={
+        preprocessing={  # locuslab's, on ImageNet: crop_pct .96, bicubic
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
-        },  # locuslab's, on ImageNet
+            "eval_crop": 0.96,
+            "eval_resize": "short_side",
+            "eval_interpolation": "bicubic",
+        },
     ),
 )
 
@@ -258,7 +267,7 @@ def preprocessing_of(model: str, weights: str = "") -> dict[str, Any]:
     if family is None:
         return {}
     others = (each for part, each in family.preprocessing_of_weights.items() if part in weights)
-    return dict(next(others, family.preprocessing))
+    return {**family.preprocessing, **next(others, {})}
 
 
 def model_named(weights: str, models: Collection[str]) -> str | None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import flax, hub
+from mixer_lightning.checkpoints import flax, hub, run_format
 from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.families import FAMILIES, PREPROCESSING, TIMM_SCHEME, family_names
 
@@ -185,10 +185,8 @@ def _looks_like(path: Path) -> str | None:
 
 def _find_state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """The weights among what a training checkpoint holds: averaged ones first."""
-    if "recipe" in content and isinstance(content.get("state_dict"), Mapping):  # one of our own runs
-        state = content["state_dict"]
-        own = {key.removeprefix("model."): state[key] for key in state if key.startswith("model.")}
-        return {**own, **(content.get("ema") or {})}
+    if run_format.is_run(content):
+        return dict(run_format.evaluated_weights(content))
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content.get(key), Mapping) and content[key]:
             return dict(content[key])

@@ -3,7 +3,7 @@
     mixer evaluate checkpoint=runs/default/convmixer_96_4-digits-seed0 evals=[test,fewshot]
     mixer evaluate checkpoint=Mixer-B_16.npz data=cifar10 evals=fewshot
 
-Of a run directory of ours, model, data, image size and views are those of its recipe unless they are given. The head is
+Of a run directory of ours, model, data, image size and crops are those of its recipe unless they are given. The head is
 the checkpoint's, so its classes must be those of the data; few-shot alone needs no head. Prints a table and writes
 evaluation.json into a directory of its own. Exit codes: 0 done, 2 a wrong setting or checkpoint, 1 it failed.
 """

@@ -13,8 +13,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixer_lightning.config import from_checkpoint as pretrained
+from mixer_lightning import launcher
 from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.screen import Screen
 
 
@@ -48,13 +49,15 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Predict, print, write; the exit code."""
-    chosen, screen = settings(argv), Screen()
-    try:
-        pretrained.check_there(chosen.checkpoint)
-        from mixer_lightning.engine import prediction  # torch: seconds
+    chosen = settings(argv)
+    with launcher.ignored():
+        screen = Screen()
+        try:
+            check_there(chosen.checkpoint)
+            from mixer_lightning.engine import prediction  # torch: seconds
 
-        parts = prediction.ready(chosen)
-    except (ValueError, OSError) as error:
-        screen.say(str(error))
-        return 2
-    return prediction.predict(chosen, parts, screen)
+            parts = prediction.ready(chosen)
+        except (ValueError, OSError) as error:
+            screen.say(str(error))
+            return 2
+        return prediction.predict(chosen, parts, screen)

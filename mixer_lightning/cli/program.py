@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from mixer_lightning import launcher
 from mixer_lightning.config.compose import ROOTS, compose
 from mixer_lightning.config.groups import groups_of
 from mixer_lightning.config.hydra_internals import parse_flags
@@ -41,6 +42,10 @@ def program(
         )
     if flags.resolve and not flags.cfg:
         refuse(["--resolve belongs to --cfg: --cfg job --resolve"])
+    if flags.multirun and flags.cfg:
+        refuse(["--cfg shows the recipe of one job: leave out -m"])
+    if flags.multirun and _num_processes() > 1:
+        refuse(["a sweep's jobs run one after the other in one process: start it without a launcher"])
     if flags.cfg == "hydra" or flags.info or flags.hydra_help or flags.shell_completion:
         ask_hydra(config_name, argv)
         return 0
@@ -61,6 +66,13 @@ def program(
     return code
 
 
+def _num_processes() -> int:
+    try:
+        return (launcher.launched() or launcher.ALONE).world_size
+    except ValueError as error:
+        refuse([str(error)])
+
+
 def _further_folder(config_dir: str | None) -> list[Path]:
     """The folder of --config-dir, which must be there."""
     if config_dir is None:
@@ -71,42 +83,33 @@ def _further_folder(config_dir: str | None) -> list[Path]:
     return [folder]
 
 
-#: How each program is started, and with what, for example.
-EXAMPLES: dict[str, tuple[str, list[str]]] = {
-    "train": (
-        "train.py",
-        [
-            "model=mixer_s16 data=folder data.root=~/birds",
-            "experiment=convmixer_256_8_cifar10_25ep trainer=gpu",
-            "-m optimizer.lr=0.001,0.003 seed=0,1,2     every combination, then one table",
-        ],
-    ),
-    "finetune": (
-        "finetune.py",
-        [
-            "checkpoint=Mixer-B_16.npz data=folder data.root=~/birds",
-            "checkpoint=timm:mixer_b16_224.goog_in21k data=pets image_size=448",
-            "-m checkpoint=... data=pets optimizer.lr=0.003,0.01,0.03,0.06 seed=0,1,2     then one table",
-        ],
-    ),
-    "evaluate": (
-        "-m mixer_lightning evaluate",
-        [
-            "checkpoint=runs/finetune/mixer_b16-folder-seed0 evals=[accuracy,confusion]",
-            "checkpoint=Mixer-B_16.npz data=cifar10 evals=fewshot",
-        ],
-    ),
+#: With what each program is started, for example.
+EXAMPLES: dict[str, list[str]] = {
+    "train": [
+        "model=mixer_s16 data=folder data.root=~/birds",
+        "experiment=convmixer_256_8_cifar10_25ep trainer=gpu",
+        "-m optimizer.lr=0.001,0.003 seed=0,1,2     every combination, then one table",
+    ],
+    "finetune": [
+        "checkpoint=Mixer-B_16.npz data=folder data.root=~/birds",
+        "checkpoint=timm:mixer_b16_224.goog_in21k data=pets image_size=448",
+        "-m checkpoint=... data=pets optimizer.lr=0.003,0.01,0.03,0.06 seed=0,1,2     then one table",
+    ],
+    "evaluate": [
+        "checkpoint=runs/finetune/mixer_b16-folder-seed0 evals=[accuracy,confusion]",
+        "checkpoint=Mixer-B_16.npz data=cifar10 evals=fewshot",
+    ],
 }
 
 
 def help_text(config_name: str, folders: Sequence[Path] = (CONF,)) -> str:
     """What `--help` prints: usage, the choices of every group with their first comment, the root keys."""
-    script, examples = EXAMPLES[config_name]
+    command, examples = f"mixer {config_name}", EXAMPLES[config_name]
     lines = [
-        f"python {script} [group=choice] [key=value] [-m] [--cfg job --resolve]",
+        f"{command} [group=choice] [key=value] [-m] [--cfg job --resolve]",
         "",
-        *(f"  python {script} {example}" for example in examples),
-        f"  python {script} ... --cfg job --resolve         print the recipe and stop",
+        *(f"  {command} {example}" for example in examples),
+        f"  {command} ... --cfg job --resolve         print the recipe and stop",
     ]
     for group, choices in groups_of(config_name, folders).items():
         lines += ["", f"{group}="]

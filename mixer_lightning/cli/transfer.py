@@ -11,16 +11,19 @@ the rest of it, then final runs on the whole training set with several seeds, wh
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from mixer_lightning import results
+from mixer_lightning import launcher
+from mixer_lightning.checkpoints.families import TIMM_SCHEME
 from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.config.groups import groups
+from mixer_lightning.config.overrides import values_by_key
 from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.results import BEST, LAST
 from mixer_lightning.screen import Screen, did_you_mean
 from mixer_lightning.studies.suites import Suite, available, read_suite
 from mixer_lightning.studies.transfer_plan import show_plan
@@ -46,6 +49,7 @@ OF_SUITE = (
 class Settings:
     """What a command line asks for; `overrides` are handed on to every run."""
 
+    checkpoint: str
     suite_name: str
     suite: Suite
     seeds: list[int]
@@ -62,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     runs = SuiteRuns(asked.suite, folder=asked.folder, overrides=asked.overrides, seeds=asked.seeds)
     began = time.perf_counter()
     try:
+        check_there(asked.checkpoint)
         model = runs.check()
         if asked.dry_run:
             show_plan(runs, screen, images_per_second=asked.rate)
@@ -86,19 +91,21 @@ def settings(argv: Sequence[str]) -> Settings:
     parser = _parser()
     mine = [f"--{argument}" if argument.partition("=")[0] in OPTIONS else argument for argument in argv]
     chosen, overrides = parser.parse_known_args(mine)
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun, whose process groups cannot be made anew
+    if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
         parser.error(
-            "a suite's runs are made in one process, on one device (trainer=gpu): start without torchrun"
+            "a suite's runs are made in one process, on one device (trainer=gpu): start without torchrun or srun"
         )
     _refuse_wrong(parser, overrides)
     if chosen.rate is not None and not chosen.rate > 0:
         parser.error(f"rate must be above 0, found {chosen.rate:g}")
+    checkpoint = values_by_key(overrides)["checkpoint"][0]
     return Settings(
+        checkpoint=checkpoint,
         suite_name=chosen.suite,
         suite=_suite(parser, chosen.suite, chosen.tasks),
         seeds=_seeds(parser, chosen.seeds),
         rate=chosen.rate,
-        folder=(chosen.folder or Path("runs/transfer") / _label(overrides)).expanduser(),
+        folder=(chosen.folder or Path("runs/transfer") / _label(checkpoint)).expanduser(),
         dry_run=chosen.dry_run,
         overrides=overrides,
     )
@@ -176,8 +183,7 @@ def _seeds(parser: argparse.ArgumentParser, text: str) -> list[int]:
     return seeds
 
 
-def _label(overrides: Sequence[str]) -> str:
+def _label(checkpoint: str) -> str:
     """What the directory of a suite is called: the checkpoint's name, or that of its run."""
-    checkpoint = dict(argument.partition("=")[::2] for argument in overrides)["checkpoint"]
-    path = Path(checkpoint.strip("'\"").removeprefix("timm:"))
-    return path.parent.name if path.name in (results.BEST, results.LAST) else path.name
+    path = Path(checkpoint.removeprefix(TIMM_SCHEME))
+    return path.parent.name if path.name in (BEST, LAST) else path.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -61,5 +62,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse, as the programs with a recipe do."""
-        refuse([message])
-        raise AssertionError
+        missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+        if missing:
+            keys = [key.lstrip("-") for key in missing[1].split(", ")]
+            refuse([f"'{key}' is missing: {key}=<...>" for key in keys])
+        refuse([re.sub(r"^argument --(\w+): ", r"\1: ", message)])

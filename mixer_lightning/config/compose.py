@@ -124,7 +124,8 @@ def compose(
     found: dict[str, str] = {}  # message -> the same with the file that it is about
     with initialize_config_dir(str(CONF), job_name=config_name, version_base="1.3"):
         try:
-            search = [f"hydra.searchpath=[{','.join(quoted(f'file://{f}') for f in folders[1:])}]"]
+            further = ",".join(quoted(f"file://{folder}") for folder in folders[1:])
+            search = [f"hydra.searchpath=[{further}]"] if further else []
             for number, job_lines in enumerate(split_sweep(lines) if multirun else [lines]):
                 config = hydra_compose(config_name, [*job_lines, *search], return_hydra_config=True)
                 values = _plain_values(config, job_number=number if multirun else None)
@@ -141,6 +142,8 @@ def compose(
                     jobs.append(Job(recipe, _run_dir(config, multirun), config))
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             found.setdefault("", explain(error, overrides, known, folders))
+    if not (jobs or wrong or found):
+        found[""] = "the sweep has no jobs: one of its values is an empty list"
     if wrong or found:
         return Composition([], [*wrong.values(), *found.values()], [])
     return Composition(jobs, [], lines)

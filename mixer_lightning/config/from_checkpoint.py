@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints.families import TIMM_SCHEME, model_named, preprocessing_of
+from mixer_lightning.checkpoints.families import PREPROCESSING, TIMM_SCHEME, model_named, preprocessing_of
+from mixer_lightning.files import CONF
 
-DEVICE_BATCH = 64  # of conf/finetune.yaml; a smaller batch is not split
+#: How an image is resized and cropped for evaluation, of what a checkpoint may say of its images.
+CROP_KEYS = tuple(key for key in PREPROCESSING if key.startswith("eval_"))
 
 Stated = Mapping[
     str, Sequence[str]
@@ -96,9 +98,14 @@ def _given(stated: Stated, key: str) -> str | None:
 def _for_finetuning(checkpoint: str, stated: Stated, known: Known) -> Overrides:
     choices, values = _said_by_surroundings(checkpoint, stated, known)
     batch_size = _given(stated, "batch_size") or ""
-    if batch_size.isdecimal() and int(batch_size) < DEVICE_BATCH:
+    if batch_size.isdecimal() and int(batch_size) < finetune_device_batch():  # a smaller batch is not split
         values["device_batch"] = int(batch_size)
     return Overrides(choices, values)
+
+
+def finetune_device_batch() -> int:
+    """What conf/finetune.yaml says of device_batch."""
+    return int(yaml.safe_load((CONF / "finetune.yaml").read_text())["device_batch"])
 
 
 def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Overrides:
@@ -140,10 +147,10 @@ def _for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Overrides:
             values |= {f"{group}.{key}": value for key, value in recipe[group].items() if key != "_target_"}
         if "data" in nodes:
             values |= {key: recipe.get(key) for key in ("train_split", "val_split", "test_split")}
-    exported = results.read_sidecar(Path(checkpoint).expanduser())
-    if "augment" not in stated:
-        crops = ("eval_crop", "eval_resize", "eval_interpolation")
-        values |= {f"augment.{key}": exported[key] for key in crops if key in exported}
+    if "augment" not in stated and recipe is None:
+        model = choices.get("model") or _given(stated, "model") or ""
+        seen = preprocessing_of(model, checkpoint) | results.read_sidecar(Path(checkpoint).expanduser())
+        values |= {f"augment.{key}": seen[key] for key in CROP_KEYS if key in seen}
     return Overrides(choices, values)
 
 

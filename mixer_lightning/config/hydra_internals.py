@@ -16,13 +16,24 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from mixer_lightning.screen import did_you_mean, refuse
+
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Hydra's flags (`multirun`, `cfg`, `config_dir`, ...) and the other arguments as `overrides`.
 
     Ends the program with exit code 2 where a flag is unknown.
     """
-    flags: argparse.Namespace = get_args_parser().parse_intermixed_args(list(argv))
+    parser = get_args_parser()
+    known = [option for option in parser._option_string_actions if option.startswith("--")]
+    for argument in argv:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            refuse([f"unknown option '{flag}'{did_you_mean(flag, known)}"])
+    try:
+        flags: argparse.Namespace = parser.parse_intermixed_args(list(argv))
+    except SystemExit:  # what is wrong has been said
+        refuse([])
     return flags
 
 

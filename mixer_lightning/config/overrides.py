@@ -25,6 +25,8 @@ def as_typed(override: str, multirun: bool) -> str:
     A value that looks like a path is taken as it is typed, except that a sweep splits it at commas.
     """
     key, equals, value = override.partition("=")
+    if key in GLOBAL_GROUPS and value == "null":  # no file of that group: Hydra's own form of it
+        return f"~{key}"
     value = re.sub(r"(^|,)~(?=/|$)", lambda match: match[1] + str(Path.home()), value)
     override = f"{key}{equals}{value}"
     if not value or value[0] in "'\"[{":

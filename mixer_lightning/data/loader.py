@@ -81,6 +81,8 @@ class Loader:
     `ahead` batches are prefetched while one is used. With 0, all threads work on the batch that is waited for, and are
     idle while it is used: right where the same cores train.
 
+    With `keep_in_memory`, images of one size that fit there are decoded once, before the first batch.
+
     With `decode_on`, a GPU decodes and resizes, and batches are made there, each by one thread.
     """
 
@@ -97,6 +99,7 @@ class Loader:
         pin_memory: bool,
         max_bad_fraction: float = 0.0,
         mark_bad: bool = False,
+        keep_in_memory: bool = True,
         decode_on: torch.device | None = None,
     ) -> None:
         assert not mark_bad or seed is None
@@ -109,7 +112,8 @@ class Loader:
             images, max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction
         )
         self._pool = decoding_threads(threads)
-        self.images = load_into_memory(images, self.bad, self._pool) or images
+        kept = load_into_memory(images, self.bad, self._pool) if keep_in_memory else None
+        self.images = kept or images
 
     def __len__(self) -> int:
         return len(self.plan)

@@ -77,7 +77,7 @@ class Checkpoints(StepCallback):
         """The module is on its device: load the state of the earlier session."""
         if self.state is not None:
             assert isinstance(pl_module, Classifier)
-            restore(pl_module, self.state)
+            restore_session(pl_module, self.state)
             self.state = None
 
     def on_metrics(self, trainer: Trainer, module: Classifier, values: Mapping[str, float]) -> None:
@@ -87,7 +87,7 @@ class Checkpoints(StepCallback):
         value = values[self.monitor]
         if self.best is None or value > self.best["value"]:
             self.best = {"value": value, "step": module.step}
-            self._write(trainer, results.BEST, self.record | evaluated_weights(module))
+            self._write(trainer, results.BEST, self.record | best_state(module))
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Save if it is time."""
@@ -105,7 +105,7 @@ class Checkpoints(StepCallback):
         state["steps_timed"] = self.metrics.steps_timed
         # best.ckpt first: a last.ckpt of the last step says that all is done.
         if module.step == self.total_steps and self.best is None:
-            self._write(trainer, results.BEST, self.record | evaluated_weights(module))
+            self._write(trainer, results.BEST, self.record | best_state(module))
         self._write(trainer, results.LAST, state)
         self.saved_step = module.step
         self.metrics.resume()
@@ -147,12 +147,12 @@ def snapshot(module: Classifier) -> dict[str, Any]:
     return state
 
 
-def evaluated_weights(module: Classifier) -> dict[str, Any]:
+def best_state(module: Classifier) -> dict[str, Any]:
     """The weights that were evaluated, without what only training needs."""
     return {"step": module.step, **run_format.with_weights(module.weights.state_dict())}
 
 
-def restore(module: Classifier, state: Mapping[str, Any]) -> None:
+def restore_session(module: Classifier, state: Mapping[str, Any]) -> None:
     """Put a module where `snapshot` stood."""
     module.step = state["step"]
     module.model.load_state_dict(run_format.trained_weights(state))

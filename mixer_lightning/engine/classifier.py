@@ -23,8 +23,8 @@ from mixer_lightning.engine.metrics import MetricAccumulator
 class Classifier(LightningModule):
     """Trains a backbone: images [D, 3, S, S] -> logits [D, K] -> loss against soft targets [D, K] -> step.
 
-    Images come augmented and normalised, and the generators seeded for them and for dropped branches, from the
-    DataModule. `step` counts finished optimiser steps since the run began, over all its sessions.
+    Images come augmented, normalised and in `memory_format` from the DataModule, which has seeded the generators for
+    them and for dropped branches. `step` counts finished optimiser steps since the run began, over all its sessions.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""
         images, targets = batch
-        logits = self._outside["forward"](images.contiguous(memory_format=self.memory_format))
+        logits = self._outside["forward"](images)
         loss = self.loss(logits, targets)
         self.accumulator.add(self.step, loss.detach(), logits.detach(), targets)
         return loss

@@ -64,6 +64,7 @@ class DataModule(LightningDataModule):
         ahead: int,
         pin_memory: bool,
         decode_on: torch.device | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
         self.source, self.augment, self.image_size = source, augment, image_size
@@ -75,7 +76,7 @@ class DataModule(LightningDataModule):
         )
         self.shuffle_window, self.max_bad_fraction = shuffle_window, max_bad_fraction
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
-        self.decode_on = decode_on
+        self.decode_on, self.memory_format = decode_on, memory_format
         self.start_step = 0
         self._num_begun = 0  # micro-batches handed to the training step in this session
         self._loaders: dict[str, Loader] = {}
@@ -100,10 +101,6 @@ class DataModule(LightningDataModule):
         self._loaders["train"].plan = plan
         return self._loaders["train"]
 
-    def eval_splits(self) -> list[str]:
-        """Names of the splits to evaluate on: all but train."""
-        return [name for name in self.source.splits if name != "train"]
-
     def eval_loader(self, split: str, augment: Augment | None = None) -> Loader:
         """This process's share of a split, in a fixed order; the last batch may be smaller.
 
@@ -125,11 +122,15 @@ class DataModule(LightningDataModule):
         *,
         shared: bool = True,
         mark_bad: bool = False,
+        keep: bool = True,
     ) -> Iterator[Loader]:
-        """The like for some images of a split; no others are read. Unless `shared`, this process gets them all."""
+        """The like for some images of a split; no others are read. Unless `shared`, this process gets them all.
+
+        Small images of one size are decoded first and kept in memory, unless `keep` is False: then one pass reads them.
+        """
         images = Subset(self.source.splits[split], indices)
         loader = self._loader(
-            images, self.eval_plan(len(images), shared=shared), seed=None, mark_bad=mark_bad
+            images, self.eval_plan(len(images), shared=shared), seed=None, mark_bad=mark_bad, keep=keep
         )
         loader.augment = augment or self.augment
         try:
@@ -155,8 +156,8 @@ class DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Lightning's hook: augmented images [D, 3, S, S] and soft targets [D, K] of the next training batch.
 
-        All generators are seeded with (seed, step, micro-batch) first, for the draws here and for those of the forward
-        pass: see data/order.py.
+        All generators are seeded with (seed, step, micro-batch) first, for the random numbers here and for those
+        of the forward pass: see data/order.py. Autocast is not on here: augmentation computes as it says.
         """
         step, index = divmod(self._num_begun, self.micro_batches.accumulate)
         self._num_begun += 1
@@ -164,7 +165,10 @@ class DataModule(LightningDataModule):
         seed_generators(derive_seed(self.seed, "step", self.start_step + step, micro_batch))
         assert batch.params is not None
         crops = batch.cropped(self.image_size)
-        return self.augment.train_batch(crops, batch.labels, batch.params, len(self.source.classes))
+        images, targets = self.augment.train_batch(
+            crops, batch.labels, batch.params, len(self.source.classes)
+        )
+        return images.contiguous(memory_format=self.memory_format), targets
 
     def normalised_crops(self, batch: Batch) -> Tensor:
         """Images [B, 3, S, S] of an evaluation batch on its device, as a backbone takes them."""
@@ -174,7 +178,9 @@ class DataModule(LightningDataModule):
         """Lightning's hook; its own way would take the batch apart."""
         return batch.to(device)
 
-    def _loader(self, images: Images, plan: Any, *, seed: int | None, mark_bad: bool = False) -> Loader:
+    def _loader(
+        self, images: Images, plan: Any, *, seed: int | None, mark_bad: bool = False, keep: bool = True
+    ) -> Loader:
         return Loader(
             images,
             plan,
@@ -186,5 +192,6 @@ class DataModule(LightningDataModule):
             pin_memory=self.pin_memory,
             max_bad_fraction=self.max_bad_fraction,
             mark_bad=mark_bad,
+            keep_in_memory=keep,
             decode_on=self.decode_on,
         )

@@ -55,12 +55,11 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
         why = (parts.report.head or "").removeprefix("stays fresh: ")
         raise ValueError(
             f"{checkpoint.path} is not a classifier of {parts.source.name}, which {', '.join(judges)} would judge: "
-            f"{why}. Give the data that it was trained on, fine-tune it first (finetune.py), or use evals=fewshot, "
+            f"{why}. Give the data that it was trained on, fine-tune it first (mixer finetune), or use evals=fewshot, "
             "which needs features only"
         )
     screen.say(str(parts.report))
     _compare_pixels(parts.augment, checkpoint, screen)
-    machine.init_process_group()
     data = setup.data_module(
         parts.source,
         parts.augment,
@@ -73,7 +72,9 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
         ),
     )
     screen.say(parts.headline(recipe.choices.get("model", ""), f"at {recipe.image_size} px"))
-    return Ready(checkpoint, Network(machine.place(parts.model), machine), data, parts.evals, machine)
+    network = Network(machine.place(parts.model), machine)
+    machine.init_process_group()
+    return Ready(checkpoint, network, data, parts.evals, machine)
 
 
 def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) -> None:

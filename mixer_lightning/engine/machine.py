@@ -120,7 +120,11 @@ class Machine:
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass at `chosen_precision`, as Lightning makes it for training."""
         dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.chosen_precision)
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device_type, dtype)
+        return (
+            contextlib.nullcontext()
+            if dtype is None
+            else torch.autocast(self.device_type, dtype, cache_enabled=False)
+        )
 
     def memory_format(self, model: nn.Module) -> torch.memory_format:
         """Layout of images and weights in memory: what the trainer states, else what suits the model."""

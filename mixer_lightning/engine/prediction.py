@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ def predictions(
     )
     remaining = iter(range(len(files)))
     with (
-        data.some_loader("images", np.arange(len(files)), mark_bad=True) as loader,
+        data.some_loader("images", np.arange(len(files)), shared=False, mark_bad=True, keep=False) as loader,
         evaluating(restored.model),
     ):
         for batch in loader:
@@ -170,6 +171,7 @@ def assumptions(restored: Restored) -> list[str]:
 def predict(chosen: argparse.Namespace, parts: Ready, screen: Screen) -> int:
     """Predict, print, write; the exit code."""
     restored, files, machine = parts
+    logging.getLogger("mixer_lightning.data.loader").setLevel(logging.ERROR)  # bad images are in the rows
     for note in assumptions(restored):
         screen.say(note)
     rows = list(predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top))

@@ -36,18 +36,17 @@ def train(recipe: Recipe, run_dir: Path) -> int:
 
 def finetune(recipe: Recipe, run_dir: Path) -> int:
     """Train from a checkpoint, which must be given, with a new head; the exit code as of `train`."""
-    if recipe.checkpoint is not None:
-        return _train(recipe, run_dir, head="new")
-    Screen(silent=not launcher.is_first()).say(f"{NO_CHECKPOINT}. Training from scratch is train.py")
-    leave_no_empty(run_dir)
-    return 2
+    return _train(recipe, run_dir, head="new")
 
 
 def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
     screen = Screen(silent=not launcher.is_first())
-    try:
+
+    def begin() -> int:
         if recipe.checkpoint is not None:
             check_there(recipe.checkpoint)
+        elif head == "new":
+            raise ValueError(f"{NO_CHECKPOINT}. To train from scratch: mixer train")
         check_writable(run_dir)
         result = finished(recipe, run_dir)
         if result is not None:
@@ -60,24 +59,21 @@ def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> in
         with _locked(run_dir):
             from mixer_lightning.engine import training  # torch and Lightning: seconds
 
-            code = _work(
+            return _work(
                 run_dir,
                 screen,
                 ready=lambda: training.ready(recipe, run_dir, screen, head=head),
                 work=lambda run: training.fit(recipe, run_dir, run, screen),
             )
-    except (ValueError, OSError) as error:
-        screen.say(str(error))
-        code = 2
-    if code == 2:
-        leave_no_empty(run_dir)
-    return code
+
+    return _exit_code(begin, run_dir, screen)
 
 
 def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
     """Judge the checkpoint of `recipe` by its evaluations; the exit code: 0 done, 1 it failed, 2 a wrong setting."""
     screen = Screen(silent=not launcher.is_first())
-    try:
+
+    def begin() -> int:
         if recipe.checkpoint is None:
             raise ValueError(NO_CHECKPOINT)
         if not recipe.evals:
@@ -88,20 +84,14 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
         with _locked(run_dir):
             from mixer_lightning.engine import evaluation  # torch and Lightning: seconds
 
-            code = _work(
+            return _work(
                 run_dir,
                 screen,
                 ready=lambda: evaluation.ready(recipe, screen),
                 work=lambda parts: evaluation.evaluate(recipe, run_dir, parts, screen),
             )
-    except (ValueError, OSError) as error:
-        screen.say(str(error))
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    if code:
-        leave_no_empty(run_dir)
-    return code
+
+    return _exit_code(begin, run_dir, screen)
 
 
 class _Closable(Protocol):
@@ -112,29 +102,47 @@ Parts = TypeVar("Parts", bound=_Closable)
 
 
 def _work(run_dir: Path, screen: Screen, *, ready: Callable[[], Parts], work: Callable[[Parts], int]) -> int:
-    """Make everything ready, of which nothing is left behind if it fails, then work; the exit code.
+    """Make everything ready, then work, and close what was opened however that ends; the exit code.
 
     Raises:
-        ValueError, OSError: something that the user gave is wrong.
+        ValueError, OSError: something that the user gave is wrong; nothing was started.
     """
     from mixer_lightning.engine.distributed import leave_process_group
 
     show_logging(screen)
+    log = run_dir / results.LOG
+    with contextlib.ExitStack() as stack:
+        stack.callback(leave_process_group)
+        stack.callback(screen.close)
+        try:
+            parts = ready()
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # not a user's mistake: the traceback is worth having
+            screen.open_log(log)
+            say_what_broke(screen, error, log)
+            return 1
+        stack.callback(parts.close)
+        screen.open_log(log)
+        try:
+            return work(parts)
+        except (ValueError, OSError) as error:  # 2 would promise that nothing was started
+            say_what_broke(screen, error, log)
+            return 1
+
+
+def _exit_code(begin: Callable[[], int], run_dir: Path, screen: Screen) -> int:
+    """The exit code of a program that says by ValueError or OSError what the user got wrong."""
     try:
-        parts = ready()
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # not a user's mistake: the traceback is worth having
-        screen.open_log(run_dir / results.LOG)
-        say_what_broke(screen, error, run_dir / results.LOG)
-        return 1
-    screen.open_log(run_dir / results.LOG)
-    try:
-        return work(parts)
-    finally:
-        parts.close()
-        screen.close()
-        leave_process_group()
+        code = begin()
+    except (ValueError, OSError) as error:
+        screen.say(str(error))
+        code = 2
+    except KeyboardInterrupt:  # before there was anything to save
+        code = 130
+    if code:
+        leave_no_empty(run_dir)
+    return code
 
 
 def _locked(run_dir: Path) -> contextlib.AbstractContextManager[None]:
@@ -147,7 +155,7 @@ def leave_no_empty(run_dir: Path) -> None:
     with contextlib.suppress(OSError):
         run_dir.rmdir()
         for above in run_dir.parents:
-            if "runs" not in above.parent.parts:
+            if "runs" not in above.parts:
                 break
             above.rmdir()
 

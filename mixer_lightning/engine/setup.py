@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
@@ -103,6 +104,7 @@ def data_module(
     repeats: int = 1,
     shuffle_window: int = 1,
     max_bad_fraction: float = 0.0,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> DataModule:
     """Batches of a data set for this process of a machine."""
     return DataModule(
@@ -120,6 +122,7 @@ def data_module(
         ahead=machine.batches_ahead,
         decode_on=machine.decode_device,
         pin_memory=machine.device_type == "cuda",
+        memory_format=memory_format,
     )
 
 

@@ -82,6 +82,7 @@ def training_rate(recipe: Recipe, *, seconds: float = 5.0) -> float:
         total_steps=MOST_STEPS,
         seed=recipe.seed,
         repeats=recipe.repeats,
+        memory_format=module.memory_format,
     )
     stopwatch = _Stopwatch(seconds=seconds)
     trainer = setup.lightning_trainer(

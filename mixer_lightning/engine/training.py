@@ -92,6 +92,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         repeats=recipe.repeats,
         shuffle_window=recipe.shuffle_window,
         max_bad_fraction=recipe.max_bad_fraction,
+        memory_format=module.memory_format,
     )
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
@@ -166,8 +167,10 @@ def _callbacks(
         evaluations,
         checkpoints,
         progress,
-        Preemption(checkpoints, timeout_minutes=parts.machine.process_timeout_minutes),
         *(build(node) for node in recipe.callbacks.values()),
+        Preemption(
+            checkpoints, timeout_minutes=parts.machine.process_timeout_minutes
+        ),  # last: it ends the fit
     ]
 
 
@@ -209,6 +212,13 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         if run.module.step < run.total_steps:
             run.trainer.fit(run.module, datamodule=run.data)
         screen.stop_bar()
+        if run.module.step < run.total_steps:
+            run.checkpoints.save(run.trainer, run.module)
+            screen.say(
+                f"a callback ended the training at step {run.module.step:,} of {run.total_steps:,}, saved "
+                f"{run_dir / results.LAST}; the same command goes on from there"
+            )
+            return 1
         if is_first:
             result = _result(recipe, run)
             results.write_metrics_csv(run_dir)

@@ -28,6 +28,7 @@ class Accuracy:
     per_class: write per_class_<split>.csv in the run directory, a line for each class.
     at_end: during training, evaluate after the last step only.
 
+    Not torchmetrics', whose ties depend on the device and whose images have one label: elsewhere the results are equal.
     Of an image with several labels, any counts as right. Outcomes of all images are counted in one place, so figures
     depend neither on the number of processes nor on the size of batches.
     """

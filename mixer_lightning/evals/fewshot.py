@@ -29,7 +29,7 @@ class Fewshot:
     """Top-1 of ridge regression on the features of a few training images of each class.
 
     shots: images of a class, each number a figure of its own.
-    seeds: of the draws; the figure is the mean over them.
+    seeds: of the samples; the figure is the mean over them.
     l2: strength of the regularisation.
     split: where it is evaluated; null for test, or val where there is no test.
     eval_crop: images are resized to image_size / eval_crop on both sides, and their centre is shown: 256 and 224.

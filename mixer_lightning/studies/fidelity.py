@@ -33,14 +33,14 @@ def fidelity(files: Sequence[Path], *, interpolation: Interpolation) -> dict[str
     for i, path in enumerate(files):
         seen: list[Crops] = []
 
-        def views_of(
+        def crops_of(
             _: Integers, widths: Integers, heights: Integers, i: int = i, seen: list[Crops] = seen
         ) -> Crops:
             seen.append(augment.train_crops(keys[i : i + 1], widths, heights, IMAGE_SIZE))
             return seen[-1]
 
         ours = torch.zeros(3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-        if decode.decode_crops([path.read_bytes()], views_of, [ours]):
+        if decode.decode_crops([path.read_bytes()], crops_of, [ours]):
             raise ValueError(f"{path} cannot be decoded")
         left, top = int(seen[0].left[0]), int(seen[0].top[0])
         box = (left, top, left + int(seen[0].width[0]), top + int(seen[0].height[0]))

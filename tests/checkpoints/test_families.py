@@ -67,21 +67,31 @@ def test_other_names_are_of_no_family() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "mean", "std"),
+    ("weights", "mean", "std", "crop", "filter"),
     [
-        ("timm:mixer_b16_224.goog_in21k", [0.5] * 3, [0.5] * 3),
-        ("Mixer-B_16.npz", [0.5] * 3, [0.5] * 3),
-        ("timm:mixer_b16_224.miil_in21k", [0.0] * 3, [1.0] * 3),
-        ("timm:convmixer_768_32.in1k", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("timm:mixer_b16_224.goog_in21k", [0.5] * 3, [0.5] * 3, 0.875, "bilinear"),
+        ("Mixer-B_16.npz", [0.5] * 3, [0.5] * 3, 0.875, "bilinear"),
+        ("timm:mixer_b16_224.miil_in21k", [0.0] * 3, [1.0] * 3, 0.875, "bilinear"),
+        ("timm:convmixer_768_32.in1k", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0.96, "bicubic"),
     ],
 )
-def test_published_weights_take_images_so(weights: str, mean: list[float], std: list[float]) -> None:
+def test_published_weights_take_images_so(
+    weights: str, mean: list[float], std: list[float], crop: float, filter: str
+) -> None:
     model = model_named(weights, list_models())
     assert model is not None
-    assert preprocessing_of(model, weights) == {"mean": mean, "std": std}
+    assert preprocessing_of(model, weights) == {
+        "mean": mean,
+        "std": std,
+        "eval_crop": crop,
+        "eval_resize": "short_side",
+        "eval_interpolation": filter,
+    }
     if weights.startswith("timm:"):  # which says so itself
         config = timm.get_pretrained_cfg(weights.removeprefix("timm:"))
-        assert (list(config.mean), list(config.std)) == (mean, std)
+        assert (list(config.mean), list(config.std), config.crop_pct) == (mean, std, crop)
+        if "goog" not in weights:  # there timm's bicubic is not the paper's
+            assert config.interpolation == filter
 
 
 @pytest.mark.parametrize(

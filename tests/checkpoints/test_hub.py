@@ -125,6 +125,7 @@ def test_a_config_in_the_folder_of_the_file_is_read(tmp_path: Path) -> None:
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
         "eval_crop": 0.875,
+        "eval_resize": "short_side",
         "eval_interpolation": "bilinear",
     }
 
@@ -134,4 +135,7 @@ def test_other_programs_configs_are_left_alone(tmp_path: Path, config: object) -
     assert read_with_config(tmp_path, config).preprocessing == {
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
+        "eval_crop": 0.875,
+        "eval_resize": "short_side",
+        "eval_interpolation": "bilinear",
     }

@@ -110,7 +110,13 @@ def test_foreign_files_give_what_their_tensors_tell(tmp_path: Path) -> None:
     restored = restore(tmp_path / "m.npz")
     assert_same_logits(mixer, restored.model)
     assert (restored.name, restored.image_size, restored.classes) == ("mixer_digits", 8, None)
-    assert restored.preprocessing == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert restored.preprocessing == {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "eval_crop": 0.875,
+        "eval_resize": "short_side",
+        "eval_interpolation": "bilinear",
+    }
 
     convmixer = trained(create_model("convmixer_96_4", num_classes=7))
     save_timm(convmixer, tmp_path / "c.pth")

@@ -26,7 +26,7 @@ from mixer_lightning.config.groups import groups
         (["-m", "optimizer.lr=0.1,fast"], "'optimizer.lr' takes float, found 'fast'"),
         (["batch_size=0"], "'batch_size' must be at least 1"),
         (["digits"], "'digits' is not of the form key=value"),
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--no-such-flag"], "unknown option '--no-such-flag'"),
     ],
 )
 def test_a_slip_of_the_finger(program, tmp_path, words, message):
@@ -263,3 +263,34 @@ def test_what_hydra_shows(program, tmp_path, words, said):
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_option_is_answered_in_a_sentence(program):
+    done = program("train.py", "--hlep")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "unknown option '--hlep': did you mean '--help'?\n"
+
+
+def test_nothing_is_left_of_a_run_that_was_refused(program, tmp_path):
+    assert program("finetune.py", "checkpoint=no/such.npz").returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "seed=range(0,0)"], "the sweep has no jobs: one of its values is an empty list"),
+        (["-m", "seed=0,1", "--cfg", "job"], "--cfg shows the recipe of one job: leave out -m"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_in_a_sentence(program, tmp_path, arguments, message):
+    done = program("train.py", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_under_a_launcher_is_refused(program):
+    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    done = program("train.py", "-m", "seed=0,1", "trainer=ddp", **env)
+    assert done.returncode == 2
+    assert "in one process: start it without a launcher" in done.stderr

@@ -137,3 +137,21 @@ def test_a_folder_is_no_output(
         predict.main(words(checkpoint, pictures, f"output={tmp_path}"))
     assert end.value.code == 2
     assert "is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"},
+    ],
+)
+def test_it_is_one_process_wherever_it_is_started(checkpoint, pictures, monkeypatch, env) -> None:
+    """A shell inside a job has the variables of a launcher: every image is still there, with its own classes."""
+    assert predict.main(words(checkpoint, pictures)) == 0
+    expected = json.loads((checkpoint.parent / "out.json").read_text())
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert predict.main(words(checkpoint, pictures)) == 0
+    assert json.loads((checkpoint.parent / "out.json").read_text()) == expected
+    assert len(expected) == 3

@@ -194,7 +194,8 @@ def test_wrong_arguments_end_it_before_any_work(
 def test_many_processes_are_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as end:
         transfer.settings(["checkpoint=x"])
     assert end.value.code == 2

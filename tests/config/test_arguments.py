@@ -27,7 +27,7 @@ except SystemExit as end:
     [
         ("predict", ["chekpoint=x", "images=y"], "unknown key 'chekpoint': did you mean 'checkpoint'?"),
         ("predict", ["checkpoint=x", "y.png"], "'y.png' is not of the form key=value"),
-        ("predict", ["checkpoint=x"], "the following arguments are required: --images"),
+        ("predict", ["checkpoint=x"], "'images' is missing: images=<...>"),
         ("export", ["checkpoint=x", "too=npz"], "unknown key 'too': did you mean 'to'?"),
         ("prepare", ["data=folder", "sorce=x"], "unknown key 'sorce': did you mean 'source'?"),
         ("transfer", ["checkpoint=x", "suit=vtab"], "unknown key 'suit': did you mean 'suite'?"),

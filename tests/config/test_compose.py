@@ -222,3 +222,13 @@ def test_groups_are_the_folders_of_conf():
     assert set(found) == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "suite"}
     for group, choices in found.items():
         assert set(choices) == {path.stem for path in (CONF / group).glob("*.yaml")}
+
+
+def test_no_file_of_a_group_that_sets_root_keys():
+    assert compose_one("train", ["experiment=null"]).choices == compose_one("train").choices
+    without = compose_one("train", ["model=convmixer_768_32", "scratch=null"])
+    assert (without.image_size, without.batch_size) == (224, 128)  # those of conf/train.yaml, not of digits
+    assert "scratch" not in without.choices
+    finetune = compose_one("finetune", ["data=cifar10", "transfer=null"])
+    assert finetune.duration.steps == 500  # of conf/finetune.yaml: conf/transfer/cifar10.yaml says 10,000
+    assert "transfer" not in finetune.choices

@@ -12,7 +12,6 @@ from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.config.compose import compose, compose_one
 from mixer_lightning.config.from_checkpoint import (
-    DEVICE_BATCH,
     Overrides,
     check_there,
     evaluation_overrides_from_checkpoint,
@@ -63,7 +62,7 @@ def test_a_small_batch_is_one_forward_pass() -> None:
     assert compose_one("finetune", [*words, "batch_size=32", "device_batch=8"]).device_batch == 8
     for more in (["batch_size=128"], ["batch_size=16,32"], []):
         assert from_checkpoint(*words, *more).values == GOOGLES
-    assert compose_one("finetune", words).device_batch == DEVICE_BATCH
+    assert compose_one("finetune", words).device_batch == 64
 
 
 def test_normalisation_follows_the_family() -> None:
@@ -235,7 +234,7 @@ def test_nothing_follows_from_no_checkpoint() -> None:
 
 def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     both = "checkpoint=Mixer-B_16.npz,timm:convmixer_768_32.in1k"
-    message = r"another augment\.mean, augment\.std, model: start one program for each"
+    message = r"another (augment\.\w+, )+model: start one program for each"
     for find in (from_checkpoint, for_evaluation):
         with pytest.raises(ValueError, match=message):
             find(both)
@@ -246,4 +245,20 @@ def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     assert from_checkpoint("checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'").choices == {"model": "mixer_b16"}
     found = for_evaluation("checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz")
     name = "evaluate/Mixer-B_16-and-1-more-accuracy"
-    assert found == ({"model": "mixer_b16"}, {"name": name, **GOOGLES})
+    crop = {"eval_crop": 0.875, "eval_resize": "short_side", "eval_interpolation": "bilinear"}
+    crops = {f"augment.{key}": value for key, value in crop.items()}
+    assert found == ({"model": "mixer_b16"}, {"name": name, **GOOGLES, **crops})
+
+
+def test_evaluation_sees_images_as_the_published_weights_were_evaluated() -> None:
+    """Mixer: short side 256, centre 224 (arXiv 2105.01601, App. C); ConvMixer: .96, bicubic (its crop_pct)."""
+    found = {}
+    for checkpoint in ("Mixer-B_16.npz", "convmixer_768_32.pth"):
+        augment = compose_one("evaluate", [f"checkpoint={checkpoint}"]).augment
+        found[checkpoint] = [augment[key] for key in ("eval_crop", "eval_resize", "eval_interpolation")]
+    assert found["Mixer-B_16.npz"] == [0.875, "short_side", "bilinear"]
+    assert found["convmixer_768_32.pth"] == [0.96, "short_side", "bicubic"]
+    stated = compose_one("evaluate", ["checkpoint=convmixer_768_32.pth", "augment.eval_crop=1.0"]).augment
+    assert (stated["eval_crop"], stated["eval_interpolation"]) == (1.0, "bicubic")
+    tuned = compose_one("finetune", ["checkpoint=convmixer_768_32.pth"]).augment
+    assert tuned["eval_crop"] == 0.875  # fine-tuning has a protocol of its own

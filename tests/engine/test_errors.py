@@ -14,6 +14,7 @@ from mixer_lightning import results
 from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
+from mixer_lightning.screen import Screen, say_what_broke
 
 
 def train(run_dir: Path, *words: str) -> int:
@@ -343,3 +344,48 @@ def test_what_was_not_foreseen_leaves_its_traceback_in_the_log(tmp_path, capsys,
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "Traceback (most recent call last)" in log
     assert "broken.py" in log
+
+
+STOPPING = """
+from lightning.pytorch import Callback
+
+class Impatient(Callback):
+    def on_train_batch_end(self, trainer, module, *_):
+        trainer.should_stop = module.step == 2
+"""
+
+
+def test_a_callback_that_ends_the_training_leaves_a_checkpoint_and_no_result(tmp_path, capsys, monkeypatch):
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert train(tmp_path / "run", "+callbacks.impatient._target_=stopping.Impatient") == 1
+    assert "a callback ended the training at step 2 of 12" in capsys.readouterr().out
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_brackets_are_text_on_the_screen_and_in_the_log(tmp_path, capsys):
+    screen = Screen()
+    screen.open_log(tmp_path / "log.txt")
+    screen.table("", ("file", "[bold]"), [("runs/x-evals=[accuracy,real]/last.ckpt", "a[/x]b")])
+    try:
+        raise RuntimeError("[/pytorch/pair.cc:152] connection [closed]")
+    except RuntimeError as error:
+        say_what_broke(screen, error, tmp_path / "log.txt")
+    screen.close()
+    for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+        assert "evals=[accuracy,real]/last.ckpt" in text
+        assert "a[/x]b" in text
+        assert "[/pytorch/pair.cc:152] connection [closed]" in text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk_under_the_log_ends_the_log_alone(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "log.txt").symlink_to("/dev/full")
+    assert train(run_dir, "evals=none") == 0
+    said = capsys.readouterr().out
+    assert "cannot write the log" in said
+    assert "Traceback" not in said
+    assert (run_dir / "result.json").exists()
