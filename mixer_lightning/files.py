@@ -84,7 +84,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process is training in {run_dir}: wait for it, or use name=<another>"
+                f"another process is at work in {run_dir}: wait for it, or use name=<another>"
             ) from None
         except OSError:
             pass  # a file system without locks

@@ -1,9 +1,8 @@
 """The run directory's format, and the JSON file beside an export. Standard library only.
 
-A run has recipe.yaml, metrics.jsonl, metrics.csv and result.json.
-
-Every file is written atomically (a temporary file in the same directory, flushed to disk, then renamed), so
-a reader sees the old content or the new, never half of it. metrics.jsonl alone grows line by line.
+The names below are its files. They are written atomically (a temporary file in the same directory, flushed to disk,
+then renamed), so a reader sees the old content or the new, never half of it; metrics.jsonl and log.txt grow line by
+line.
 """
 
 from __future__ import annotations

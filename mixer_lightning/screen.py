@@ -204,7 +204,7 @@ def say_what_broke(screen: Screen, error: Exception, log: Path) -> None:
     """One line on the screen, the traceback of the error being handled in the log."""
     if screen.log is not None:
         screen.log.print(traceback.format_exc(), soft_wrap=True)
-    screen.say(f"{type(error).__name__}: {last_line(error)}. The traceback is in {log}")
+    screen.alarm(f"{type(error).__name__}: {last_line(error)}. The traceback is in {log}")
 
 
 class _OnScreen(logging.Handler):

@@ -93,9 +93,9 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
     try:
         _evaluate(recipe, run_dir, parts, screen)
     except torch.OutOfMemoryError as error:
-        screen.say(f"out of device memory: lower device_batch. {last_line(error)}")
+        screen.alarm(f"out of device memory: lower device_batch. {last_line(error)}")
     except (ValueError, OSError) as error:  # an image that cannot be read, a full disk
-        screen.say(last_line(error))
+        screen.alarm(last_line(error))
     except Exception as error:
         say_what_broke(screen, error, run_dir / results.LOG)
     else:

@@ -232,7 +232,7 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         return stop.exit_code
     except torch.OutOfMemoryError as error:
         screen.stop_bar()
-        screen.say(
+        screen.alarm(
             f"out of device memory: lower device_batch (the global batch_size stays). {last_line(error)}"
         )
     except NonFiniteLoss as error:  # all processes find it together

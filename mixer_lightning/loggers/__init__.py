@@ -1,1 +1,1 @@
-"""Dashboards, never in the way of training. The only importer of wandb."""
+"""Dashboards, never in the way of training: one file each."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from mixer_lightning.loggers import wandb
+from mixer_lightning.loggers import wandb as wandb_dashboard
 
 
 class Dashboards:
@@ -60,7 +60,7 @@ def _advice(logger: Logger, run_dir: Path) -> str:
     if isinstance(logger, TensorBoardLogger):
         return f"tensorboard --logdir {run_dir}"
     if isinstance(logger, WandbLogger):
-        return wandb.where(logger)
+        return wandb_dashboard.where(logger)
     return f"logging to {type(logger).__name__}"
 
 
@@ -73,4 +73,4 @@ def _finish(logger: Logger) -> None:
 
 def _disconnect(logger: Logger | None) -> None:
     if isinstance(logger, WandbLogger):
-        wandb.disconnect()
+        wandb_dashboard.disconnect()

@@ -201,7 +201,7 @@ def test_two_at_once_in_one_directory_are_refused(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with lock_run_dir(tmp_path / "run"):
         assert train(compose_one("train", TINY), tmp_path / "run") == 2
-    assert "another process is training" in capsys.readouterr().out
+    assert "another process is at work in" in capsys.readouterr().out
     assert train(compose_one("train", TINY), tmp_path / "run") == 0
 
 
