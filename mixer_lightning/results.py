@@ -22,6 +22,9 @@ from typing import Any
 
 from mixer_lightning.files import write_text
 
+#: Groups of conf/ whose files set keys of the root: their names say less than those keys.
+GLOBAL_GROUPS = ("scratch", "transfer", "experiment")
+
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 METRICS_CSV = "metrics.csv"

@@ -11,11 +11,12 @@ from typing import Any
 
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.groups import groups
-from mixer_lightning.data.sources.imagenet_archives import BUNDLED, VARIANTS
+from mixer_lightning.data.sources.imagenet_archives import BUNDLED, VAL_SHARE_21K, VARIANTS
+from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
 from mixer_lightning.prepare.options import (
     ARCHIVES_AND_LISTS,
     LISTS,
-    RESIZED_QUALITY,
+    MAX_SHARDS,
     SPLITS,
     Options,
 )
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str]) -> Options:
     if messages := messages or [*_out_of_range(values), *_contradictions(values)]:
         refuse(messages)
     if values["short_side"] is not None and values["quality"] is None:
-        values["quality"] = RESIZED_QUALITY
+        values["quality"] = DEFAULTS.resized_quality
     return Options(**values)
 
 
@@ -86,17 +87,17 @@ def _parser() -> Parser:
         help="one name (imagenet21k: WordNet id) per line, in the order of labels; for imagenet21k also: "
         f"{', '.join(['found', *BUNDLED])}")
     add("--val_share", type=float, metavar="SHARE",
-        help="share of train to hold out as val; default: 0, for imagenet21k without val 0.0018")
+        help=f"share of train to hold out as val; default: 0, for imagenet21k without val {VAL_SHARE_21K:.2g}")
     add("--short_side", type=int, metavar="PIXELS", help="resize larger images; default: bytes as they are")
-    add("--quality", type=int, metavar="N", help=f"of resized JPEGs; default: {RESIZED_QUALITY}")
+    add("--quality", type=int, metavar="N", help=f"of resized JPEGs; default: {DEFAULTS.resized_quality}")
     add("--verify", type=_boolean, default=Options.verify, metavar="true|false",
-        help="decode all images; default: true")
+        help=f"decode all images; default: {str(Options.verify).lower()}")
     add("--hashes", type=_path, metavar="FILE", help="difference hashes; what is near one is left out")
     add("--max_distance", type=int, default=Options.max_distance, metavar="BITS",
         help="what near means, of 64; default: %(default)s")
     add("--write_hashes", type=_path, metavar="FILE", help="write such a file for this data set")
     add("--shard_bytes", type=_num_bytes, default=Options.shard_bytes, metavar="BYTES",
-        help="such as 500MB; default: 1GB")
+        help=f"such as 500MB; default: {Options.shard_bytes / 1e9:g}GB")
     add("--shards", type=int, metavar="N", help="how many for the largest split, instead of a size")
     add("--max_bad", type=float, default=Options.max_bad, metavar="SHARE",
         help="stop when more images are bad; default: %(default)s, and never under 100 images")
@@ -115,7 +116,7 @@ def _out_of_range(values: dict[str, Any]) -> list[str]:
         ("quality", 1, 100),
         ("max_distance", 0, 64),
         ("shard_bytes", 1, None),
-        ("shards", 1, 99_999),
+        ("shards", 1, MAX_SHARDS),
         ("threads", 1, None),
     ):
         value = values[key]

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 from mixer_lightning.config.recipe import BAGS, PARTIALS, RUNTIME_ARGS, Duration, EvaluationRecipe, Recipe
 from mixer_lightning.config.signatures import Parameter, describe, fits, signature
+from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
 
 UNSET = "???"  # of a key that a YAML file leaves to the command line
-#: Groups whose files set keys of the root.
-GLOBAL_GROUPS = ("scratch", "transfer", "experiment")
 
 
 class Problem(NamedTuple):

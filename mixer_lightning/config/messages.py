@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from mixer_lightning.config.check import GLOBAL_GROUPS
 from mixer_lightning.config.overrides import key_of
+from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
 
 

@@ -13,9 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 
-from mixer_lightning.config.check import GLOBAL_GROUPS
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.files import CONF
+from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
 
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from mixer_lightning.data.decode import decode
-from mixer_lightning.prepare.options import CMYK_QUALITY, RESIZED_QUALITY, Options
+from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
+from mixer_lightning.prepare.options import CMYK_QUALITY, Options
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
@@ -60,7 +61,7 @@ class CleaningOptions:
 
     verify: bool = Options.verify
     short_side: int | None = None
-    quality: int = RESIZED_QUALITY
+    quality: int = DEFAULTS.resized_quality
     near: npt.NDArray[np.uint64] | None = None  # difference hashes [H] of images to leave out
     max_distance: int = Options.max_distance
     write_hashes: bool = False
@@ -76,7 +77,7 @@ class CleaningOptions:
         return cls(
             verify=options.verify,
             short_side=options.short_side,
-            quality=options.quality or RESIZED_QUALITY,
+            quality=options.quality or DEFAULTS.resized_quality,
             near=None if options.hashes is None else read_hashes(options.hashes),
             max_distance=options.max_distance,
             write_hashes=options.write_hashes is not None,

@@ -19,6 +19,7 @@ from mixer_lightning.data.sources.imagenet_archives import (
     BUNDLED,
     DEVKIT,
     SPLIT_FOLDERS_21K,
+    VAL_SHARE_21K,
     VARIANTS,
     class_names,
     is_wnid,
@@ -31,7 +32,6 @@ from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archi
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import Cursor, Extent, Sample, Source, selected_splits
 
-VAL_SHARE = 25_600 / 14_197_122  # fall11 and winter21 have no val; big_vision holds out 25,600 of fall11
 VAL_SHARE_P = 561_052 / 12_358_684  # of fall11_p, which has one: for an estimate before it is read
 
 
@@ -194,7 +194,7 @@ def open_21k(source: Path, options: Options) -> Source:
         fingerprint=[variant, *map(_about, archives)],
         total=num_bytes,
         samples=partial(samples, [(path, parts) for path in archives]),
-        val_share=0.0 if own_val or options.splits is not None else VAL_SHARE,
+        val_share=0.0 if own_val or options.splits is not None else VAL_SHARE_21K,
         unknown_classes=unknown_classes,
     )
 

@@ -13,7 +13,7 @@ ARCHIVES_AND_LISTS = ("imagenet1k", "imagenet21k", "jft300m", "list")  # the res
 LISTS = ("jft300m", "list")
 SPLITS = ("train", "val", "test")
 CMYK_QUALITY = 95  # of the JPEGs that CMYK images become
-RESIZED_QUALITY = 90  # of the JPEGs that resized images become, unless the user says otherwise
+MAX_SHARDS = 99_999  # of a split: their names have five digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Options:
     write_hashes: Path | None = None
     shard_bytes: int = DEFAULTS.shard_bytes
     shards: int | None = None
-    max_bad: float = 0.01
+    max_bad: float = DEFAULTS.max_bad
     seed: int = DEFAULTS.seed
     threads: int = 1
     overrides: tuple[str, ...] = ()  # data.<key>=<value>, for functions of conf/data

@@ -7,14 +7,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixer_lightning.prepare.options import Options
+from mixer_lightning.prepare.options import MAX_SHARDS, Options
 from mixer_lightning.prepare.readers import Extent, Source
 from mixer_lightning.prepare.state import PARTIAL
 
 MEAN_IMAGE_BYTES = 110_000  # of an ImageNet photograph, where the number of images is not known
 OVERHEAD_BYTES = 2_048  # of a sample: two headers, padding, label and index row
 BITS_PER_PIXEL = 2.5  # of a resized JPEG at quality 90
-MAX_SHARDS = 99_999  # of a split: their names have five digits
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,7 @@ def _settings(recipes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for recipe in recipes:
         flat = results.flatten({k: v for k, v in recipe.items() if k not in ("seed", "choices")})
         kept = {key: value for key, value in flat.items() if not key.startswith(dropped)}
-        chosen = {
-            group: recipe["choices"].get(group)
-            for group in sorted(named - {"experiment", "scratch", "transfer"})
-        }
+        chosen = {group: recipe["choices"].get(group) for group in sorted(named - {*results.GLOBAL_GROUPS})}
         settings.append(chosen | kept)
     return settings
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser
+from mixer_lightning.data.sources.names import JPEG_ENDINGS
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen
@@ -63,7 +64,7 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
         for name, label in labels.items():
             (folder / "files" / name).mkdir(parents=True, exist_ok=True)
             for path in sorted((root / name).iterdir()):
-                if path.suffix.lower() in (".jpg", ".jpeg"):
+                if path.suffix.lower() in JPEG_ENDINGS:
                     link = f"{copy}-{path.stem.replace('.', '_')}"
                     (folder / "files" / name / f"{link}.jpg").symlink_to(path.absolute())
                     sample = {
@@ -222,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="loader-study-") as name:
         folder = Path(name)
-        files = [path for path in sorted(chosen.root.glob("*/*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+        files = [path for path in sorted(chosen.root.glob("*/*")) if path.suffix.lower() in JPEG_ENDINGS]
         if not files:
             raise SystemExit(f"no JPEG files in class folders under {chosen.root}")
         sizes = [path.stat().st_size for path in files]

@@ -34,6 +34,9 @@ SPLIT_FOLDERS_21K: dict[str, str | None] = {
     "imagenet21k_small_classes": None,
 }
 
+#: fall11 and winter21 have no val: the share to hold out, as big_vision's 25,600 images of fall11.
+VAL_SHARE_21K = 25_600 / 14_197_122
+
 #: Lists of WordNet ids that come with timm, by the name that `classes=` takes.
 BUNDLED = {
     "google": "imagenet21k_goog_synsets.txt",  # 21,843: the head of Google's checkpoints

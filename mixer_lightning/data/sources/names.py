@@ -13,6 +13,9 @@ ARCHIVE_SUFFIXES = (*FOLDER_SUFFIXES, "jpe", "gif", "pgm", "jp2")
 #: FOLDER_SUFFIXES as a file's name ends.
 FOLDER_ENDINGS = tuple(f".{suffix}" for suffix in FOLDER_SUFFIXES)
 
+#: JPEGs alone, which some decoders take alone.
+JPEG_ENDINGS = (".jpg", ".jpeg")
+
 _NUMBER = re.compile(r"(?<=[^/])(~~\d+)+$")
 
 

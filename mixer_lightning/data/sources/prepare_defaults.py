@@ -14,6 +14,8 @@ class Defaults(NamedTuple):
     max_distance: int = 0
     shard_bytes: int = 10**9
     seed: int = 0
+    max_bad: float = 0.01  # of all images
+    resized_quality: int = 90  # of the JPEGs that resized images become
 
 
 DEFAULTS = Defaults()

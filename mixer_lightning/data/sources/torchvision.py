@@ -21,6 +21,7 @@ from mixer_lightning.data.sources import Dataset, Images
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.folder import FolderImages, class_folders, scan
 from mixer_lightning.data.sources.imagenet_archives import ARCHIVES_1K, DEVKIT, class_names, wnid_list
+from mixer_lightning.data.sources.names import JPEG_ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ def _check_wnids(split: Path, wnids: list[str]) -> None:
     """ValueError unless the class folders of a split are the thousand of ILSVRC 2012, fully unpacked."""
     with os.scandir(split) as entries:
         loose = next(
-            (entry.name for entry in entries if entry.name.lower().endswith((".tar", ".jpeg"))), None
+            (entry.name for entry in entries if entry.name.lower().endswith((".tar", *JPEG_ENDINGS))), None
         )
     if loose is not None:
         raise ValueError(
