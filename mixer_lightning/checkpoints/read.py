@@ -258,7 +258,8 @@ def _checkpoint(
     if model is not None and metadata and model.family.has_activation:  # more than the tensors tell
         model = replace(model, image_size=size, activation=metadata.get("activation"))
     name, classes = metadata.get("model"), metadata.get("classes")
-    usual = model.family.preprocessing if model is not None else {}
+    # What a run's recipe leaves out was Augment's default, whatever is usual for the family.
+    usual = model.family.preprocessing if model is not None and recipe is None else {}
     return Checkpoint(
         path,
         kind,
@@ -269,7 +270,6 @@ def _checkpoint(
         classes=[str(each) for each in classes] if isinstance(classes, list) else None,
         recipe=recipe,
         preprocessing={**usual, **{key: metadata[key] for key in PREPROCESSING if key in metadata}},
-        # a run's recipe leaves out what was the default
         assumed=[key for key in PREPROCESSING if key not in metadata] if recipe is None else [],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -168,13 +169,24 @@ def assumptions(restored: Restored) -> list[str]:
     return lines
 
 
+@contextlib.contextmanager
+def _bad_images_unsaid() -> Iterator[None]:
+    log = logging.getLogger("mixer_lightning.data.loader")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def predict(chosen: argparse.Namespace, parts: Ready, screen: Screen) -> int:
     """Predict, print, write; the exit code."""
     restored, files, machine = parts
-    logging.getLogger("mixer_lightning.data.loader").setLevel(logging.ERROR)  # bad images are in the rows
     for note in assumptions(restored):
         screen.say(note)
-    rows = list(predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top))
+    with _bad_images_unsaid():  # they are in the rows
+        rows = list(predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top))
     width = min(chosen.top, len(next((row["classes"] for row in rows if "classes" in row), [])))
     screen.table(
         "",

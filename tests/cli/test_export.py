@@ -264,7 +264,7 @@ def test_predict_says_of_an_export_what_it_says_of_the_run(
         (alone,) = rows(tmp_path / name)
         assert abs(alone["classes"][0]["probability"] - wanted[0]) > 1e-4
         said = capsys.readouterr().out
-        assert "assumed: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], eval_crop 1.0, eval_resize" in said
+        assert "assumed: mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], eval_crop 0.875, eval_resize" in said
         assert "names no classes" in said
 
 
@@ -388,7 +388,7 @@ def test_the_weights_of_a_large_onnx_file_move_with_it(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["to=npz", "output=m.npz"], "the following arguments are required: --checkpoint"),
+        (["to=npz", "output=m.npz"], "'checkpoint' is missing: checkpoint=<...>"),
         (["checkpoint=x.npz", "to=tflite", "output=m.npz"], "invalid choice: 'tflite'"),
         (["checkpoint=x.npz", "to=npz", "output=m.pth"], "to=npz writes a file ending in .npz, not m.pth"),
         (["checkpoint=x.npz", "to=npz", "output=m.npz", "image_size=0"], "image_size must be at least 1"),

@@ -21,6 +21,7 @@ from mixer_lightning.data.splits import choose
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.evals import eval_splits
 
 AUGMENT = Augment(crop="random_resized", interpolation="random", flip=0.5, rand_augment="rand-m9-n2")
 
@@ -188,7 +189,7 @@ def test_shards_are_told_what_is_read_next(module, tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_each_evaluation_image_once_for_any_number_of_processes(module, source, world_size, threads):
-    (split,) = module(source).eval_splits()
+    (split,) = eval_splits(source)
     options = {"world_size": world_size, "threads": threads, "ahead": threads - 1}
     loaders = [module(source, rank=rank, **options).eval_loader(split) for rank in range(world_size)]
     for _ in range(2):  # an evaluation comes again and again
@@ -212,9 +213,9 @@ def test_evaluation_batches_are_no_larger_than_a_micro_batch(module):
     assert sizes == [24] * 15
 
 
-def test_evaluation_splits_are_all_but_train(module, tmp_path):
-    assert module(digits()).eval_splits() == ["test"]
-    assert module(folder(root=str(write_images(tmp_path)))).eval_splits() == ["val"]
+def test_evaluation_splits_are_all_but_train(tmp_path):
+    assert eval_splits(digits()) == ["test"]
+    assert eval_splits(folder(root=str(write_images(tmp_path)))) == ["val"]
 
 
 # ---- bad images
