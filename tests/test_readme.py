@@ -137,9 +137,13 @@ def test_commands_without_a_recipe_parse(command, tmp_path, monkeypatch):
     }
     if name == "study":
         study, *argv = argv
-        importlib.import_module(f"mixer_lightning.studies.{study}").settings(argv)
+        chosen = importlib.import_module(f"mixer_lightning.studies.{study}").settings(argv)
     else:
-        parse[name](argv)
+        chosen = parse[name](argv)
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if key in ("checkpoint", "data", "root", "output"):
+            assert Path(value).name in repr(chosen), argument
 
 
 def test_every_command_is_named():
