@@ -5,7 +5,7 @@
 
 For each task of the suite, a file of conf/suite: one run per learning rate on a part of the training set, the best on
 the rest of it, then final runs on the whole training set with several seeds, which alone see the test set. A run is
-`finetune.py` with overrides; those that have finished are not repeated. Writes the row of the paper's transfer table.
+`mixer finetune` with overrides; one that has finished is not repeated. Writes the row of the paper's transfer table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mixer_lightning.studies.transfer_plan import show_plan
 from mixer_lightning.studies.transfer_runs import SuiteRuns, run_all, write_table
 
 OPTIONS = ("suite", "tasks", "seeds", "rate", "folder")
-#: Keys of finetune.py that a suite sets.
+#: Keys of `mixer finetune` that a suite sets.
 OF_SUITE = (
     "data",
     "data.task",
@@ -116,7 +116,7 @@ def _parser() -> Parser:
         "transfer",
         usage="checkpoint=<file> [suite=avg5] [key=value ...] [--dry-run]",
         description="Fine-tunes a checkpoint on every data set of a suite and writes the row of the transfer table. "
-        "Any key of finetune.py may be added: trainer=gpu, device_batch=128, image_size=448.",
+        "Any key of mixer finetune may be added: trainer=gpu, device_batch=128, image_size=448.",
     )
     add = parser.add_argument
     add(
@@ -150,7 +150,7 @@ def _refuse_wrong(parser: argparse.ArgumentParser, overrides: Sequence[str]) -> 
             parser.error(f"unknown key '{root}'{did_you_mean(root, known)}")
     for key in OF_SUITE:
         if key in keys:
-            parser.error(f"'{key}' is set by the suite: choose tasks= and seeds=, or use finetune.py")
+            parser.error(f"'{key}' is set by the suite: choose tasks= and seeds=, or use mixer finetune")
     if "checkpoint" not in keys:
         parser.error("'checkpoint' is missing: a file, a run directory, or timm:<name>")
 

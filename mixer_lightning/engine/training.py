@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor
 from torch import nn
 
 from mixer_lightning import results
@@ -167,11 +168,27 @@ def _callbacks(
         evaluations,
         checkpoints,
         progress,
-        *(build(node) for node in recipe.callbacks.values()),
+        *_lightning_callbacks(recipe),
         Preemption(
             checkpoints, timeout_minutes=parts.machine.process_timeout_minutes
         ),  # last: it ends the fit
     ]
+
+
+def _lightning_callbacks(recipe: Recipe) -> list[Callback]:
+    """The recipe's further callbacks.
+
+    Raises:
+        ValueError: one waits for what a run does not have, and would fail at its beginning or, worse, at its end.
+    """
+    found: dict[str, Callback] = {name: build(node) for name, node in recipe.callbacks.items()}
+    for name, callback in found.items():
+        if isinstance(callback, EarlyStopping | Checkpoint | LearningRateMonitor | DeviceStatsMonitor):
+            raise ValueError(
+                f"callbacks.{name}: {type(callback).__name__} needs Lightning's own logger or validation metrics, and "
+                "a run has neither: its log, evaluations and checkpoints are written without them. Leave it out"
+            )
+    return list(found.values())
 
 
 def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Length) -> Classifier:

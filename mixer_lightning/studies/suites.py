@@ -32,7 +32,7 @@ _COLUMN = {"metric": "str", "tasks": "list[str]"}
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and how it is transferred to, in arguments of finetune.py.
+    """A data set and how it is transferred to, in arguments of `mixer finetune`.
 
     `overrides` are those of all its runs, `dev` of those that choose a learning rate, `final` of those on all training
     images, which alone see the test set.
