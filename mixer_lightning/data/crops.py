@@ -6,8 +6,9 @@ Legend: B images, H x W pixels of an image, S side of the model's input in pixel
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,9 @@ Integers = npt.NDArray[np.int64]
 
 Filter = Literal["bilinear", "bicubic", "area"]
 FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic", "area")
+#: Of a box that would become larger, such as an image of 20,000 x 1 pixels, only what is seen is resized.
+MAX_RESIZED_PIXELS = 2**24
+MAX_FLOAT32_EXTENT = 2**16  # positions in longer rows need float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,8 @@ def crop_one(pixels: Tensor, crops: Crops, i: int, size: int) -> Tensor:
     """Crop i of an image uint8 [3, H, W]: uint8 [3, S, S]. Resized by torch, antialiased; on a CPU in uint8."""
     left, top, width, height = (int(v[i]) for v in (crops.left, crops.top, crops.width, crops.height))
     to_width, to_height = int(crops.to_width[i]), int(crops.to_height[i])
+    if to_width * to_height > max(MAX_RESIZED_PIXELS, size * size):
+        return _crop_seen_part(pixels, crops[i : i + 1], size)
     part = pixels[:, top : top + height, left : left + width]
     if (to_height, to_width) != (height, width):
         part = _resized(part, to_height, to_width, FILTERS[int(crops.filter[i])])
@@ -91,6 +97,29 @@ def _window(pixels: Tensor, x: int, y: int, size: int) -> Tensor:
     if top < bottom and left < right:
         window[:, top - y : bottom - y, left - x : right - x] = pixels[:, top:bottom, left:right]
     return window
+
+
+def _crop_seen_part(pixels: Tensor, crop: Crops, size: int) -> Tensor:
+    """The one crop of an image without resizing what lies outside it; at most two grey levels from `_resized`'s.
+
+    Torch resizes bytes with weights in fixed point, which these are not.
+    """
+    left, right = _seen(crop.left, crop.width, crop.to_width, crop.x, size=size)
+    top, bottom = _seen(crop.top, crop.height, crop.to_height, crop.y, size=size)
+    part = pixels[None, :, top:bottom, left:right]
+    return crop_batch(part, replace(crop, left=crop.left - left, top=crop.top - top), size)[0]
+
+
+def _seen(
+    first: Integers, extent: Integers, to_extent: Integers, offset: Integers, *, size: int
+) -> tuple[int, int]:
+    """Pixels [begin, end) of an image along one axis that the filters look at for a window of `size`; one at least."""
+    start, length, to_length, shift = (int(numbers[0]) for numbers in (first, extent, to_extent, offset))
+    scale = length / to_length
+    reach = math.ceil(2 * max(scale, 1.0)) + 1  # the widest filter's, and a pixel for rounding
+    begin = min(max(math.floor(shift * scale) - reach, 0), length - 1)
+    end = min(max(math.ceil((shift + size) * scale) + reach, begin + 1), length)
+    return start + begin, start + end
 
 
 # ----------------------------------------------------------------------------------- a batch of one size
@@ -162,7 +191,8 @@ def weights(
     reach = np.array([1.0, 2.0, 0.5])[filter]
     taps = int((2 * reach * np.maximum(extent / to_extent, 1)).max()) + 2
     area = FILTERS.index("area")  # its edges are steps: there float32 would lose pixels
-    dtype = torch.float64 if (filter == area).any() else torch.float32
+    exact = (filter == area).any() or max(extent.max(), to_extent.max()) > MAX_FLOAT32_EXTENT
+    dtype = torch.float64 if exact else torch.float32
     numbers = torch.from_numpy(np.stack([first, extent, to_extent, offset, filter, reach])).to(device, dtype)
     left, extent_, to_extent_, offset_, filter_, reach_ = numbers[..., None]  # [B, 1] each
     j = torch.arange(size, device=device) + offset_  # [B, size], output pixels of the resized box

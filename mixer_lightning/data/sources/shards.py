@@ -33,7 +33,7 @@ from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
-from mixer_lightning.files import cache_home
+from mixer_lightning.files import cache_home, readable
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
@@ -143,7 +143,7 @@ class ShardImages:
 
     def key(self, index: int) -> str:
         """The name of the sample's files in their shard, up to the first dot."""
-        return split_name(self._member(index).name)[0]
+        return readable(split_name(self._member(index).name)[0])
 
     def name(self, index: int) -> str:
         """The shard, the file's name inside and where it starts."""
@@ -152,7 +152,7 @@ class ShardImages:
         if self._store.has(self._files[shard]):  # a message is not worth fetching it
             with contextlib.suppress(OSError, ValueError):
                 member = self._member(index).name
-        return f"{self._files[shard].address}: {member} (at byte {offset:,})"
+        return readable(f"{self._files[shard].address}: {member} (at byte {offset:,})")
 
     def shard_sizes(self) -> list[int]:
         """Numbers of images in each shard."""
