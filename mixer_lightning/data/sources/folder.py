@@ -45,6 +45,10 @@ class FolderImages:
         """The path under root."""
         return self._files[index]
 
+    def mark(self, index: int) -> int:
+        """The file's size in bytes."""
+        return os.stat(self.name(index)).st_size  # noqa: PTH116
+
     def name(self, index: int) -> str:
         """The file's path."""
         return os.path.join(self._root, self._files[index])  # noqa: PTH118
