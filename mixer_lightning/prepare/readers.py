@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
 
 PROBED_IMAGES = 256  # whose sizes give the estimate for all
-LABELS = "labels"  # in a fingerprint, after the split: a sum over keys and labels, which earlier versions left out
+LABELS = (
+    "labels"  # in a fingerprint, after the split: a sum over keys and labels, which earlier versions left out
+)
 LABELS_PER_CALL = 4096  # asked of a data set at once
 
 Cursor = tuple[int, int]  # part of the source, sample in it

@@ -20,7 +20,9 @@ def paint(root: Path, *, shift: int = 0) -> Path:
     for i in range(12):
         path = root / ("train" if i < 8 else "val") / "ab"[i % 2] / f"{i // 2}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i + shift).integers(0, 255, (4, 5 + i + shift, 3), np.uint8)).save(path)
+        Image.fromarray(
+            np.random.default_rng(i + shift).integers(0, 255, (4, 5 + i + shift, 3), np.uint8)
+        ).save(path)
     return root
 
 
@@ -92,7 +94,9 @@ def test_several_labels_count_all():
     assert "other labels" in (refused(numbers(three), numbers(two)) or "")
 
 
-@pytest.mark.parametrize("missing", [("identity",), ("identity", "images"), ("identity", "images", "classes")])
+@pytest.mark.parametrize(
+    "missing", [("identity",), ("identity", "images"), ("identity", "images", "classes")]
+)
 def test_records_of_versions_that_recorded_less_are_enough(tmp_path, missing):
     now = identity.record(folder(root=str(paint(tmp_path))))
     before = {key: value for key, value in now.items() if key not in missing}

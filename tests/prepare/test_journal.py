@@ -28,7 +28,9 @@ def compare(recorded: list[str], now: Source) -> None:
 def test_a_source_that_was_relabelled_is_another_source():
     before = source([0, 1, 0, 1]).fingerprint
     compare(before, source([0, 1, 0, 1]))
-    with pytest.raises(ValueError, match="another set:\n  source: train: labels .* there, train: labels .* here"):
+    with pytest.raises(
+        ValueError, match=r"another set:\n  source: train: labels .* there, train: labels .* here"
+    ):
         compare(before, source([0, 1, 1, 0]))
 
 
