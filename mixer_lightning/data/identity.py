@@ -1,7 +1,7 @@
 """What tells one data set from another: classes, numbers of images, and sums over all keys and labels.
 
 A sum has the same value in whatever order and place the images are stored. Keys often are numbers, so a few images
-are also compared by size. Of 13 million images in shards it takes seconds, since all of it stands in the index.
+are also compared by a checksum or their size. Of 13 million images in shards it takes seconds, since all of it stands in the index.
 
 Legend: N images of a split, L labels an image has at most.
 """
@@ -76,7 +76,7 @@ def refuse_another(now: Mapping[str, Any], stored: Mapping[str, Any], run_dir: P
     """Compare a `record` with the one that `run_dir` holds, perhaps of a version that recorded less.
 
     Raises:
-        ValueError: classes, numbers of images, keys, labels or many sizes differ.
+        ValueError: classes, numbers of images, keys, labels or many marks differ.
     """
     what = _other_classes(stored.get("classes"), now["classes"])
     if what is None and stored.get("images", now["images"]) != now["images"]:

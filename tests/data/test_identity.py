@@ -16,13 +16,11 @@ from mixer_lightning.data.splits import Joined, Subset, choose
 
 
 def paint(root: Path, *, shift: int = 0) -> Path:
-    """Twelve images of two classes, in files called by the same numbers, each of another size."""
+    """Twelve images of two classes, in files called by the same numbers."""
     for i in range(12):
         path = root / ("train" if i < 8 else "val") / "ab"[i % 2] / f"{i // 2}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(
-            np.random.default_rng(i + shift).integers(0, 255, (4, 5 + i + shift, 3), np.uint8)
-        ).save(path)
+        Image.fromarray(np.random.default_rng(i + shift).integers(0, 255, (4, 5, 3), np.uint8)).save(path)
     return root
 
 

@@ -64,7 +64,7 @@ class Marked(Protocol):
     """What `Images` offer besides that can tell an image from another of the same key without decoding it."""
 
     def mark(self, index: int) -> int:
-        """A number that hardly any other image has: the size of its file in bytes, or a checksum of its pixels."""
+        """A number that hardly any other image has: a checksum, or the size of its file in bytes."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Arrays:
 
     def mark(self, index: int) -> int:
         """A checksum of the pixels."""
-        return zlib.crc32(np.ascontiguousarray(self.pixels[index]))
+        return zlib.crc32(self.pixels[index].tobytes())
 
     def name(self, index: int) -> str:
         """Which row of what."""
