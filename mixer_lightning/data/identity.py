@@ -1,7 +1,8 @@
 """What tells one data set from another: classes, numbers of images, and sums over all keys and labels.
 
 A sum has the same value in whatever order and place the images are stored. Keys often are numbers, so a few images
-are also compared by a checksum or their size. Of 13 million images in shards it takes seconds, since all of it stands in the index.
+are also compared by a checksum or their size. For 13 million images in shards it takes seconds: all stands in the
+index.
 
 Legend: N images of a split, L labels an image has at most.
 """
