@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from mixer_lightning.data.sources.names import is_hidden, suffix_of
 
@@ -38,18 +39,26 @@ def _walk(folder: str, inside: str, others: list[str], above: tuple[tuple[int, i
                 others.append(path)
 
 
-def read_regular(path: str) -> bytes:
-    """The bytes of a file.
+def open_regular(path: str) -> BinaryIO:
+    """A file to read.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be opened.
         ValueError: it is a pipe, a device or a socket, whose reader might wait for ever.
     """
-    descriptor = os.open(
-        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    )  # else opening a pipe waits for its writer
-    with os.fdopen(descriptor, "rb") as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # else opening a pipe waits for its writer
+    file = os.fdopen(descriptor, "rb")
+    try:
         refuse_special(os.fstat(descriptor))
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: str) -> bytes:
+    """The bytes of a file; raises as `open_regular` does."""
+    with open_regular(path) as file:
         return file.read()
 
 

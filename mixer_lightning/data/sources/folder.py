@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.data.sources import Dataset, names
-from mixer_lightning.data.sources.disk import image_files, read_regular
+from mixer_lightning.data.sources.disk import image_files, open_regular, read_regular
 from mixer_lightning.files import readable
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+MARKED_BYTES = 2**16  # of a file, which hardly any other begins with
 LAYOUT = "<root>/train/<class>/<image> and the same under val/ or test/"
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
@@ -52,6 +54,11 @@ class FolderImages:
     def key(self, index: int) -> str:
         """The path under root."""
         return readable(self._files[index])
+
+    def mark(self, index: int) -> int:
+        """A checksum of the file's size and first bytes."""
+        with open_regular(self._path(index)) as file:
+            return zlib.crc32(file.read(MARKED_BYTES), os.fstat(file.fileno()).st_size)
 
     def name(self, index: int) -> str:
         """The file's path."""
