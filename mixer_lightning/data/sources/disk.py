@@ -46,7 +46,9 @@ def open_regular(path: str) -> BinaryIO:
         OSError: it cannot be opened.
         ValueError: it is a pipe, a device or a socket, whose reader might wait for ever.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # else opening a pipe waits for its writer
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # else opening a pipe waits for its writer
     file = os.fdopen(descriptor, "rb")
     try:
         refuse_special(os.fstat(descriptor))
