@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+from mixer_lightning.data.sources.index import array_paths
+from mixer_lightning.data.sources.remote import sha256_of
 from mixer_lightning.files import lock_run_dir, write_text
 from mixer_lightning.prepare.cleaning import CleaningOptions
 from mixer_lightning.prepare.journal import refuse_differences
@@ -179,6 +181,11 @@ def _dataset(state: State, finished: dict[str, list[Written]]) -> dict[str, Any]
                 "samples": sum(shard.samples for shard in shards),
                 "labels_per_image": source.labels_per_image,
                 "shards": [shard._asdict() for shard in shards],
+                "arrays": [
+                    {"name": path.name, "sha256": sha256_of(path)}
+                    for path in array_paths(state.options.output, split)
+                    if path.exists()
+                ],
             }
             for split, shards in finished.items()
         },
