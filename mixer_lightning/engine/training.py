@@ -126,7 +126,6 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
             **of_data,
             "device_batch": length.micro_batches.device_batch,
         },
-        monitor="val/top1" if "val" in source.splits and recipe.evals else None,
         metrics=metrics,
         state=state,
     )
