@@ -91,7 +91,7 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
         raise FileNotFoundError(f"{name}: no folder {base / 'train'}. Expected {LAYOUT}.")
     classes = class_folders(present["train"])
     if not classes:
-        raise ValueError(f"{name}: {present['train']} holds no class folders. Expected {LAYOUT}.")
+        raise _no_classes(name, present["train"])
     splits = {split: scan(name, path, classes) for split, path in present.items()}
     say_left_out(name, splits)
     return Dataset(name=name, classes=[readable(each) for each in classes], splits={**splits})
@@ -129,7 +129,7 @@ def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
             "Every class needs training images."
         )
     if not found:
-        raise ValueError(f"{name}: {split} holds no class folders. Expected {LAYOUT}.")
+        raise _no_classes(name, split)
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
@@ -149,6 +149,15 @@ def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
             f"Fill or remove them.{others}"
         )
     return FolderImages(split, files, labels, left_out)
+
+
+def _no_classes(name: str, split: Path) -> ValueError:
+    with os.scandir(split) as entries:
+        loose = sum(
+            bool(names.suffix_of(entry.name)) and not names.is_hidden(entry.name) for entry in entries
+        )
+    beside = f", but {loose:,} image files, whose classes nothing tells" if loose else ""
+    return ValueError(f"{name}: {split} holds no class folders{beside}. Expected {LAYOUT}.")
 
 
 def _some(some: list[str]) -> str:
