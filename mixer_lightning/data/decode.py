@@ -90,6 +90,15 @@ def decode_crops(
     return sorted(bad)
 
 
+def seen_size(encoded: bytes | Pixels, orientation: int) -> tuple[int, int]:
+    """Width and height of an image as it is seen when turned so, undecoded; ValueError as `decode` raises."""
+    size = _header_size(encoded)
+    if size is None:
+        assert isinstance(encoded, bytes)
+        size = header(encoded)[2]
+    return (size[1], size[0]) if orientation in LYING else size
+
+
 def _header_size(encoded: bytes | Pixels) -> tuple[int, int] | None:
     """Width and height where they are known without decoding: of plain JPEGs, and of pixels."""
     if not isinstance(encoded, bytes):

@@ -9,6 +9,7 @@ Legend: D images of a batch, H x W pixels of a whole image, S side of the model'
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
 MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
 #: The fraction of bad images is one of at least this many, or of the whole split.
 MIN_IMAGES_OF_BAD_FRACTION = 1000
+TOLERATED_BAD_IMAGES = 10  # however small the split, but a tenth of it at most, and none where no fraction is allowed
 
 
 class Batch(NamedTuple):
@@ -112,7 +114,11 @@ class Loader:
             images, max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction
         )
         self._pool = decoding_threads(threads)
-        kept = load_into_memory(images, self.bad, self._pool) if keep_in_memory else None
+        kept = (
+            load_into_memory(images, self.bad, self._pool, exif_orientation=augment.exif_orientation)
+            if keep_in_memory
+            else None
+        )
         self.images = kept or images
 
     def __len__(self) -> int:
@@ -227,7 +233,13 @@ class Loader:
         def crops_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
             return self._crops(None if keys is None else keys[left[positions]], widths, heights)
 
-        bad = decode.decode_crops(encoded, crops_of, [out[i] for i in left], device=self.decode_on)
+        bad = decode.decode_crops(
+            encoded,
+            crops_of,
+            [out[i] for i in left],
+            exif_orientation=self.augment.exif_orientation,
+            device=self.decode_on,
+        )
         return failed + [(int(left[position]), reason) for position, reason in bad]
 
     def _crops(self, keys: Keys | None, widths: Integers, heights: Integers) -> Crops:
@@ -242,7 +254,7 @@ class Loader:
 class BadImages:
     """The images of a split that turned out to be bad, and the ones used in their place.
 
-    `max_fraction` of the images read may be bad; None for none, with BadImage at once.
+    `max_fraction` of the images read may be bad, or a few of a small split; None for none, with BadImage at once.
     """
 
     def __init__(self, images: Images, *, max_fraction: float | None) -> None:
@@ -280,16 +292,20 @@ class BadImages:
             raise BadImage(what)
         self.reasons[index] = reason
         bad, read = len(self.reasons), min(max(self._read, MIN_IMAGES_OF_BAD_FRACTION), len(self.images))
-        if bad > self.max_fraction * read:
+        if bad > max(self.max_fraction * read, self._tolerated()):
             raise BadImage(
                 f"{what}. It is bad image number {bad:,} of {read:,}, more than "
-                f"max_bad_fraction={self.max_fraction:g} allows: "
-                "repair or remove the images named so far, or raise max_bad_fraction"
+                f"max_bad_fraction={self.max_fraction:g} allows: put good files in place of the images named so far, "
+                f"or allow more, such as max_bad_fraction={_rounded_up(2 * bad / read)}"
             )
         if bad <= MAX_BAD_IMAGES_NAMED:
             log.warning("%s; another image is used instead", what)
         elif bad == MAX_BAD_IMAGES_NAMED + 1 or bad & (bad - 1) == 0:
             log.warning("%s bad images so far; from here on they are counted, not named", f"{bad:,}")
+
+    def _tolerated(self) -> int:
+        """Bad images that stop no run, however small the fraction that is allowed, unless that is none."""
+        return min(TOLERATED_BAD_IMAGES, max(1, len(self.images) // 10)) if self.max_fraction else 0
 
     def _substitute(self, index: int) -> int:
         """The first good one of a list that depends on `index` alone, so all processes and sessions agree."""
@@ -300,48 +316,78 @@ class BadImages:
         raise BadImage(f"no good image was found to replace {self.images.name(index)}")
 
 
-def load_into_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor) -> Arrays | None:
+def _rounded_up(fraction: float) -> str:
+    """One digit, not less, not above 1: .0012 -> 0.002."""
+    digits = 10.0 ** math.floor(math.log10(fraction))
+    return f"{min(math.ceil(fraction / digits - 1e-9) * digits, 1.0):g}"
+
+
+def load_into_memory(
+    images: Images, bad: BadImages, threads: ThreadPoolExecutor, *, exif_orientation: bool = False
+) -> Arrays | None:
     """All images decoded, if they are of one size and small enough together (a property of the data set alone).
 
-    None if not. Bad images are recorded in `bad`; black ones stand for them and are never used.
+    None if not, which the headers tell: nothing is decoded before its size is known to fit. Bad images are recorded in
+    `bad`; black ones stand for them and are never used. With `exif_orientation` they are turned as their metadata say.
     """
     if isinstance(images, Arrays):
         return images
-    arrays: npt.NDArray[np.uint8] | None = None
+    size = _first_size(images, exif_orientation=exif_orientation)
+    if size is None or 3 * size[0] * size[1] * len(images) > MAX_BYTES_IN_MEMORY:
+        return None
+    width, height = size
+    pixels = np.zeros((len(images), height, width, 3), np.uint8)  # takes memory where it is written to
+    is_mixed = threading.Event()
 
-    def decoded(first: int) -> list[Tensor | str]:
-        found: list[Tensor | str] = []
-        for index in range(first, min(first + IMAGES_PER_MEMORY_TASK, len(images))):
+    def decode_some(first: int) -> tuple[int, dict[int, str]]:
+        """Number of images looked at, and the reasons of the bad ones."""
+        reasons: dict[int, str] = {}
+        indices = range(first, min(first + IMAGES_PER_MEMORY_TASK, len(images)))
+        for index in indices:
+            if is_mixed.is_set():
+                break
             try:
-                found.append(decode.pixels(images.read(index)))
+                encoded = images.read(index)
+                turn = decode.orientation(encoded) if exif_orientation else decode.UPRIGHT
+                if decode.seen_size(encoded, turn) != size:
+                    is_mixed.set()
+                    break
+                image = decode.turned(decode.pixels(encoded), turn)
             except (OSError, ValueError, MemoryError) as error:
-                found.append(decode.reason(error))
-        return found
+                reasons[index] = decode.reason(error)
+                continue
+            if image.shape[1:] != (height, width):  # the header was wrong
+                is_mixed.set()
+                break
+            pixels[index] = image.permute(1, 2, 0).numpy()
+        return len(indices), reasons
 
     starts = deque(range(0, len(images), IMAGES_PER_MEMORY_TASK))
-    work: deque[tuple[int, Future[list[Tensor | str]]]] = deque()
-    while starts or work:
-        while (
-            starts and len(work) < 8
-        ):  # few, since most data sets have images of many sizes, which shows at once
-            work.append((starts[0], threads.submit(decoded, starts.popleft())))
-        first, future = work.popleft()
-        bad.count_read(len(future.result()))
-        for index, pixels in enumerate(future.result(), start=first):
-            if isinstance(pixels, str):
-                bad.add(index, pixels)
-                continue
-            height, width = pixels.shape[1:]
-            if arrays is None:
-                if 3 * height * width * len(images) > MAX_BYTES_IN_MEMORY:
-                    return None
-                arrays = np.zeros((len(images), height, width, 3), np.uint8)
-            if arrays.shape[1:3] != (height, width):
-                return None
-            arrays[index] = pixels.permute(1, 2, 0).numpy()
-    if arrays is None:
+    work: deque[Future[tuple[int, dict[int, str]]]] = deque()
+    while (starts or work) and not is_mixed.is_set():
+        while starts and len(work) < 8:  # few, since most data sets have images of many sizes, which shows at once
+            work.append(threads.submit(decode_some, starts.popleft()))
+        read, reasons = work.popleft().result()
+        bad.count_read(read)
+        for index, reason in reasons.items():
+            bad.add(index, reason)
+    if is_mixed.is_set():
+        for future in work:
+            future.cancel()
         return None
-    return Arrays("", arrays, images.labels(np.arange(len(images))))
+    return Arrays("", pixels, images.labels(np.arange(len(images))))
+
+
+def _first_size(images: Images, *, exif_orientation: bool) -> tuple[int, int] | None:
+    """Width and height of the first image whose header can be read; None without one."""
+    for index in range(len(images)):
+        try:
+            encoded = images.read(index)
+            turn = decode.orientation(encoded) if exif_orientation else decode.UPRIGHT
+            return decode.seen_size(encoded, turn)
+        except (OSError, ValueError, MemoryError):
+            continue
+    return None
 
 
 def decoding_threads(threads: int) -> ThreadPoolExecutor:
