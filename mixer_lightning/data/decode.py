@@ -229,6 +229,22 @@ def header(encoded: bytes) -> tuple[str, str, tuple[int, int]]:
         raise ValueError("its header cannot be read") from None
 
 
+def refuse_cut(encoded: bytes | Pixels) -> None:
+    """Look at the header and the end of an encoded image, and decode it where these are not a whole file's.
+
+    Raises ValueError as `decode` does; what is damaged in the middle is not noticed.
+    """
+    if not isinstance(encoded, bytes):
+        return
+    ends = encoded.rstrip(b"\0")[-2:] == b"\xff\xd9"  # end of image
+    if ends and _header_size(encoded) is not None:
+        return
+    if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[-8:-4] == b"IEND":
+        header(encoded)
+        return
+    pixels(encoded)
+
+
 def reason(error: Exception) -> str:
     """What is wrong with an image, from what was raised on reading or decoding it; never empty."""
     if isinstance(error, OSError) and error.strerror:

@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -43,7 +42,9 @@ MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
 MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
 #: The fraction of bad images is one of at least this many, or of the whole split.
 MIN_IMAGES_OF_BAD_FRACTION = 1000
-TOLERATED_BAD_IMAGES = 10  # however small the split, but a tenth of it at most, and none where no fraction is allowed
+TOLERATED_BAD_IMAGES = (
+    10  # however small the split, but a tenth of it at most, and none where no fraction is allowed
+)
 
 
 class Batch(NamedTuple):
@@ -289,7 +290,7 @@ class BadImages:
     def _add(self, index: int, reason: str) -> None:
         what = f"cannot read {self.images.name(index)}: {reason}"
         if self.max_fraction is None:
-            raise BadImage(what)
+            raise BadImage(f"{what}. In evaluation each image counts: put a good file in its place")
         self.reasons[index] = reason
         bad, read = len(self.reasons), min(max(self._read, MIN_IMAGES_OF_BAD_FRACTION), len(self.images))
         if bad > max(self.max_fraction * read, self._tolerated()):
@@ -332,10 +333,10 @@ def load_into_memory(
     """
     if isinstance(images, Arrays):
         return images
-    size = _first_size(images, exif_orientation=exif_orientation)
-    if size is None or 3 * size[0] * size[1] * len(images) > MAX_BYTES_IN_MEMORY:
+    known = _first_readable(images, exif_orientation=exif_orientation)
+    if known is None or 3 * known.size[0] * known.size[1] * len(images) > MAX_BYTES_IN_MEMORY:
         return None
-    width, height = size
+    width, height = known.size
     pixels = np.zeros((len(images), height, width, 3), np.uint8)  # takes memory where it is written to
     is_mixed = threading.Event()
 
@@ -346,10 +347,13 @@ def load_into_memory(
         for index in indices:
             if is_mixed.is_set():
                 break
+            if index < known.at:
+                reasons[index] = known.reasons[index]
+                continue
             try:
-                encoded = images.read(index)
-                turn = decode.orientation(encoded) if exif_orientation else decode.UPRIGHT
-                if decode.seen_size(encoded, turn) != size:
+                encoded = known.encoded if index == known.at else images.read(index)
+                turn = _turn(encoded, exif_orientation)
+                if decode.seen_size(encoded, turn) != known.size:
                     is_mixed.set()
                     break
                 image = decode.turned(decode.pixels(encoded), turn)
@@ -365,7 +369,9 @@ def load_into_memory(
     starts = deque(range(0, len(images), IMAGES_PER_MEMORY_TASK))
     work: deque[Future[tuple[int, dict[int, str]]]] = deque()
     while (starts or work) and not is_mixed.is_set():
-        while starts and len(work) < 8:  # few, since most data sets have images of many sizes, which shows at once
+        while (
+            starts and len(work) < 8
+        ):  # few, since most data sets have images of many sizes, which shows at once
             work.append(threads.submit(decode_some, starts.popleft()))
         read, reasons = work.popleft().result()
         bad.count_read(read)
@@ -378,16 +384,30 @@ def load_into_memory(
     return Arrays("", pixels, images.labels(np.arange(len(images))))
 
 
-def _first_size(images: Images, *, exif_orientation: bool) -> tuple[int, int] | None:
-    """Width and height of the first image whose header can be read; None without one."""
+class _First(NamedTuple):
+    """The first image of a split whose header can be read, and why none of those before it can."""
+
+    at: int
+    encoded: Any
+    size: tuple[int, int]
+    reasons: list[str]
+
+
+def _first_readable(images: Images, *, exif_orientation: bool) -> _First | None:
+    reasons: list[str] = []
     for index in range(len(images)):
         try:
             encoded = images.read(index)
-            turn = decode.orientation(encoded) if exif_orientation else decode.UPRIGHT
-            return decode.seen_size(encoded, turn)
-        except (OSError, ValueError, MemoryError):
-            continue
+            return _First(
+                index, encoded, decode.seen_size(encoded, _turn(encoded, exif_orientation)), reasons
+            )
+        except (OSError, ValueError, MemoryError) as error:
+            reasons.append(decode.reason(error))
     return None
+
+
+def _turn(encoded: Any, exif_orientation: bool) -> int:
+    return decode.orientation(encoded) if exif_orientation else decode.UPRIGHT
 
 
 def decoding_threads(threads: int) -> ThreadPoolExecutor:

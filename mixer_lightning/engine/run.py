@@ -15,7 +15,7 @@ import yaml
 
 from mixer_lightning import launcher, results
 from mixer_lightning.config.from_checkpoint import check_there
-from mixer_lightning.config.recipe import FREE_KEYS, EvaluationRecipe, Recipe
+from mixer_lightning.config.recipe import FORMER_VALUES, FREE_KEYS, EvaluationRecipe, Recipe
 from mixer_lightning.files import check_writable, lock_run_dir
 from mixer_lightning.screen import Screen, closing_table, say_what_broke, show_logging
 
@@ -201,7 +201,11 @@ def refuse_another_evaluation(recipe: EvaluationRecipe, run_dir: Path) -> None:
 
 
 def _refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changes = results.differing_keys(before, now, ignore=FREE_KEYS)
+    changes = [
+        (key, was, here)
+        for key, was, here in results.differing_keys(before, now, ignore=FREE_KEYS)
+        if was is not None or key not in FORMER_VALUES or here != FORMER_VALUES[key]
+    ]
     if changes:
         lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]
         remedy = "Give this one a name of its own (name=<word>), or delete that directory."

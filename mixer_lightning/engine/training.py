@@ -16,6 +16,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data import identity, splits
+from mixer_lightning.data.checks import refuse_damaged
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -101,9 +102,16 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
     of_data, state = identity.record(source), read_last(run_dir)
+    if state is None and recipe.evals and machine.rank == 0:
+        for split, images in source.splits.items():
+            if split != "train":
+                refuse_damaged(images, split, threads=machine.threads)
     if state is not None:
         identity.refuse_another(of_data, state, run_dir)
         module.step = data.start_step = state["step"]
+        before = state["recipe"].get("max_bad_fraction", recipe.max_bad_fraction)
+        if before != recipe.max_bad_fraction:
+            screen.say(f"max_bad_fraction is {recipe.max_bad_fraction:g} from here on, {before:g} before")
         if state["device_batch"] != length.micro_batches.device_batch:
             screen.say(
                 f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
