@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,24 @@ LOG = "log.txt"
 
 
 # ---------------------------------------------------------------------------------------------- metrics
+
+#: Last words of the names of metrics of which less is better.
+_LOWER_IS_BETTER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "ece", "brier", "perplexity"}
+
+
+def main_metric(names: Iterable[str]) -> str | None:
+    """The metric by which runs are compared and the best weights are kept; None where only training has metrics.
+
+    Top-1 on val, else on test, else the first in order, an accuracy before a loss.
+    """
+    evaluated = [name for name in names if not name.startswith("train/")]
+    first = [name for name in ("val/top1", "test/top1") if name in evaluated]
+    return next(iter([*first, *sorted(evaluated, key=is_better_lower)]), None)
+
+
+def is_better_lower(metric: str) -> bool:
+    """Whether less is better: of a loss or an error, by the last word of its name."""
+    return re.split(r"[/_]", metric.lower())[-1] in _LOWER_IS_BETTER
 
 
 def append_metrics(run_dir: Path, row: Mapping[str, float]) -> None:
@@ -210,6 +229,10 @@ def read_sidecar(weights: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, thousands deep
         raise ValueError(f"{path} is not readable JSON: {error}. Export again, or take it away") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}, not a mapping. Export again, or take it away"
+        )
+    return found

@@ -19,7 +19,7 @@ from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.distributed import is_distributed
 from mixer_lightning.engine.inference import Predictions
-from mixer_lightning.evals import Eval
+from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.progress import Bar
 from mixer_lightning.screen import Screen
@@ -139,7 +139,7 @@ class Evaluations(StepCallback):
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Evaluate if it is time."""
         last = module.step == self.total_steps
-        due = self.evals if last else {name: each for name, each in self.evals.items() if not each.at_end}
+        due = self.evals if last else {name: each for name, each in self.evals.items() if not is_at_end(each)}
         module.evaluation_due = bool(due) and (last or module.step % self.every_steps == 0)
         if module.evaluation_due:
             self.metrics.pause()
@@ -166,7 +166,8 @@ class Evaluations(StepCallback):
             predict = Predictions(
                 network, self.data, device=module.device, folder=folder, on_batch=self._on_batch
             )
-            return dict(pair for evaluation in evals.values() for pair in evaluation.run(predict))
+            found = [metrics_of(name, each, predict) for name, each in evals.items()]
+            return {metric: value for metrics in found for metric, value in metrics.items()}
 
     def _on_batch(self, what: str, done: int, total: int) -> None:
         self.on_batch(what, done, total)

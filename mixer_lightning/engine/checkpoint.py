@@ -38,7 +38,7 @@ def read_last(run_dir: Path) -> dict[str, Any] | None:
 
 
 class Checkpoints(StepCallback):
-    """Keeps last.ckpt, and best.ckpt by `monitor`; without a validation split best.ckpt is the final state.
+    """Keeps last.ckpt, and best.ckpt by the main metric of the val split; without one best.ckpt is the final state.
 
     A checkpoint is written to a temporary file that then takes the old one's place: killed at any moment, the run
     directory holds a whole one. `record` is what every checkpoint says of its run besides. With the `state` of an
@@ -52,13 +52,12 @@ class Checkpoints(StepCallback):
         every_steps: int,
         total_steps: int,
         record: Mapping[str, Any],
-        monitor: str | None,
         metrics: MetricsLog,
         state: Mapping[str, Any] | None,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
-        self.record, self.monitor, self.metrics, self.state = dict(record), monitor, metrics, state
-        self.best: dict[str, float] | None = None
+        self.record, self.metrics, self.state = dict(record), metrics, state
+        self.best: dict[str, Any] | None = None  # metric, value, step
         self.saved_step = -1
         self._evaluation_was_due = False  # in what was saved
         self._began = time.perf_counter()
@@ -83,12 +82,14 @@ class Checkpoints(StepCallback):
             self.state = None
 
     def on_metrics(self, trainer: Trainer, module: Classifier, values: Mapping[str, float]) -> None:
-        """Keep the weights when the monitored metric is the best so far."""
-        if self.monitor is None or self.monitor not in values:
+        """Keep the weights when the metric is the best so far; a test split chooses nothing."""
+        chosen = results.main_metric(name for name in values if name.startswith("val/"))
+        metric = chosen if self.best is None else self.best.get("metric", "val/top1")
+        if metric is None or metric not in values:
             return
-        value = values[self.monitor]
-        if self.best is None or value > self.best["value"]:
-            self.best = {"value": value, "step": module.step}
+        value, sign = values[metric], -1 if results.is_better_lower(metric) else 1
+        if self.best is None or sign * value > sign * self.best["value"]:
+            self.best = {"metric": metric, "value": value, "step": module.step}
             self._write(trainer, results.BEST, self.record | best_state(module))
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:

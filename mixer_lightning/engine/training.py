@@ -16,6 +16,7 @@ from torch import nn
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.data import identity, splits
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -74,6 +75,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     if parts.report is not None:
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
+    splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
     steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
     length = Length(
@@ -101,9 +103,9 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
-    state = read_last(run_dir)
+    of_data, state = identity.record(source), read_last(run_dir)
     if state is not None:
-        source.refuse_another(state, run_dir)
+        identity.refuse_another(of_data, state, run_dir)
         _go_on(module, data, state, length, screen)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = MetricsLog(
@@ -119,10 +121,9 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         total_steps=length.total_steps,
         record={
             "recipe": recipe.to_dict(),
-            **source.record(),
+            **of_data,
             "device_batch": length.micro_batches.device_batch,
         },
-        monitor="val/top1" if "val" in source.splits and recipe.evals else None,
         metrics=metrics,
         state=state,
     )
@@ -336,7 +337,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": module.step,
         "num_parameters": run.num_parameters,
-        **run.data.source.record(),
+        **{key: run.checkpoints.record[key] for key in ("classes", "images", "identity")},
         "git_sha": results.git_sha(),
         "versions": results.versions(),
         "device": run.device,
