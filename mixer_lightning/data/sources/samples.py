@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources.names import SHARD_SUFFIXES, unnumbered
+from mixer_lightning.data.sources.names import IMAGE_SUFFIXES, SHARD_SUFFIXES, unnumbered
 from mixer_lightning.data.sources.tar import BLOCK, MAX_IMAGE_BYTES, Member, members
 from mixer_lightning.data.stateless_random import hash32
+from mixer_lightning.files import readable
 
 #: A row of the index. The image's first byte is number `block` * 512 of its shard; rows are in the order of shards.
 ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])
@@ -69,7 +70,7 @@ def samples(fd: int, labels_of: dict[str, int]) -> Samples:
                     f"sample {key!r} has {member.name} twice; samples side by side need other names."
                 )
             files[suffix] = member
-        if "cls" not in files and not any(suffix in SHARD_SUFFIXES for suffix in files):
+        if "cls" not in files and not any(suffix in IMAGE_SUFFIXES for suffix in files):
             left_out[WITHOUT_IMAGE] += [member.name for member in files.values()]
             continue
         image, found = _sample(fd, key, files, labels_of)
@@ -101,7 +102,7 @@ def _sample(
     for file, limit in ((image, MAX_IMAGE_BYTES), (note, MAX_NOTE_BYTES)):
         if file.size > limit:
             raise ValueError(f"sample {key!r}: {file.name} has {file.size:,} bytes, too many for what it is.")
-    text = os.pread(fd, note.size, note.offset).decode("utf-8", errors="replace").strip()
+    text = readable(os.pread(fd, note.size, note.offset).decode(errors="surrogateescape")).strip()
     labels = _labels(text, labels_of, is_json=note is files.get("json"))
     if not labels:
         raise ValueError(
