@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,24 @@ LOG = "log.txt"
 
 
 # ---------------------------------------------------------------------------------------------- metrics
+
+#: Last words of the names of metrics of which less is better.
+_LOWER_IS_BETTER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "ece", "brier", "perplexity"}
+
+
+def main_metric(names: Iterable[str]) -> str | None:
+    """The metric by which runs are compared and the best weights are kept; None where only training has metrics.
+
+    Top-1 on val, else on test, else the first in order, an accuracy before a loss.
+    """
+    evaluated = [name for name in names if not name.startswith("train/")]
+    first = [name for name in ("val/top1", "test/top1") if name in evaluated]
+    return next(iter([*first, *sorted(evaluated, key=is_better_lower)]), None)
+
+
+def is_better_lower(metric: str) -> bool:
+    """Whether less is better: of a loss or an error, by the last word of its name."""
+    return re.split(r"[/_]", metric.lower())[-1] in _LOWER_IS_BETTER
 
 
 def append_metrics(run_dir: Path, row: Mapping[str, float]) -> None:
@@ -162,11 +181,10 @@ def _read_record(path: Path, needed: Iterable[str], remedy: str) -> dict[str, An
         bad += [
             key for key in record.keys() & _RECORD_TYPES if not isinstance(record[key], _RECORD_TYPES[key])
         ]
-        for numbers in (record.get("metrics"), record.get("best")):
-            if isinstance(numbers, dict):
-                bad += [key for key, value in numbers.items() if not isinstance(value, int | float)]
-        if record.get("best") and not {"value", "step"} <= record["best"].keys():
-            bad.append("best")
+        numbers = dict(record["metrics"]) if isinstance(record.get("metrics"), dict) else {}
+        if isinstance(best := record.get("best"), dict):
+            numbers |= {f"best.{key}": best.get(key) for key in ("value", "step")}
+        bad += [key for key, value in numbers.items() if not isinstance(value, int | float)]
         if bad:
             raise ValueError(f"nothing, or nothing that makes sense, in: {', '.join(sorted(set(bad)))}")
     except FileNotFoundError:

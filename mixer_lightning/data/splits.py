@@ -178,18 +178,23 @@ class Joined:
 
     def read(self, index: int) -> bytes | Pixels:
         """An encoded file, or pixels."""
-        part, inside = self._find(index)
+        part, inside = self.find(index)
         return part.read(inside)
 
     def key(self, index: int) -> str:
         """The image's identifier."""
-        part, inside = self._find(index)
+        part, inside = self.find(index)
         return part.key(inside)
 
     def name(self, index: int) -> str:
         """Where the image is."""
-        part, inside = self._find(index)
+        part, inside = self.find(index)
         return part.name(inside)
+
+    def find(self, index: int) -> tuple[Images, int]:
+        """The part that an image is in, and its index there."""
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part], index - self._first(part)
 
     def shard_sizes(self) -> list[int]:
         """Those of all parts."""
@@ -210,7 +215,3 @@ class Joined:
 
     def _first(self, part: int) -> int:
         return int(self.ends[part]) - len(self.parts[part])
-
-    def _find(self, index: int) -> tuple[Images, int]:
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[part], index - self._first(part)

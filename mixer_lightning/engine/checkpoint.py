@@ -58,7 +58,7 @@ def read_last(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 class Checkpoints(StepCallback):
-    """Keeps last.ckpt, and best.ckpt by `monitor`; without a validation split best.ckpt is the final state.
+    """Keeps last.ckpt, and best.ckpt by the main metric of the val split; without one best.ckpt is the final state.
 
     A checkpoint is written to a temporary file that then takes the old one's place: killed at any moment, the run
     directory holds a whole one. The old one stays as previous.ckpt, until the run has finished, should a disk damage
@@ -73,16 +73,15 @@ class Checkpoints(StepCallback):
         every_steps: int,
         total_steps: int,
         record: Mapping[str, Any],
-        monitor: str | None,
         metrics: MetricsLog,
         earlier: tuple[Path, Mapping[str, Any]] | None,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
-        self.record, self.monitor, self.metrics = dict(record), monitor, metrics
+        self.record, self.metrics = dict(record), metrics
         path, state = earlier or (run_dir / results.LAST, None)
         self.state = state
         self._last_is_good = path.name == results.LAST  # or it must not become the previous one
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, Any] | None = None  # metric, value, step
         self.saved_step = -1
         self._began = time.perf_counter()
         self._seconds_before = 0.0
@@ -105,13 +104,16 @@ class Checkpoints(StepCallback):
             self.state = None
 
     def on_metrics(self, trainer: Trainer, module: Classifier, values: Mapping[str, float]) -> None:
-        """Keep the weights when the monitored metric is the best so far."""
-        if self.monitor is None or self.monitor not in values:
+        """Keep the weights when the metric is the best so far; a test split chooses nothing."""
+        chosen = results.main_metric(name for name in values if name.startswith("val/"))
+        metric = chosen if self.best is None else self.best.get("metric", "val/top1")
+        if metric is None or metric not in values:
             return
-        value = values[self.monitor]
-        if math.isfinite(value) and (self.best is None or value > self.best["value"]):
+        value, sign = values[metric], -1 if results.is_better_lower(metric) else 1
+        is_best = self.best is None or sign * value > sign * self.best["value"]
+        if math.isfinite(value) and is_best:
             _check_weights(module)
-            self.best = {"value": value, "step": module.step}
+            self.best = {"metric": metric, "value": value, "step": module.step}
             self._write(trainer, results.BEST, self.record | best_state(module))
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:

@@ -208,12 +208,18 @@ def refuse_another_evaluation(recipe: EvaluationRecipe, run_dir: Path) -> None:
 
 
 def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) -> None:
-    """Data may move, but a result is of the data it was made with: look at it where `data.root` is another.
+    """A result is of the data that it was made with, which may move or, once it is finished, go away.
 
     Raises:
-        ValueError, OSError: the data at the new place is other data, or there is none.
+        ValueError, OSError: other data are there now; or none, at a place that was not the run's.
     """
-    if results.flatten(result["recipe"]).get("data.root") != recipe.data.get("root"):
-        from mixer_lightning.engine.setup import open_data  # torch and Lightning: seconds
+    from mixer_lightning.data import identity  # torch and Lightning: seconds
+    from mixer_lightning.engine.setup import open_data
 
-        open_data(recipe).refuse_another(result, run_dir)
+    try:
+        data = open_data(recipe)
+    except OSError:
+        if results.flatten(result["recipe"]).get("data.root") != recipe.data.get("root"):
+            raise
+        return
+    identity.refuse_another(identity.record(data), result, run_dir)

@@ -15,6 +15,7 @@ from torch import nn
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
+from mixer_lightning.data import identity
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -98,11 +99,11 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
-    earlier = read_last(run_dir)
+    of_data, earlier = identity.record(source), read_last(run_dir)
     if earlier is not None:
         path, state = earlier
         refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
-        source.refuse_another(state, run_dir)
+        identity.refuse_another(of_data, state, run_dir)
         module.step = data.start_step = state["step"]
         if state["device_batch"] != length.micro_batches.device_batch:
             screen.say(
@@ -123,10 +124,9 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         total_steps=length.total_steps,
         record={
             "recipe": recipe.to_dict(),
-            **source.record(),
+            **of_data,
             "device_batch": length.micro_batches.device_batch,
         },
-        monitor="val/top1" if "val" in source.splits and recipe.evals else None,
         metrics=metrics,
         earlier=earlier,
     )
@@ -311,7 +311,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": module.step,
         "num_parameters": run.num_parameters,
-        **run.data.source.record(),
+        **{key: run.checkpoints.record[key] for key in ("classes", "images", "identity")},
         "git_sha": results.git_sha(),
         "versions": results.versions(),
         "device": run.device,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mixer_lightning.data.identity import identity
 from mixer_lightning.data.sources import Dataset, Images, Stored
 from mixer_lightning.data.sources.names import stem, suffix_of
 from mixer_lightning.prepare.options import Options
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
 
 PROBED_IMAGES = 256  # whose sizes give the estimate for all
+LABELS = (
+    "labels"  # in a fingerprint, after the split: a sum over keys and labels, which earlier versions left out
+)
 LABELS_PER_CALL = 4096  # asked of a data set at once
 
 Cursor = tuple[int, int]  # part of the source, sample in it
@@ -101,6 +105,7 @@ def read_dataset(data: Dataset, options: Options) -> Source:
         fingerprint=[
             _digest(data.classes),
             *(f"{split}: {len(images)} {_digest(_identity(images))}" for split, images in splits.items()),
+            *(f"{split}: {LABELS} {identity(images)['labelled']}" for split, images in splits.items()),
         ],
         total=sum(map(len, splits.values())),
         samples=partial(_samples, splits),

@@ -7,6 +7,7 @@ the whole training set with several seeds. Runs that have finished are not repea
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -180,7 +181,7 @@ def best_learning_rate(task: Task, steps: Sequence[Step]) -> float:
         if "val/top1" not in result["metrics"]:
             raise ValueError(f"{step.run_dir} has no val/top1 to choose a learning rate by")
         found.append((result["metrics"]["val/top1"], -rate))
-    return -max(found)[1]
+    return -max(found, key=lambda each: (math.isfinite(each[0]), *each))[1]
 
 
 def _run_step(step: Step, label: str, screen: Screen) -> int:

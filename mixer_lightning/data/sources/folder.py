@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
 
 SPLITS = ("train", "val", "test")
+MARKED_BYTES = 2**16  # of a file, which hardly any other begins with
 LAYOUT = "<root>/train/<class>/<image> and the same under val/ or test/"
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
@@ -44,6 +46,11 @@ class FolderImages:
     def key(self, index: int) -> str:
         """The path under root."""
         return self._files[index]
+
+    def mark(self, index: int) -> int:
+        """A checksum of the file's size and first bytes."""
+        with open(self.name(index), "rb") as file:  # noqa: PTH123
+            return zlib.crc32(file.read(MARKED_BYTES), os.fstat(file.fileno()).st_size)
 
     def name(self, index: int) -> str:
         """The file's path."""

@@ -154,6 +154,10 @@ class ShardImages:
                 member = self._member(index).name
         return f"{self._files[shard].address}: {member} (at byte {offset:,})"
 
+    def mark(self, index: int) -> int:
+        """The image's size in bytes, of the index."""
+        return int(self._size[index])
+
     def shard_sizes(self) -> list[int]:
         """Numbers of images in each shard."""
         return [end - begin for begin, end in zip([0, *self._ends], self._ends, strict=False)]
