@@ -10,10 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-
-if TYPE_CHECKING:
-    from _typeshed import FileDescriptorLike
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +78,14 @@ def check_writable(run_dir: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def flock(file: FileDescriptorLike, *, shared: bool = False, wait: bool = True) -> bool:
+def flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
     """Lock an open file until it is closed; False where another process holds it and `wait` is False.
 
     A file system without locks (Lustre mounted without `flock`, some FUSE and NFS) is said once, and counts as locked:
     what the lock protects from is two processes at once, which the user can see to.
     """
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
@@ -113,7 +110,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
     path = run_dir / ".lock"
     while True:
         with path.open("a") as file:
-            if not flock(file, wait=False):
+            if not flock(file.fileno(), wait=False):
                 raise ValueError(
                     f"another process is at work in {run_dir}: wait for it, or use name=<another>"
                 )

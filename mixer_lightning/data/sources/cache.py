@@ -137,7 +137,7 @@ class Cache:
             finally:
                 if is_at(own.fileno(), part):
                     part.unlink()
-            flock(own, shared=True)
+            flock(own.fileno(), shared=True)
             if file.bytes is None:
                 self._free_space(keep=path)
             return os.dup(own.fileno())
@@ -181,7 +181,7 @@ class Cache:
     @contextlib.contextmanager
     def _folder_lock(self) -> Iterator[None]:
         with (self.folder / ".lock").open("w") as lock:
-            flock(lock)
+            flock(lock.fileno())
             yield
 
     def _warn(self, what: str) -> None:

@@ -46,9 +46,9 @@ def once_per_machine(
         except OSError:
             continue
         with file:
-            if not flock(file, wait=False):
+            if not flock(file.fileno(), wait=False):
                 log.info("%s: waiting for another process, which works on %s", name, what)
-                flock(file)
+                flock(file.fileno())
             error = _read_outcome(file, fingerprint)
             if error:
                 raise ValueError(error)

@@ -190,7 +190,7 @@ def _locked(base: Path, *, needed: bool) -> Iterator[None]:
         return
     base.mkdir(parents=True, exist_ok=True)
     with (base / ".lock").open("w") as file:
-        flock(file)
+        flock(file.fileno())
         yield
 
 
