@@ -116,7 +116,7 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._folder_lock():  # or it might count as a leftover before it is locked
             own = part.open("a+b")
-            is_ours = flock(own, wait=False)
+            is_ours = flock(own.fileno(), wait=False)
         with own:
             if not is_ours or not is_at(own.fileno(), part):  # renamed or removed since it was opened
                 return None
