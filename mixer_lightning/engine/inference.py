@@ -16,8 +16,9 @@ from mixer_lightning.data.crops import Filter, Integers
 from mixer_lightning.data.loader import Loader
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule, EvalPlan
-from mixer_lightning.engine.distributed import all_gather_interleaved
+from mixer_lightning.engine.distributed import all_gather_interleaved, is_distributed
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.metrics import NonFiniteOutput
 from mixer_lightning.evals import Resize
 
 
@@ -58,7 +59,8 @@ class Predictions:
     """The `Predict` of evaluations (evals/__init__.py): a network over the splits of a DataModule.
 
     `on_batch` hears of a split how many batches are done of how many, before the first and after each: as often in
-    every process, whether or not it has a share of the last batch.
+    every process, whether or not it has a share of the last batch. After the last one NonFiniteOutput is raised, in
+    all processes, if any output was not finite.
     """
 
     def __init__(
@@ -120,12 +122,24 @@ class Predictions:
         assert isinstance(loader.plan, EvalPlan)
         total = loader.plan.most_batches
         self.on_batch(split, 0, total)
+        counts = torch.zeros(2, dtype=torch.int64, device=self.device)  # images that are bad, images
         for done, batch in enumerate(loader, start=1):
             batch = batch.to(self.device)
-            yield infer(self.module.normalised_crops(batch)), batch.labels
+            values = infer(self.module.normalised_crops(batch))
+            bad = ~values.isfinite().all(dim=1)
+            counts += torch.stack([bad.sum(), torch.full_like(counts[0], len(bad))])
+            yield values, batch.labels
             self.on_batch(split, done, total)
         for done in range(len(loader), total):
             self.on_batch(split, done + 1, total)
+        if is_distributed():
+            torch.distributed.all_reduce(counts)
+        num_bad, num_images = counts.tolist()
+        if num_bad:
+            raise NonFiniteOutput(
+                f"the network's output is not finite for {num_bad:,} of {num_images:,} images of {split}: a figure "
+                "would mean nothing. Its weights are not finite, or overflow unless trainer.precision=32-true"
+            )
 
     def _augment(self, **asked: Any) -> Augment:
         """The recipe's, with what is asked for and not None."""
