@@ -77,14 +77,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     machine, source = parts.machine, parts.source
     splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
-    steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
-    length = Length(
-        split_batch(
-            batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=machine.world_size
-        ),
-        steps_per_epoch,
-        recipe.duration.to_steps(steps_per_epoch),
-    )
+    length = _length(recipe, num_images=len(source.splits["train"]), world_size=machine.world_size)
     module = classifier(recipe, parts.model, machine, length)
     _try_parts(module, num_classes=len(source.classes))
     data = setup.data_module(
@@ -114,12 +107,12 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         run_dir,
         every_steps=recipe.log_every_steps,
         total_steps=length.total_steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=length.steps_per_epoch,
         dashboards=dashboards,
     )
     checkpoints = Checkpoints(
         run_dir,
-        every_steps=recipe.checkpoint_every.to_steps(steps_per_epoch),
+        every_steps=recipe.checkpoint_every.to_steps(length.steps_per_epoch),
         total_steps=length.total_steps,
         record={
             "recipe": recipe.to_dict(),
@@ -149,6 +142,15 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         length.total_steps,
         num_parameters,
         device,
+    )
+
+
+def _length(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
+    steps_per_epoch = num_images / recipe.batch_size
+    return Length(
+        split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
+        steps_per_epoch,
+        recipe.duration.to_steps(steps_per_epoch),
     )
 
 
