@@ -162,9 +162,9 @@ def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> N
     """The closing table of a run: metric and value, and where everything is."""
     rows = [(name, format_metric(name, value)) for name, value in sorted(result["metrics"].items())]
     if result["best"]:
-        rows.append(
-            ("best val/top1", f"{100 * result['best']['value']:.2f} % at step {result['best']['step']:,}")
-        )
+        best = result["best"]
+        metric = best.get("metric", "val/top1")
+        rows.append((f"best {metric}", f"{format_metric(metric, best['value'])} at step {best['step']:,}"))
     rows += [
         ("images/s", f"{result['images_per_second']:,.0f}"),
         ("seconds", f"{result['wall_seconds']:,.0f}"),

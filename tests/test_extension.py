@@ -20,9 +20,6 @@ from conftest import ROOT
 
 #: The user's module. Images of class 0 are dark, those of class 1 bright.
 MODULE = '''
-from dataclasses import dataclass
-from typing import ClassVar
-
 import numpy as np
 import torch
 from lightning.pytorch import Callback
@@ -41,17 +38,20 @@ def shades(contrast: int) -> Dataset:
     return Dataset(name="shades", classes=["dark", "bright"], splits=splits)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Images:
-    per: int = 1
-    at_end: bool = False
-    uses_head: ClassVar[bool] = False
+    def __init__(self, per: int = 1):
+        self.per = per
 
     def check(self, data):
         assert data.name == "shades"
 
     def run(self, predict):
-        yield "test/images", len(predict.data.splits["test"]) / self.per
+        yield "test/images", np.float32(len(predict.data.splits["test"]) / self.per)
+
+
+class Half:
+    def check(self, data):
+        pass
 
 
 class Fill(torch.optim.SGD):
@@ -112,6 +112,11 @@ FILES = {
         # The number of test images.
         _target_: own_parts.Images
         per: 2
+        """,
+    "evals/half.yaml": """
+        # @package evals.half
+        # Not yet an evaluation.
+        _target_: own_parts.Half
         """,
     "logger/journal.yaml": """
         # @package logger.journal
@@ -213,6 +218,20 @@ def test_a_recipe(own: Extension):
 def test_an_evaluation(own: Extension):
     assert [row["test/images"] for row in metrics(own) if "test/images" in row] == [10.0, 10.0]
     assert "test/images" in own.run.stdout
+
+
+def test_an_evaluation_of_a_checkpoint(own: Extension):
+    done = mixer(own.folder, "evaluate", "--config-dir=my", f"checkpoint={own.run_dir}", "evals=images")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (written,) = own.folder.glob("runs/evaluate/*images/*/evaluation.json")
+    assert json.loads(written.read_text())["metrics"] == {"test/images": 10.0}
+
+
+def test_what_is_no_evaluation_is_refused_before_the_start(own: Extension):
+    done = mixer(own.folder, "train", "--config-dir=my", "experiment=shades", "evals=half", "name=half")
+    assert done.returncode == 2
+    assert "evals.half: Half has no run(predict)" in done.stdout
+    assert not (own.folder / "runs/half").exists()
 
 
 def test_an_optimiser(own: Extension):

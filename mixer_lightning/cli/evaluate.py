@@ -11,33 +11,12 @@ evaluation.json into a directory of its own. Exit codes: 0 done, 2 a wrong setti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from mixer_lightning import results
 from mixer_lightning.cli.program import program
 from mixer_lightning.engine.run import evaluate
-from mixer_lightning.screen import Screen, format_metric
-
-
-def summarise(run_dirs: Sequence[Path]) -> int:
-    """Print one table of several evaluations; 1 if some has no figures, else 0."""
-    found = [(run_dir, results.read_evaluation(run_dir)) for run_dir in run_dirs]
-    names = sorted({name for _, record in found for name in (record or {"metrics": {}})["metrics"]})
-    rows = [
-        (
-            str(run_dir),
-            *(
-                format_metric(name, record["metrics"][name]) if name in record["metrics"] else ""
-                for name in names
-            ),
-        )
-        for run_dir, record in found
-        if record is not None
-    ]
-    Screen().table("", ("evaluation", *names), rows)
-    return int(any(record is None for _, record in found))
+from mixer_lightning.reports.sweep import summarise_evaluations
 
 
 def main(argv: Sequence[str]) -> int:
     """Compose, check, evaluate; the exit code."""
-    return program("evaluate", argv, run=evaluate, after_sweep=summarise)
+    return program("evaluate", argv, run=evaluate, after_sweep=summarise_evaluations)

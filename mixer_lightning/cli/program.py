@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ def program(
     argv: Sequence[str],
     *,
     run: Callable[[Any, Path], int],
-    after_sweep: Callable[[Sequence[Path]], int],
+    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]]], int],
 ) -> int:
     """A command-line program: help, compose, check, then `run(recipe, run_dir) -> exit code` for every job.
 
-    `after_sweep` gets the run directories of a sweep. Ends with 2 when the recipe is wrong, else with the highest code
-    of the jobs.
+    `after_sweep` gets the run directories of a sweep, each with what was varied: keys and their values. Ends with 2
+    when the recipe is wrong, else with the highest code of the jobs.
     """
     flags = parse_flags(argv)
     folders = [CONF, *_further_folder(flags.config_dir)]
@@ -61,7 +61,7 @@ def program(
     if code == 2 and set(codes) != {2}:
         code = 1  # 2 promises that nothing was started
     if flags.multirun:
-        missing = after_sweep([job.run_dir for job in composition.jobs])
+        missing = after_sweep({job.run_dir: job.varied for job in composition.jobs})
         code = code or missing
     return code
 

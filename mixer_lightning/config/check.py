@@ -44,7 +44,10 @@ def check(recipe: Mapping[str, Any], root: type[Recipe] | type[EvaluationRecipe]
             key: where if where is not None and where.split(".")[0] in (*roots, "hydra") else None
             for key, where in RUNTIME_ARGS.get(group, {}).items()
         }
-        if group in BAGS:
+        if group in BAGS and "_target_" in node:
+            line = f"# @package {group}.<name>"
+            problems.append(Problem(f"{group}._target_", f"the file of {group} lacks its first line, {line}"))
+        elif group in BAGS:
             for name, member in node.items():
                 problems += _check_node(f"{group}.{name}", member, runtime_args)
         else:

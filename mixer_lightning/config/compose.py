@@ -27,9 +27,11 @@ from mixer_lightning.config.messages import explain, written_in
 from mixer_lightning.config.overrides import (
     as_typed,
     complete_durations,
+    file_name,
     forced,
     name_of_each_job,
     quoted,
+    swept_keys,
     values_by_key,
     wrong_on_sight,
 )
@@ -51,16 +53,21 @@ OVERRIDES_FROM_CHECKPOINT: dict[
     "evaluate": evaluation_overrides_from_checkpoint,
 }
 
-# `suffix` of conf/hydra/default.yaml
+# `suffix` of conf/hydra/default.yaml; `file_name` of the directories of a sweep
 OmegaConf.register_new_resolver("suffix", lambda value: "" if value is None else f"_{value}", replace=True)
+OmegaConf.register_new_resolver("file_name", file_name, replace=True)
 
 
 class Job(NamedTuple, Generic[AnyRecipe]):
-    """One composed and checked job of a command line; `config` is Hydra's, with its own settings."""
+    """One composed and checked job of a command line; `config` is Hydra's, with its own settings.
+
+    `varied` is what its sweep varies: the value of every key, the name of every group's file.
+    """
 
     recipe: AnyRecipe
     run_dir: Path
     config: DictConfig
+    varied: dict[str, Any]
 
 
 class Composition(NamedTuple, Generic[AnyRecipe]):
@@ -119,6 +126,7 @@ def compose(
             from_checkpoint = only_data(implied, stated, known, folders)
         except ValueError as error:
             return Composition([], [str(error)], [])
+    keys = swept_keys(overrides) if multirun else []
     if multirun:
         overrides += name_of_each_job(overrides, known)
     lines = [*_as_overrides(from_checkpoint, stated), *(forced(line, known) for line in overrides)]
@@ -141,9 +149,12 @@ def compose(
                     found.setdefault(problem.message, f"{problem.message}{where}")
                 if not found and not wrong:
                     recipe = load_recipe(root, {**values, "choices": choices})
-                    jobs.append(Job(recipe, _run_dir(config, multirun), config))
+                    job = Job(recipe, _run_dir(config, multirun), config, _varied(keys, recipe))
+                    if not any(job.run_dir == other.run_dir and recipe == other.recipe for other in jobs):
+                        jobs.append(job)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             found.setdefault("", explain(error, overrides, known, folders))
+    found |= {message: message for message in _shared_directories(jobs)}
     if not (jobs or wrong or found):
         found[""] = "the sweep has no jobs: one of its values is an empty list"
     if wrong or found:
@@ -194,6 +205,35 @@ def _plain_values(config: DictConfig, *, job_number: int | None) -> dict[str, An
     values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _varied(keys: Sequence[str], recipe: Recipe | EvaluationRecipe) -> dict[str, Any]:
+    """The values of some keys of a recipe; of a group, the name of its file."""
+    values: dict[str, Any] = {}
+    for key in (key for key in keys if not key.startswith("hydra")):
+        if key in recipe.choices or not hasattr(recipe, key.split(".")[0]):
+            values[key] = recipe.choices.get(key)
+            continue
+        node: Any = recipe.to_dict()
+        for name in key.split("."):
+            node = node.get(name) if isinstance(node, dict) else None
+        values[key] = node
+    return values
+
+
+def _shared_directories(jobs: Sequence[Job[Any]]) -> list[str]:
+    """A message for every directory that two different jobs would share."""
+    owners: dict[Path, Job[Any]] = {}
+    messages = []
+    for job in jobs:
+        owner = owners.setdefault(job.run_dir, job)
+        if owner is not job:
+            differing = [key for key in job.varied if job.varied[key] != owner.varied[key]]
+            messages.append(
+                f"two jobs of the sweep would share {job.run_dir} (they differ in {', '.join(differing)}): give each "
+                "its own, by its number with hydra.sweep.subdir='${hydra.job.num}'"
+            )
+    return list(dict.fromkeys(messages))
 
 
 def _run_dir(config: DictConfig, multirun: bool) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -18,25 +19,60 @@ from mixer_lightning.files import CONF
 from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
 
+LONGEST_IN_NAME = 100  # bytes of a swept value in the name of a run directory, which holds 255 in all
+
 
 def as_typed(override: str, multirun: bool) -> str:
     """`data.root=~/my birds (2)` with the home directory written out, and quoted: Hydra's grammar has its own ideas.
 
-    A value that looks like a path is taken as it is typed, except that a sweep splits it at commas.
+    A value that looks like a path is taken as it is typed, except that a sweep splits it at commas, also where its
+    paths hold what the grammar has no place for: `checkpoint=runs/a-optimizer.lr=0.1,runs/a-optimizer.lr=0.2`.
     """
     key, equals, value = override.partition("=")
     if key in GLOBAL_GROUPS and value == "null":  # no file of that group: Hydra's own form of it
         return f"~{key}"
     value = re.sub(r"(^|,)~(?=/|$)", lambda match: match[1] + str(Path.home()), value)
     override = f"{key}{equals}{value}"
-    if not value or value[0] in "'\"[{":
+    parts = split_values(value) if multirun else []
+    if not value or (value[0] in "'\"[{" and len(parts) < 2):
         return override
     is_path = value.startswith(("/", "./", "../")) and not multirun
+    if _parses(override):
+        return f"{key}={quoted(value)}" if is_path else override
+    return f"{key}={','.join(_element(key, part) for part in parts) or quoted(value)}"
+
+
+def split_values(text: str) -> list[str]:
+    """The values of a sweep as they are typed: parts between commas outside quotes, brackets and after no backslash."""
+    parts, depth, quote, before = [""], 0, "", ""
+    for character in text:
+        if character == "," and not depth and not quote and before != "\\":
+            parts.append("")
+        else:
+            parts[-1] += character
+        if quote:
+            quote = "" if character == quote and before != "\\" else quote
+        elif character in "'\"" and not parts[-1][:-1].strip(" [{("):
+            quote = character
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth = max(0, depth - 1)
+        before = character
+    return [part.strip() for part in parts]
+
+
+def _element(key: str, part: str) -> str:
+    """One value of a sweep, quoted where the grammar would not take it as it is."""
+    return part if _parses(f"{key}={part}") else quoted(part.replace("\\,", ","))
+
+
+def _parses(override: str) -> bool:
     try:
         OverridesParser.create().parse_override(override)
     except HydraException:
-        is_path = True
-    return f"{key}={quoted(value)}" if is_path else override
+        return False
+    return True
 
 
 def quoted(text: str) -> str:
@@ -90,18 +126,32 @@ def forced(override: str, known: Mapping[str, Any]) -> str:
 
 def name_of_each_job(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     """The override that adds what a sweep varies to the names of its run directories."""
+    varied = [key for key in swept_keys(overrides) if key not in ("model", "data", "data.task", "seed")]
+    if not varied or "hydra.sweep.subdir" in {key_of(line) for line in overrides}:
+        return []
+    values = {key: f"hydra:runtime.choices.{key}" if key in known else key for key in varied}
+    name = "-".join(f"{key}=${{file_name:${{{value}}}}}" for key, value in values.items())
+    subdir = yaml.safe_load((CONF / "hydra" / "default.yaml").read_text())["sweep"]["subdir"]
+    return [f"hydra.sweep.subdir='{subdir}-{name}'"]
+
+
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys and groups to which a command line gives several values."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
         return []  # composing says what is wrong
-    keys = [override.key_or_group for override in parsed if override.is_sweep_override()]
-    varied = [key for key in keys if key not in ("model", "data", "data.task", "seed")]
-    if not varied or "hydra.sweep.subdir" in {key_of(line) for line in overrides}:
-        return []
-    values = {key: f"hydra:runtime.choices.{key}" if key in known else key for key in varied}
-    name = "-".join(f"{key}=${{{value}}}" for key, value in values.items())
-    subdir = yaml.safe_load((CONF / "hydra" / "default.yaml").read_text())["sweep"]["subdir"]
-    return [f"hydra.sweep.subdir='{subdir}-{name}'"]
+    return list(dict.fromkeys(each.key_or_group for each in parsed if each.is_sweep_override()))
+
+
+def file_name(value: object) -> str:
+    """A value as a part of a file's name: without slashes, and its end with a hash in front where it is long."""
+    text = str(value).replace("/", "_").replace("\0", "_")
+    encoded = text.encode(errors="surrogateescape")
+    if len(encoded) <= LONGEST_IN_NAME:
+        return text
+    end = encoded[-LONGEST_IN_NAME + 10 :].decode(errors="ignore")
+    return f"{hashlib.sha256(encoded).hexdigest()[:8]}..{end}"
 
 
 def wrong_on_sight(

@@ -19,7 +19,7 @@ from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.distributed import is_distributed
 from mixer_lightning.engine.inference import Predictions
-from mixer_lightning.evals import Eval
+from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.screen import Screen
 
@@ -124,7 +124,7 @@ class Evaluations(StepCallback):
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Evaluate if it is time."""
         last = module.step == self.total_steps
-        due = self.evals if last else {name: each for name, each in self.evals.items() if not each.at_end}
+        due = self.evals if last else {name: each for name, each in self.evals.items() if not is_at_end(each)}
         if due and (last or module.step % self.every_steps == 0):
             self.metrics.pause()
             values = self.run(module, due)
@@ -139,7 +139,8 @@ class Evaluations(StepCallback):
         with module.evaluating() as network:
             folder = self.metrics.run_dir if module.machine.rank == 0 else None
             predict = Predictions(network, self.data, device=module.device, folder=folder)
-            return dict(pair for evaluation in evals.values() for pair in evaluation.run(predict))
+            found = [metrics_of(name, each, predict) for name, each in evals.items()]
+            return {metric: value for metrics in found for metric, value in metrics.items()}
 
 
 class Progress(StepCallback):

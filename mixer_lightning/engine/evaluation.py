@@ -20,7 +20,8 @@ from mixer_lightning.engine import setup
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.inference import Network, Predictions, evaluating
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.evals import Eval
+from mixer_lightning.engine.metrics import NonFiniteOutput
+from mixer_lightning.evals import Eval, metrics_of, uses_head
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import confusion
 from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke
@@ -50,7 +51,7 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
     parts = setup.assemble(recipe, head="auto")
     assert parts.report is not None
     checkpoint, machine = parts.report.checkpoint, parts.machine
-    judges = [name for name, each in parts.evals.items() if each.uses_head]
+    judges = [name for name, each in parts.evals.items() if uses_head(each)]
     if parts.report.fresh and judges:
         why = (parts.report.head or "").removeprefix("stays fresh: ")
         raise ValueError(
@@ -94,7 +95,7 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
         _evaluate(recipe, run_dir, parts, screen)
     except torch.OutOfMemoryError as error:
         screen.alarm(f"out of device memory: lower device_batch. {last_line(error)}")
-    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk
+    except (ValueError, OSError, NonFiniteOutput) as error:  # an image that cannot be read, a full disk
         screen.alarm(last_line(error))
     except Exception as error:
         say_what_broke(screen, error, run_dir / results.LOG)
@@ -112,8 +113,8 @@ def _evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scr
     metrics: dict[str, float] = {}
     began = time.perf_counter()
     with evaluating(parts.network.backbone):
-        for each in parts.evals.values():
-            metrics |= dict(each.run(predict))
+        for name, each in parts.evals.items():
+            metrics |= metrics_of(name, each, predict)
     if not is_first:
         return
     record = _record(recipe, parts, metrics, time.perf_counter() - began)

@@ -18,7 +18,7 @@ from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.evals import Eval
+from mixer_lightning.evals import Eval, checked_eval
 from mixer_lightning.targets import build
 
 
@@ -62,7 +62,7 @@ def assemble(
     machine: Machine = build(recipe.trainer)
     machine.configure_torch()
     source = open_data(recipe)
-    evals: dict[str, Eval] = {name: build(node) for name, node in recipe.evals.items()}
+    evals = {name: checked_eval(name, build(node)) for name, node in recipe.evals.items()}
     for name, evaluation in evals.items():
         try:
             evaluation.check(source)

@@ -14,7 +14,8 @@ from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.recipe import Recipe, refuse_differences
+from mixer_lightning.data import identity, splits
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -71,6 +72,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     if parts.report is not None:
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
+    splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
     steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
     length = Length(
@@ -98,9 +100,11 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
-    state = read_last(run_dir)
-    if state is not None:
-        source.refuse_another(state, run_dir)
+    of_data, earlier = identity.record(source), read_last(run_dir)
+    if earlier is not None:
+        path, state = earlier
+        refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
+        identity.refuse_another(of_data, state, run_dir)
         module.step = data.start_step = state["step"]
         if state["device_batch"] != length.micro_batches.device_batch:
             screen.say(
@@ -121,12 +125,11 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         total_steps=length.total_steps,
         record={
             "recipe": recipe.to_dict(),
-            **source.record(),
+            **of_data,
             "device_batch": length.micro_batches.device_batch,
         },
-        monitor="val/top1" if "val" in source.splits and recipe.evals else None,
         metrics=metrics,
-        state=state,
+        earlier=earlier,
     )
     trainer = setup.lightning_trainer(
         machine,
@@ -225,7 +228,10 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     try:
         if is_first:
             write_text(run_dir / results.RECIPE, recipe.to_yaml())
-            results.keep_metrics_until(run_dir, run.module.step)
+            damaged = results.keep_metrics_until(run_dir, run.module.step)
+            if damaged:
+                lines = ", ".join(map(str, damaged))
+                screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
         if run.module.step < run.total_steps:
             run.trainer.fit(run.module, datamodule=run.data)
         screen.stop_bar()
@@ -241,6 +247,7 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             results.write_metrics_csv(run_dir)
             _draw_pictures(run_dir, screen)
             results.write_result(run_dir, result)
+            (run_dir / results.PREVIOUS).unlink(missing_ok=True)
             closing_table(screen, result, run_dir)
         return 0
     except Stopped as stop:
@@ -305,7 +312,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": module.step,
         "num_parameters": run.num_parameters,
-        **run.data.source.record(),
+        **{key: run.checkpoints.record[key] for key in ("classes", "images", "identity")},
         "git_sha": results.git_sha(),
         "versions": results.versions(),
         "device": run.device,

@@ -7,7 +7,7 @@ model's input in pixels, L labels an image has at most.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mixer_lightning.data.crops import Filter
     from mixer_lightning.data.sources import Dataset, Indices
 
 Resize = Literal["short_side", "square"]  # of the evaluation's crop, as in data/transforms.py
@@ -23,9 +24,10 @@ Resize = Literal["short_side", "square"]  # of the evaluation's crop, as in data
 class Predict(Protocol):
     """What a run offers its evaluations. Of several processes each sees its own part of every split.
 
-    What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other crops of
-    the images than the recipe's; `indices` for some images of the split alone, and only these are read. One that cannot
-    be read ends the run, unless `mark_bad` asks for the label -1, and whatever features, in its place.
+    What yields batches does so in a fixed order, on the device. `eval_resize`, `eval_crop` and `eval_interpolation`
+    ask for other crops of the images than the recipe's; `indices` for some images of the split alone, and only these
+    are read. One that cannot be read ends the run, unless `mark_bad` asks for the label -1, and whatever features, in
+    its place.
     """
 
     @property
@@ -57,6 +59,7 @@ class Predict(Protocol):
         *,
         eval_resize: Resize | None = None,
         eval_crop: float | None = None,
+        eval_interpolation: Filter | None = None,
         indices: Indices | None = None,
         mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,17 +79,7 @@ class Predict(Protocol):
 
 
 class Eval(Protocol):
-    """An evaluation.
-
-    `uses_head`: it judges the classifier, not only its features. `at_end`: during training, after the last step only.
-    """
-
-    uses_head: ClassVar[bool]
-
-    @property
-    def at_end(self) -> bool:
-        """Whether it is no use, or too slow, in the middle."""
-        ...
+    """An evaluation: these two methods, and of two attributes what is not as `is_at_end` and `uses_head` say."""
 
     def check(self, data: Dataset) -> None:
         """Look at the data before a long run starts.
@@ -99,6 +92,55 @@ class Eval(Protocol):
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """Metric names `split/metric` and values; accuracies are fractions. Equal on every process."""
         ...
+
+
+def checked_eval(name: str, evaluation: object) -> Eval:
+    """What a `_target_` of evals built, if it is an evaluation.
+
+    Raises:
+        ValueError: it lacks a method of `Eval`.
+    """
+    wanted = {"check": "check(data)", "run": "run(predict)"}
+    missing = [call for method, call in wanted.items() if not callable(getattr(evaluation, method, None))]
+    if missing or isinstance(evaluation, type):
+        kind = evaluation.__name__ if isinstance(evaluation, type) else type(evaluation).__name__
+        raise ValueError(
+            f"evals.{name}: {kind} has no {' and no '.join(missing) or 'parameters yet: it is a class'}. An evaluation "
+            "is a class with check(data) and run(predict), which yields (name, value), as 'val/top1', 0.5"
+        )
+    return cast("Eval", evaluation)
+
+
+def is_at_end(evaluation: Eval) -> bool:
+    """Whether it is no use, or too slow, in the middle of training: its `at_end`, false unless it says so."""
+    return bool(getattr(evaluation, "at_end", False))
+
+
+def uses_head(evaluation: Eval) -> bool:
+    """Whether it judges the classifier, not only its features: its `uses_head`, true unless it says otherwise."""
+    return bool(getattr(evaluation, "uses_head", True))
+
+
+def metrics_of(name: str, evaluation: Eval, predict: Predict) -> dict[str, float]:
+    """Run an evaluation: its figures by name.
+
+    Raises:
+        ValueError: what it yields is no pair of a name and a number, or a name of training's or the log's own.
+    """
+    metrics: dict[str, float] = {}
+    for pair in evaluation.run(predict) or ():
+        try:
+            metric, value = pair
+            metrics[metric] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"evals.{name} yields {pair!r}, which is no pair of a name and a number, as 'val/top1', 0.5"
+            ) from error
+        if not isinstance(metric, str) or metric in ("step", "epoch") or metric.startswith("train/"):
+            raise ValueError(
+                f"evals.{name} calls a figure {metric!r}: name it <split>/<metric>, as 'val/top1'"
+            )
+    return metrics
 
 
 def eval_splits(data: Dataset) -> list[str]:

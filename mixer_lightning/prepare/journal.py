@@ -15,7 +15,7 @@ from typing import Any
 from mixer_lightning import results
 from mixer_lightning.files import write_text
 from mixer_lightning.prepare.options import Options
-from mixer_lightning.prepare.readers import Cursor, Source
+from mixer_lightning.prepare.readers import LABELS, Cursor, Source
 
 
 @dataclass(kw_only=True)
@@ -57,8 +57,10 @@ def refuse_differences(
     """
     changes = results.differing_keys(options, now.record())
     lines = [f"  {key}: {before!r} there, {after!r} here" for key, before, after in changes]
-    if not changes and source is not None and fingerprint != source.fingerprint:
-        before, after = set(fingerprint), set(source.fingerprint)
+    before, after = set(fingerprint), set(source.fingerprint if source is not None else fingerprint)
+    if not any(f": {LABELS} " in each for each in before):
+        after = {each for each in after if f": {LABELS} " not in each}
+    if not changes and before != after:
         lines = [
             f"  source: {'; '.join(sorted(before - after))} there, {'; '.join(sorted(after - before))} here"
         ]

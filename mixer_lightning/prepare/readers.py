@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mixer_lightning.data.identity import identity
 from mixer_lightning.data.sources import Dataset, Images, Stored
+from mixer_lightning.data.sources.folder import FolderImages
 from mixer_lightning.data.sources.names import stem, suffix_of
+from mixer_lightning.files import readable
 from mixer_lightning.prepare.options import Options
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
 
 PROBED_IMAGES = 256  # whose sizes give the estimate for all
+LABELS = (
+    "labels"  # in a fingerprint, after the split: a sum over keys and labels, which earlier versions left out
+)
 LABELS_PER_CALL = 4096  # asked of a data set at once
 
 Cursor = tuple[int, int]  # part of the source, sample in it
@@ -50,7 +56,8 @@ class Source:
     """The samples of a data set in the order of one pass.
 
     `samples(cursor)` goes on where the sample before ended. `unknown_classes` names classes that the list of classes
-    lacks, as far as they were met: their images are left out. `wnids[label]` is a WordNet id, where classes have one.
+    lacks, as far as they were met: their images are left out. `left_out` are (split, path) of files that are not images
+    by their ending, and complete at the end of a pass. `wnids[label]` is a WordNet id, where classes have one.
     """
 
     name: str
@@ -64,6 +71,7 @@ class Source:
     wnids: list[str] | None = None
     val_share: float = 0.0  # of train to hold out, unless the user says otherwise
     unknown_classes: set[str] = field(default_factory=set)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 def selected_splits(available: Iterable[str], options: Options) -> list[str]:
@@ -101,9 +109,16 @@ def read_dataset(data: Dataset, options: Options) -> Source:
         fingerprint=[
             _digest(data.classes),
             *(f"{split}: {len(images)} {_digest(_identity(images))}" for split, images in splits.items()),
+            *(f"{split}: {LABELS} {identity(images)['labelled']}" for split, images in splits.items()),
         ],
         total=sum(map(len, splits.values())),
         samples=partial(_samples, splits),
+        left_out=[
+            (split, readable(path))
+            for split, images in splits.items()
+            if isinstance(images, FolderImages)
+            for path in images.left_out
+        ],
     )
 
 

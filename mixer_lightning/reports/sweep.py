@@ -2,101 +2,131 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.files import write_text
-from mixer_lightning.screen import Screen
+from mixer_lightning.screen import Screen, format_metric
 
 TABLE = "sweep.csv"
 
 
-def summarise(run_dirs: Sequence[Path]) -> int:
-    """Print the table of these runs and write it beside them; 1 if some run has no result, else 0."""
-    found = [(run_dir, results.read_result(run_dir)) for run_dir in run_dirs]
-    done = [(run_dir, result) for run_dir, result in found if result is not None]
-    missing = [run_dir for run_dir, result in found if result is None]
+class SweptRun(NamedTuple):
+    """A finished run of a sweep: what was varied, by key, and its final metrics."""
+
+    varied: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+
+def summarise(runs: Mapping[Path, Mapping[str, Any]]) -> int:
+    """Print the table of these runs and write it beside them; 1 if some run has no result, else 0.
+
+    `runs` are run directories, each with what the sweep varied there: the value of every key, the seed among them.
+    """
     screen = Screen()
+    found = {run_dir: results.read_result(run_dir) for run_dir in runs}
+    done = [SweptRun(runs[run_dir], result["metrics"]) for run_dir, result in found.items() if result]
+    common = [name for name in done[0].metrics if all(name in run.metrics for run in done)] if done else []
+    metric = results.main_metric(common)
+    if metric is None and not any(results.main_metric(run.metrics) for run in done):
+        metric = next((name for name in ("train/top1", "train/loss") if name in common), None)
+    if metric is not None:
+        rows = table(done, metric)
+        screen.say(_title(metric))
+        screen.table("", list(rows[0]), [_cells(row, metric) for row in rows])
+        _write(screen, runs, rows)
+    elif done:
+        screen.say("in the order of the runs, whose evaluations have no metric in common")
+        _write(screen, runs, _show_each(screen, done))
+    return _name_missing(screen, found)
+
+
+def summarise_evaluations(runs: Mapping[Path, Mapping[str, Any]]) -> int:
+    """The same for directories of evaluations: a row for each, with all of its metrics."""
+    screen = Screen()
+    found = {run_dir: results.read_evaluation(run_dir) for run_dir in runs}
+    done = [SweptRun(runs[run_dir], record["metrics"]) for run_dir, record in found.items() if record]
     if done:
-        metric = main_metric([result["metrics"] for _, result in done])
-        rows = table([result for _, result in done], metric)
-        folder = Path(*_common([run_dir.parts for run_dir in run_dirs]))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(folder / TABLE, text.getvalue())
-        shown = [
-            {
-                **row,
-                "mean": f"{100 * row['mean']:.2f} %",
-                "std": "" if row["std"] is None else f"{100 * row['std']:.2f}",
-            }
-            for row in rows
-        ]
-        screen.table(
-            f"{metric}, best first", list(rows[0]), [[str(v) for v in row.values()] for row in shown]
-        )
-        screen.say(f"written to {folder / TABLE}")
+        _write(screen, runs, _show_each(screen, done))
+    return _name_missing(screen, found)
+
+
+def table(runs: Sequence[SweptRun], metric: str) -> list[dict[str, Any]]:
+    """Rows {varied keys..., seeds, mean, std}, the best mean first; std over seeds, None for one.
+
+    A seed counts once, however often it was run; a mean that is not finite stands last.
+    """
+    groups: dict[tuple[str, ...], dict[Any, float]] = {}
+    keys = list(dict.fromkeys(key for run in runs for key in run.varied if key != "seed"))
+    for run in runs:
+        setting = tuple(str(run.varied.get(key)) for key in keys)
+        groups.setdefault(setting, {}).setdefault(run.varied.get("seed"), run.metrics[metric])
+    rows: list[dict[str, Any]] = []
+    for setting, by_seed in groups.items():
+        values = list(by_seed.values())
+        several = len(values) > 1 and all(map(math.isfinite, values))
+        figures = {
+            "seeds": len(values),
+            "mean": statistics.fmean(values),
+            "std": statistics.stdev(values) if several else None,
+        }
+        rows.append({**dict(zip(keys, setting, strict=True)), **figures})
+    sign = 1 if results.is_better_lower(metric) else -1
+    return sorted(rows, key=lambda row: (not math.isfinite(row["mean"]), sign * row["mean"]))
+
+
+def _title(metric: str) -> str:
+    if metric.startswith("train/"):
+        order = "lowest first" if results.is_better_lower(metric) else "highest first"
+        return f"{metric}, {order}: of training, since the recipe asks for no evaluation"
+    return f"{metric}, best first"
+
+
+def _cells(row: Mapping[str, Any], metric: str) -> list[str]:
+    """A row as the screen shows it."""
+    std = "" if row["std"] is None else format_metric(metric, row["std"]).removesuffix(" %")
+    return [str(v) for v in ({**row, "mean": format_metric(metric, row["mean"]), "std": std}).values()]
+
+
+def _show_each(screen: Screen, runs: Sequence[SweptRun]) -> list[dict[str, Any]]:
+    """Print a row for every run: what was varied, and the metrics of its evaluations; the rows."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.varied))
+    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+    names = [name for name in metrics if not name.startswith("train/")]
+    rows: list[dict[str, Any]] = [
+        {key: str(run.varied.get(key)) for key in keys} | {name: run.metrics.get(name) for name in names}
+        for run in runs
+    ]
+    shown = [
+        [*(row[key] for key in keys)]
+        + ["" if row[name] is None else format_metric(name, row[name]) for name in names]
+        for row in rows
+    ]
+    screen.table("", [*keys, *names], shown)
+    return rows
+
+
+def _write(screen: Screen, runs: Mapping[Path, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    path = _common_folder(list(runs)) / TABLE
+    results.write_rows(path, rows)
+    screen.say(f"written to {path}")
+
+
+def _name_missing(screen: Screen, found: Mapping[Path, object]) -> int:
+    missing = [run_dir for run_dir, record in found.items() if record is None]
     for run_dir in missing:
         screen.say(f"no result: {run_dir}")
     return 1 if missing else 0
 
 
-def main_metric(metrics: Sequence[dict[str, float]]) -> str:
-    """The metric that a sweep is sorted by: validation top-1, else test top-1, else training top-1."""
-    names = set.intersection(*(set(m) for m in metrics))
-    return next(name for name in ("val/top1", "test/top1", "train/top1") if name in names)
-
-
-def table(found: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """Rows {varied keys..., seeds, mean, std}, sorted by mean, highest first; std over seeds, None for one."""
-    recipes = _settings([result["recipe"] for result in found])
-    varied = [
-        key
-        for key in dict.fromkeys(key for recipe in recipes for key in recipe)
-        if len({repr(recipe.get(key)) for recipe in recipes}) > 1
-    ]
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for recipe, result in zip(recipes, found, strict=True):
-        setting = tuple(str(recipe.get(key)) for key in varied)
-        groups.setdefault(setting, []).append(result["metrics"][metric])
-    rows: list[dict[str, Any]] = [
-        {
-            **dict(zip(varied, setting, strict=True)),
-            "seeds": len(values),
-            "mean": statistics.fmean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-        }
-        for setting, values in groups.items()
-    ]
-    return sorted(rows, key=lambda row: -row["mean"])
-
-
-def _settings(recipes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a user may have varied, flat, without the seed; a part taken from different files goes by their names."""
-    names = {group for recipe in recipes for group in recipe["choices"]}
-    named = {group for group in names if len({recipe["choices"].get(group) for recipe in recipes}) > 1}
-    dropped = (*(f"{group}." for group in named), "trainer.", "logger.")
-    settings = []
-    for recipe in recipes:
-        flat = results.flatten({k: v for k, v in recipe.items() if k not in ("seed", "choices")})
-        kept = {key: value for key, value in flat.items() if not key.startswith(dropped)}
-        chosen = {group: recipe["choices"].get(group) for group in sorted(named - {*results.GLOBAL_GROUPS})}
-        settings.append(chosen | kept)
-    return settings
-
-
-def _common(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """Leading parts that all paths share, without the last part of any."""
+def _common_folder(run_dirs: Sequence[Path]) -> Path:
+    """The deepest folder that holds all these directories."""
     shared = []
-    for parts in zip(*(path[:-1] for path in paths), strict=False):
+    for parts in zip(*(run_dir.parts[:-1] for run_dir in run_dirs), strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    return shared
+    return Path(*shared)

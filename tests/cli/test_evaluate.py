@@ -16,12 +16,12 @@ from PIL import Image
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
-from mixer_lightning.cli.evaluate import summarise
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.from_checkpoint import label_of
 from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import EvaluationRecipe
 from mixer_lightning.engine.run import evaluate, refuse_another_evaluation, train
+from mixer_lightning.reports.sweep import summarise_evaluations
 from mixer_lightning.results import read_evaluation
 
 TRAINED = (
@@ -129,7 +129,7 @@ def test_the_recipe_of_the_run_is_taken_and_the_command_line_has_the_last_word(r
     )
     assert elsewhere.image_size == 8
     anew = composed(given(run_dir), "augment=transfer")
-    assert (anew.augment["eval_interpolation"], anew.augment["eval_crop"]) == ("bilinear", 0.875)
+    assert (anew.augment["eval_interpolation"], anew.augment["eval_crop"]) == ("area", 0.875)
 
 
 def test_other_files_take_the_customary_views():
@@ -235,11 +235,11 @@ def test_several_evaluations_make_one_table(tmp_path, capsys):
     for name, metrics in (("one", {"val/top1": 0.5}), ("two", {"fewshot/x_5shot": 0.25})):
         (tmp_path / name).mkdir()
         (tmp_path / name / results.EVALUATION).write_text(json.dumps({"metrics": metrics}))
-    assert summarise([tmp_path / "one", tmp_path / "two"]) == 0
+    assert summarise_evaluations({tmp_path / "one": {"k": 1}, tmp_path / "two": {"k": 2}}) == 0
     said = capsys.readouterr().out
     assert "50.00 %" in said
     assert "25.00 %" in said
-    assert summarise([tmp_path / "one", tmp_path / "three"]) == 1
+    assert summarise_evaluations({tmp_path / "one": {}, tmp_path / "three": {}}) == 1
 
 
 # ------------------------------------------------------------------------------------------- as a program

@@ -14,100 +14,185 @@ import pytest
 
 from conftest import TINY
 from mixer_lightning import results
-from mixer_lightning.reports.sweep import main_metric, summarise, table
+from mixer_lightning.config.compose import Job, compose
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.reports.sweep import SweptRun, summarise, table
 
 
-def result(
-    value: float,
-    *,
-    seed: int = 0,
-    lr: float = 0.1,
-    model: str = "mixer_s16",
-    depth: int = 8,
-    metric: str = "test/top1",
-) -> dict[str, Any]:
-    """A result.json, as far as the table looks."""
-    recipe = {
-        "image_size": 8,
-        "seed": seed,
-        "model": {"_target_": "x", "depth": depth, "dim": {"mixer_s16": 512}.get(model, 256)},
-        "data": {"_target_": "y"},
-        "optimizer": {"lr": lr},
-        "choices": {"model": model, "data": "digits", "optimizer": "adamw"},
-    }
-    return {"recipe": recipe, "metrics": {metric: value, "train/top1": 1.0}}
+def run_of(value: float, *, metric: str = "test/top1", **varied: Any) -> SweptRun:
+    """A finished run of a sweep."""
+    return SweptRun(varied, {"train/top1": 1.0, metric: value})
 
 
 def test_mean_and_deviation_over_seeds_best_first():
     found = [
-        result(0.50, lr=0.1, seed=0),
-        result(0.70, lr=0.1, seed=1),
-        result(0.90, lr=0.2, seed=0),
-        result(0.94, lr=0.2, seed=1),
-        result(0.98, lr=0.2, seed=2),
+        run_of(0.50, lr=0.1, seed=0),
+        run_of(0.70, lr=0.1, seed=1),
+        run_of(0.90, lr=0.2, seed=0),
+        run_of(0.94, lr=0.2, seed=1),
+        run_of(0.98, lr=0.2, seed=2),
     ]
     rows = table(found, "test/top1")
-    assert [{key: row[key] for key in ("optimizer.lr", "seeds")} for row in rows] == [
-        {"optimizer.lr": "0.2", "seeds": 3},
-        {"optimizer.lr": "0.1", "seeds": 2},
+    assert [{key: row[key] for key in ("lr", "seeds")} for row in rows] == [
+        {"lr": "0.2", "seeds": 3},
+        {"lr": "0.1", "seeds": 2},
     ]
     assert [row["mean"] for row in rows] == pytest.approx([0.94, 0.60])
     # by hand: sqrt((.04^2 + 0 + .04^2) / 2) = .04 and sqrt((.1^2 + .1^2) / 1) = .1 sqrt 2
     assert [row["std"] for row in rows] == pytest.approx([0.04, 0.1 * 2**0.5])
-    assert all(set(row) == {"optimizer.lr", "seeds", "mean", "std"} for row in rows)
+    assert all(set(row) == {"lr", "seeds", "mean", "std"} for row in rows)
 
 
 def test_one_seed_has_no_deviation():
-    assert table([result(0.5)], "test/top1") == [{"seeds": 1, "mean": 0.5, "std": None}]
+    assert table([run_of(0.5)], "test/top1") == [{"seeds": 1, "mean": 0.5, "std": None}]
 
 
-def test_a_varied_model_is_one_column():
-    rows = table([result(0.5), result(0.6, model="convmixer_256_8")], "test/top1")
-    assert [(row["model"], row["mean"]) for row in rows] == [("convmixer_256_8", 0.6), ("mixer_s16", 0.5)]
-    assert not [key for row in rows for key in row if key.startswith("model.")]
+def test_a_seed_counts_once():
+    """hydra.sweep.subdir by number gives seed=0,0,1 three directories, and two seeds."""
+    rows = table([run_of(0.5, seed=0), run_of(0.5, seed=0), run_of(0.7, seed=1)], "test/top1")
+    assert [(row["seeds"], row["mean"]) for row in rows] == [(2, pytest.approx(0.6))]
 
 
-def test_what_varies_inside_a_part_is_a_setting_too():
-    rows = table([result(0.5, depth=2), result(0.7, depth=4)], "test/top1")
-    assert [(row["model.depth"], row["seeds"], row["mean"]) for row in rows] == [("4", 1, 0.7), ("2", 1, 0.5)]
+def test_of_a_loss_less_is_better_and_what_is_not_finite_stands_last():
+    for metric, order in (("val/loss", ["2", "1", "3"]), ("val/f1", ["1", "2", "3"])):
+        found = [run_of(0.9, k=1, metric=metric), run_of(0.2, k=2, metric=metric)]
+        rows = table([run_of(float("nan"), k=3, metric=metric), *found], metric)
+        assert [row["k"] for row in rows] == order
 
 
 @pytest.mark.parametrize(
-    ("metrics", "expected"),
+    ("names", "expected"),
     [
-        ([{"val/top1": 1, "test/top1": 1, "train/top1": 1}], "val/top1"),
-        ([{"test/top1": 1, "train/top1": 1}], "test/top1"),
-        ([{"val/top1": 1, "train/top1": 1}, {"test/top1": 1, "train/top1": 1}], "train/top1"),
+        (["train/top1", "test/top1", "val/loss", "val/top1"], "val/top1"),
+        (["train/top1", "test/top5", "test/top1"], "test/top1"),
+        (["train/loss", "train/top1", "val/loss", "fewshot/digits_5shot"], "fewshot/digits_5shot"),
+        (["train/top1", "val/rmse"], "val/rmse"),
+        (["train/loss", "train/top1"], None),
     ],
 )
-def test_the_metric_that_sorts(metrics, expected):
-    assert main_metric(metrics) == expected
+def test_the_metric_that_sorts(names, expected):
+    assert results.main_metric(names) == expected
 
 
-def test_the_numbers_of_a_data_set_are_no_column_of_their_own():
-    found = [result(0.5), result(0.7)]
-    for one, data in zip(found, ("digits", "cifar10"), strict=True):
-        one["recipe"]["choices"] |= {"data": data, "scratch": data}
-    assert [set(row) for row in table(found, "test/top1")] == [{"data", "seeds", "mean", "std"}] * 2
+def finished(folder: Path, name: str, metrics: dict[str, float]) -> Path:
+    run_dir = folder / name
+    run_dir.mkdir()
+    results.write_result(run_dir, {"metrics": metrics})
+    return run_dir
+
+
+def test_a_sweep_is_ranked_by_the_evaluation_that_was_asked_for(tmp_path, capsys):
+    """Training top-1 says the opposite."""
+    one = finished(tmp_path, "one", {"train/top1": 0.9, "fewshot/digits_5shot": 0.2})
+    two = finished(tmp_path, "two", {"train/top1": 0.1, "fewshot/digits_5shot": 0.6})
+    assert summarise({one: {"lr": 1}, two: {"lr": 2}}) == 0
+    said = capsys.readouterr().out
+    assert "fewshot/digits_5shot, best first" in said
+    assert [row["lr"] for row in csv.DictReader((tmp_path / "sweep.csv").open())] == ["2", "1"]
+
+
+def test_a_training_metric_is_called_one(tmp_path, capsys):
+    runs = {finished(tmp_path, str(k), {"train/loss": 1.0, "train/top1": k / 9}): {"k": k} for k in (1, 2)}
+    summarise(runs)
+    said = capsys.readouterr().out
+    assert "train/top1, highest first: of training, since the recipe asks for no evaluation" in said
+    assert "best" not in said
+
+
+def test_without_a_metric_in_common_nothing_is_ranked(tmp_path, capsys):
+    one = finished(tmp_path, "one", {"train/top1": 0.1, "fewshot/a_5shot": 0.2})
+    two = finished(tmp_path, "two", {"train/top1": 0.9, "fewshot/b_5shot": 0.6})
+    summarise({one: {"data": "a"}, two: {"data": "b"}})
+    said = capsys.readouterr().out
+    assert "no metric in common" in said
+    assert "20.00 %" in said
+    assert "60.00 %" in said
+    assert "train/top1" not in said
 
 
 def test_runs_without_a_result_are_named(tmp_path, capsys):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    results.write_result(tmp_path / "a", result(0.5))
-    assert summarise([tmp_path / "a", tmp_path / "b"]) == 1
+    runs: dict[Path, dict[str, Any]] = {finished(tmp_path, "a", {"val/top1": 0.5}): {}, tmp_path / "b": {}}
+    assert summarise(runs) == 1
     said = capsys.readouterr().out
     assert f"no result: {tmp_path / 'b'}" in said
     assert (tmp_path / "sweep.csv").exists()
-    results.write_result(tmp_path / "b", result(0.7))
-    assert summarise([tmp_path / "a", tmp_path / "b"]) == 0
+    finished(tmp_path, "b", {"val/top1": 0.7})
+    assert summarise(runs) == 0
     assert "no result" not in capsys.readouterr().out
 
 
 def test_no_run_has_a_result(tmp_path, capsys):
     (tmp_path / "a").mkdir()
-    assert summarise([tmp_path / "a"]) == 1
+    assert summarise({tmp_path / "a": {}}) == 1
     assert "no result" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------- the jobs of a command line
+
+
+def jobs_of(*words: str) -> list[Job[Recipe]]:
+    jobs, messages, _ = compose("train", ["name=s", "model=mixer_digits", *words], multirun=True)
+    assert messages == []
+    return jobs
+
+
+def test_what_a_sweep_varies_is_known_whatever_it_is():
+    """The machine's keys, and a key inside of a part whose file is varied too."""
+    jobs = jobs_of(
+        "trainer.precision=32-true,bf16-mixed", "optimizer=adamw,sgd", "optimizer.lr=0.1,1e-2", "seed=3,4"
+    )
+    assert len(jobs) == 16
+    seen = [tuple(job.varied.values()) for job in jobs]
+    assert sorted(set(seen)) == sorted(
+        (precision, optimizer, lr, seed)
+        for precision in ("32-true", "bf16-mixed")
+        for optimizer in ("adamw", "sgd")
+        for lr in (0.1, 0.01)
+        for seed in (3, 4)
+    )
+    assert list(jobs[0].varied) == ["trainer.precision", "optimizer", "optimizer.lr", "seed"]
+
+
+def test_a_job_that_is_asked_for_twice_is_one_job():
+    assert [job.recipe.seed for job in jobs_of("seed=0,0,1")] == [0, 1]
+
+
+def test_two_jobs_never_share_a_directory():
+    words = ["name=s", "model=mixer_digits", "hydra.sweep.subdir=x", "seed=0,1"]
+    _, messages, _ = compose("train", words, multirun=True)
+    assert len(messages) == 1
+    assert "would share runs/s/x (they differ in seed)" in messages[0]
+    assert len(jobs_of("hydra.sweep.subdir=${hydra.job.num}", "seed=0,1")) == 2  # what the message advises
+
+
+def test_a_swept_path_is_one_name():
+    jobs = jobs_of("data=folder", "data.root=/tmp/a,../b")
+    assert [str(job.run_dir) for job in jobs] == [
+        f"runs/s/mixer_digits-folder-seed0-data.root={name}" for name in ("_tmp_a", ".._b")
+    ]
+    deep = "/".join(["very"] * 100)
+    first, second = jobs_of("data=folder", f"data.root=/{deep}/a,/other/{deep}/a")
+    assert max(len(job.run_dir.name) for job in (first, second)) < 255
+    assert first.run_dir != second.run_dir
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            "runs/a-optimizer.lr=0.1,runs/a-optimizer.lr=0.2",
+            ["runs/a-optimizer.lr=0.1", "runs/a-optimizer.lr=0.2"],
+        ),
+        ("runs/a b=1, runs/c", ["runs/a b=1", "runs/c"]),
+        ("runs/x-mean=[0.5, 0.5],runs/y", ["runs/x-mean=[0.5, 0.5]", "runs/y"]),
+        ("'runs/a,b',runs/c=1", ["runs/a,b", "runs/c=1"]),
+        (r"runs/a\,b=1,runs/c", ["runs/a,b=1", "runs/c"]),
+        ("runs/it's=1,runs/b", ["runs/it's=1", "runs/b"]),
+        ("runs/a=1", ["runs/a=1"]),
+    ],
+)
+def test_a_sweep_over_run_directories_splits_at_its_commas(value, expected):
+    assert [job.recipe.checkpoint for job in jobs_of(f"checkpoint={value}")] == expected
 
 
 def directories(folder: Path) -> set[str]:

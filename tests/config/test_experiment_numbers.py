@@ -263,7 +263,8 @@ class TestEveryExperiment:
         # A data set's customary values are composed after conf/augment: a paper's own must be said again.
         chosen = choices(name)
         augment = yaml.safe_load((CONF / "augment" / f"{chosen['augment']}.yaml").read_text())
-        customary = yaml.safe_load((CONF / "data" / f"{chosen['data']}.yaml").read_text()).get("augment", {})
+        path = CONF / "scratch" / f"{chosen['data']}.yaml"
+        customary = yaml.safe_load(path.read_text()).get("augment", {})
         changed = {key for key, value in customary.items() if augment[key] != value}
         assert changed <= set(load(name).get("augment", {}))
 

@@ -127,10 +127,14 @@ def test_what_a_checkpoint_implies_stands_above_files_and_below_the_command_line
 
 
 def test_a_wrong_value_of_a_checkpoint_is_not_blamed_on_a_file(tmp_path: Path) -> None:
-    (tmp_path / "x.pth").touch()
-    (tmp_path / "x.pth.json").write_text(json.dumps({"model": "mixer_s16", "image_size": "large"}))
+    save_timm(create_model("mixer_digits"), tmp_path / "x.pth")
+    (tmp_path / "x.pth.json").write_text(json.dumps({"model": "mixer_digits", "image_size": "large"}))
     (message,) = compose("finetune", [f"checkpoint={tmp_path / 'x.pth'}"]).messages
-    assert message == "'image_size' takes int, found 'large'  (of the checkpoint)"
+    assert "x.pth.json: 'image_size' must be a whole number of pixels up to 16,384, found 'large'" in message
+    recipe = {"model": {}, "image_size": 32, "augment": {"mean": "grey"}, "choices": {"model": "mixer_s16"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (message,) = compose("finetune", [f"checkpoint={tmp_path}"]).messages
+    assert message == "'augment.mean' takes list[float], found 'grey'  (of the checkpoint)"
 
 
 @pytest.mark.parametrize(
@@ -155,13 +159,14 @@ def test_data_that_is_no_choice_any_more_is_not_taken(tmp_path: Path) -> None:
 
 def test_the_file_beside_an_export_goes_before_the_weights_name(tmp_path: Path) -> None:
     view = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "eval_crop": 0.9, "eval_resize": "square"}
-    said = {"model": "mixer_s16", "image_size": 32, "classes": ["a", "b"], **view}
+    said = {"model": "mixer_digits", "image_size": 8, "classes": ["a", "b"], **view}
+    save_timm(create_model("mixer_digits", num_classes=2), tmp_path / "convmixer_768_32.pth")
     (tmp_path / "convmixer_768_32.pth.json").write_text(json.dumps(said))
     word = f"checkpoint={tmp_path / 'convmixer_768_32.pth'}"
     found = from_checkpoint(word)
     assert found == (
-        {"model": "mixer_s16"},
-        {"image_size": 32, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1.0, 2.0, 3.0]},
+        {"model": "mixer_digits"},
+        {"image_size": 8, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1.0, 2.0, 3.0]},
     )
     judged = for_evaluation(word)
     assert judged.choices == found.choices
@@ -187,7 +192,8 @@ def test_tensors_tell_where_the_name_says_nothing(tmp_path: Path, name: str) -> 
     assert list(found.values["augment.mean"]) == mean
     assert from_checkpoint(word, "model=mixer_b16").values == GOOGLES
     (tmp_path / "weights.safetensors").write_bytes(b"no weights")
-    assert from_checkpoint(word) == NOTHING
+    with pytest.raises(ValueError, match=r"weights\.safetensors is not a readable safetensors file"):
+        from_checkpoint(word)
 
 
 def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> None:
@@ -234,7 +240,7 @@ def test_nothing_follows_from_no_checkpoint() -> None:
 
 def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     both = "checkpoint=Mixer-B_16.npz,timm:convmixer_768_32.in1k"
-    message = r"another (augment\.\w+, )+model: start one program for each"
+    message = r"another (augment\.\w+, )+(model|augment\.\w+ and more): start one program for each"
     for find in (from_checkpoint, for_evaluation):
         with pytest.raises(ValueError, match=message):
             find(both)
@@ -245,7 +251,8 @@ def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     assert from_checkpoint("checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'").choices == {"model": "mixer_b16"}
     found = for_evaluation("checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz")
     name = "evaluate/Mixer-B_16-and-1-more-accuracy"
-    crop = {"eval_crop": 0.875, "eval_resize": "short_side", "eval_interpolation": "bilinear"}
+    crop = {"eval_crop": 0.875, "eval_resize": "short_side", "eval_interpolation": "area"}
+    crop |= {"eval_rounding": "big_vision"}
     crops = {f"augment.{key}": value for key, value in crop.items()}
     assert found == ({"model": "mixer_b16"}, {"name": name, **GOOGLES, **crops})
 
@@ -256,7 +263,7 @@ def test_evaluation_sees_images_as_the_published_weights_were_evaluated() -> Non
     for checkpoint in ("Mixer-B_16.npz", "convmixer_768_32.pth"):
         augment = compose_one("evaluate", [f"checkpoint={checkpoint}"]).augment
         found[checkpoint] = [augment[key] for key in ("eval_crop", "eval_resize", "eval_interpolation")]
-    assert found["Mixer-B_16.npz"] == [0.875, "short_side", "bilinear"]
+    assert found["Mixer-B_16.npz"] == [0.875, "short_side", "area"]
     assert found["convmixer_768_32.pth"] == [0.96, "short_side", "bicubic"]
     stated = compose_one("evaluate", ["checkpoint=convmixer_768_32.pth", "augment.eval_crop=1.0"]).augment
     assert (stated["eval_crop"], stated["eval_interpolation"]) == (1.0, "bicubic")

@@ -1,8 +1,10 @@
-"""Crops are Pillow's crop, resize and crop, of one image and of a batch."""
+"""Crops are Pillow's crop, resize and crop, of one image and of a batch; TensorFlow's filters are as defined."""
 
 from __future__ import annotations
 
 import functools
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixer_lightning.data.crops import FILTERS, Crops, crop_batch, crop_one, weights
+from mixer_lightning.data.transforms import Augment
 
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
 }
 
 
@@ -46,15 +48,38 @@ def one_crop(*, box: tuple[int, int, int, int], to: tuple[int, int], at=(0, 0), 
     return Crops(**{name: np.array([number]) for name, number in zip(names, numbers, strict=True)})
 
 
+def matrix_of(filter: str, length: int, to_length: int) -> np.ndarray:
+    """Weights [to_length, length] of one of TensorFlow's filters, by its definition."""
+    scale, j = length / to_length, np.arange(to_length)
+    if filter == "area":
+        i, begin = np.arange(length), j[:, None] * scale
+        return np.maximum(0, np.minimum(i + 1, begin + scale) - np.maximum(i, begin)) / scale
+    matrix = np.zeros((to_length, length))
+    position = (j + 0.5) * scale - 0.5
+    low = np.floor(position).astype(int)
+    for i, weight in ((low, low + 1 - position), (low + 1, position - low)):
+        matrix[j, np.clip(i, 0, length - 1)] += weight
+    return matrix
+
+
+def resized(pixels: np.ndarray, width: int, height: int, filter: str, *, passes: int) -> Image.Image:
+    """Pixels [H, W, 3] at another size. Newer Pillow chooses which axis comes first; in 2 passes it is the width."""
+    if filter in PILLOW:
+        image = Image.fromarray(pixels)
+        if passes == 2:
+            image = image.resize((width, len(pixels)), PILLOW[filter])
+        return image.resize((width, height), PILLOW[filter])
+    down, across = matrix_of(filter, len(pixels), height), matrix_of(filter, pixels.shape[1], width)
+    values = np.einsum("yh,hwc,xw->yxc", down, pixels.astype(float), across, optimize=True)
+    return Image.fromarray(np.floor(values + 1e-6).astype(np.uint8))
+
+
 def by_pillow(pixels: np.ndarray, crops: Crops, i: int, size: int, *, passes: int) -> torch.Tensor:
-    """View i of pixels [H, W, 3]. Newer Pillow chooses which axis it resizes first; in 2 passes it is the width."""
+    """View i of pixels [H, W, 3]."""
     values = {name: int(numbers[i]) for name, numbers in vars(crops).items()}
     left, top, width, height = (values[name] for name in ("left", "top", "width", "height"))
-    mode = PILLOW[FILTERS[values["filter"]]]
-    image = Image.fromarray(pixels).crop((left, top, left + width, top + height))
-    if passes == 2:
-        image = image.resize((values["to_width"], height), mode)
-    image = image.resize((values["to_width"], values["to_height"]), mode)
+    box = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    image = resized(box, values["to_width"], values["to_height"], FILTERS[values["filter"]], passes=passes)
     x, y = values["x"], values["y"]
     return torch.from_numpy(np.array(image.crop((x, y, x + size, y + size)))).permute(
         2, 0, 1
@@ -335,3 +360,47 @@ def test_the_networks_precision_is_left_alone_and_has_no_say():
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(seen, expected)
+
+
+# ---- images so long that their resized box would fill the memory
+
+
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic", "area"])
+@pytest.mark.parametrize(
+    ("width", "height"), [(2000, 1), (1, 3000), (900, 7), (3, 400), (40, 1500), (1500, 40)]
+)
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0])
+def test_only_what_is_seen_is_resized_and_it_is_the_same(monkeypatch, filter, width, height, shift):
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+    augment = Augment(eval_crop=0.875, eval_interpolation=filter)
+    crop = augment.eval_crops(np.array([width]), np.array([height]), 32)
+    crop = replace(
+        crop,
+        x=np.floor(shift * (crop.to_width - 32)).astype(np.int64),
+        y=np.floor(shift * (crop.to_height - 32)).astype(np.int64),
+    )
+    whole = crop_one(image, crop, 0, 32)
+    monkeypatch.setattr("mixer_lightning.data.crops.MAX_RESIZED_PIXELS", 0)
+    seen = crop_one(image, crop, 0, 32)
+    assert (seen.int() - whole.int()).abs().max() <= 2  # torch's weights for bytes are in fixed point
+    assert (seen != whole).float().mean() < 0.15
+
+
+@pytest.mark.parametrize(
+    "augment", [Augment(), Augment(crop="resize_random"), Augment(crop="pad", crop_padding=4)]
+)
+def test_an_image_of_one_row_costs_no_gigabytes(augment):
+    """Its box at 224 px is 20,000 * 224 pixels wide: 3 GB as grey levels, 12 in float32."""
+    values = np.repeat(np.arange(20_000, dtype=np.int64)[None, None] // 80, 3, axis=0).astype(np.uint8)
+    image = torch.from_numpy(values)  # [3, 1, 20000]
+    width, height = np.array([20_000]), np.array([1])
+    crop = (
+        augment.eval_crops(width, height, 224)
+        if augment.crop == "none"
+        else augment.train_crops(np.array([7], dtype=np.uint64), width, height, 224)
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = crop_one(image, crop, 0, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+    middle = int(crop.x[0] + 112) // 224  # one pixel of the image is a square of 224 of the box
+    assert abs(int(found[0, 112, 112]) - int(values[0, 0, min(max(middle, 0), 19_999)])) <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,8 +146,16 @@ def test_data_may_move_but_not_become_other_data(tmp_path, capsys):
         assert "on other data: other classes, 'b' there, 'c' here" in capsys.readouterr().out
         assert session("more") == 2
         assert "10 train, 6 val there, 10 train, 8 val here" in capsys.readouterr().out
+    for name, to in (("a", "x"), ("b", "a"), ("x", "b")):  # same classes, counts and, of most, names
+        (tmp_path / "birds/train" / name).rename(tmp_path / "birds/train" / to)
+    assert session("birds") == 2
+    assert "on other data: as many train images as here, but others" in capsys.readouterr().out
     assert session("moved") == 0
     assert (tmp_path / "run" / results.RESULT).exists()
+    assert session("birds") == 2
+    assert "on other data" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "moved")
+    assert session("moved") == 0, "a finished run outlives its data"
 
 
 def test_threads_bad_images_and_sessions_change_nothing(tmp_path, monkeypatch):

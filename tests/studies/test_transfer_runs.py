@@ -22,6 +22,8 @@ def test_a_run_that_saw_the_test_set_chooses_nothing(tmp_path: Path) -> None:
         step.run_dir.mkdir(parents=True)
         results.write_result(step.run_dir, {"metrics": {"val/top1": val}})
     assert best_learning_rate(task, steps) == 0.01  # the smaller of equals
+    results.write_result(steps[0].run_dir, {"metrics": {"val/top1": float("nan")}})
+    assert best_learning_rate(task, steps) == 0.01  # what is not a number chooses nothing
     results.write_result(steps[0].run_dir, {"metrics": {"val/top1": 0.5, "test/top1": 0.9}})
     with pytest.raises(ValueError, match="test set, which chooses nothing"):
         best_learning_rate(task, steps)

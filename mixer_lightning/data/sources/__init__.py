@@ -8,11 +8,10 @@ Legend: N images of a split, B images asked for, L labels an image has at most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -60,6 +59,14 @@ class Stored(Protocol):
         """`stateless_random.hash32` of every image's key, without a number of `names.numbered`, [N]."""
 
 
+@runtime_checkable
+class Marked(Protocol):
+    """What `Images` offer besides that can tell an image from another of the same key without decoding it."""
+
+    def mark(self, index: int) -> int:
+        """A number that hardly any other image has: a checksum, or the size of its file in bytes."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Splits that share one list of classes.
@@ -91,37 +98,3 @@ class Dataset:
                 f"{self.name}: a label changes with a {' or a '.join(self.label_changes_with)}: use "
                 + " ".join(f"augment.{key}={value}" for key, value in wrong.items())
             )
-
-    def record(self) -> dict[str, Any]:
-        """What a run stores about its data, to recognise it wherever it is stored later."""
-        return {
-            "classes": list(self.classes),
-            "images": {name: len(images) for name, images in self.splits.items()},
-        }
-
-    def refuse_another(self, record: Mapping[str, Any], run_dir: Path) -> None:
-        """Check that this is the data of which `run_dir` holds a `record`.
-
-        Raises:
-            ValueError: classes or numbers of images differ.
-        """
-        own, what = self.record(), None
-        before, now = record.get("classes"), own["classes"]
-        if before is not None and before != now:
-            there, here = next(
-                (pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]), (None, None)
-            )
-            what = f"{len(before):,} classes there, {len(now):,} here"
-            if there is not None:
-                what = f"other classes, '{there}' there, '{here}' here"
-        elif (counts := record.get("images")) is not None and counts != own["images"]:
-            what = f"{_counted(counts)} there, {_counted(own['images'])} here"
-        if what is not None:
-            raise ValueError(
-                f"{run_dir} holds a run on other data: {what}.\n"
-                "Give this one a name of its own (name=<word>), or delete that directory."
-            )
-
-
-def _counted(images: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {split}" for split, count in images.items())

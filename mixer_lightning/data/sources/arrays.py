@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,10 @@ class Arrays:
     def key(self, index: int) -> str:
         """The row, in nine digits, so that keys sort as rows do."""
         return f"{self._rows[index]:09}"
+
+    def mark(self, index: int) -> int:
+        """A checksum of the pixels."""
+        return zlib.crc32(self.pixels[index].tobytes())
 
     def name(self, index: int) -> str:
         """Which row of what."""

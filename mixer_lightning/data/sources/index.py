@@ -26,7 +26,8 @@ import numpy.typing as npt
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.locks import log_progress, once_per_machine
 from mixer_lightning.data.sources.remote import File, expand, find
-from mixer_lightning.data.sources.samples import ROW, samples
+from mixer_lightning.data.sources.samples import ROW, Samples, samples
+from mixer_lightning.data.sources.tar import BLOCK
 from mixer_lightning.files import atomic_write, write_text
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,35 @@ def read(folder: Path, split: str, shards: list[tuple[str, int, int]], labels_pe
     """The index of `split` in `folder`.
 
     Raises:
-        ValueError: a file of it is missing, damaged, or of another size than the shards' numbers of images.
+        ValueError: a file of it is missing, damaged, of another size than the shards' numbers of images, or says what
+            cannot be: a negative label, an image beyond the end of its shard.
     """
     count = sum(samples for _, _, samples in shards)
-    rows = _mapped(folder / f"{split}-index.npy", ROW, (count,))
+    path, labels_path = array_paths(folder, split)
+    rows = _mapped(path, ROW, (count,))
+    first = 0
+    for shard, size, num_images in shards:
+        own = rows[first : first + num_images]
+        if len(own) and int((own["block"].astype(np.int64) * BLOCK + own["size"]).max()) > size:
+            raise ValueError(f"{path} is damaged: it has an image beyond the end of {shard}")
+        first += num_images
     if labels_per_image == 1:
+        _refuse_negative(path, rows["label"], 0)
         return Index(rows, None, shards)
-    labels = _mapped(folder / f"{split}-labels.npy", np.dtype("<i4"), (count, labels_per_image))
+    labels = _mapped(labels_path, np.dtype("<i4"), (count, labels_per_image))
+    _refuse_negative(labels_path, labels[:, 0], 0)
+    _refuse_negative(labels_path, labels, -1)
     return Index(rows, labels, shards)
+
+
+def array_paths(folder: Path, split: str) -> tuple[Path, Path]:
+    """The files of an index: its rows, and its labels where images have several."""
+    return folder / f"{split}-index.npy", folder / f"{split}-labels.npy"
+
+
+def _refuse_negative(path: Path, labels: npt.NDArray[np.int32], least: int) -> None:
+    if len(labels) and (found := int(labels.min())) < least:
+        raise ValueError(f"{path} is damaged: it has the label {found}")
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -148,10 +170,10 @@ def build(files: Sequence[File], classes: list[str] | None, *, name: str, store:
     """Read the headers of all shards."""
     labels_of = {each: label for label, each in enumerate(classes or [])}
 
-    def read_headers(file: File) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32], int]:
+    def read_headers(file: File) -> tuple[Samples, int]:
         descriptor = store.open(file)
         try:
-            return *samples(descriptor, labels_of), os.fstat(descriptor).st_size
+            return samples(descriptor, labels_of), os.fstat(descriptor).st_size
         except ValueError as error:
             raise ValueError(f"{name}: {file.address}: {error}") from error
         except OSError as error:
@@ -161,17 +183,26 @@ def build(files: Sequence[File], classes: list[str] | None, *, name: str, store:
 
     with ThreadPoolExecutor(min(NUM_THREADS, store.max_open(files))) as pool:
         parts = list(log_progress(pool.map(read_headers, files), f"{name}: indexed", len(files)))
-    rows = np.concatenate([rows for rows, _, _ in parts])
+    for reason in dict.fromkeys(reason for found, _ in parts for reason in found.left_out):
+        names = [name for found, _ in parts for name in found.left_out.get(reason, ())]
+        log.warning("%s: %s %s are left out, such as %s", name, f"{len(names):,}", reason, names[0])
+    empty = [file.address for file, (found, _) in zip(files, parts, strict=True) if not len(found.rows)]
+    if 0 < len(empty) < len(files):
+        log.warning("%s: %s shards hold no sample, such as %s", name, f"{len(empty):,}", empty[0])
+    rows = np.concatenate([found.rows for found, _ in parts])
     if len(rows) == 0:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         raise ValueError(f"{name}: no samples in {files[0].address}{more}.")
-    width = max(labels.shape[1] for _, labels, _ in parts)
+    width = max(found.labels.shape[1] for found, _ in parts)
     labels = None
     if width > 1:
         labels = np.concatenate(
-            [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for _, part, _ in parts]
+            [
+                np.pad(found.labels, ((0, 0), (0, width - found.labels.shape[1])), constant_values=-1)
+                for found, _ in parts
+            ]
         )
-    shards = [(file.name, size, len(rows)) for file, (rows, _, size) in zip(files, parts, strict=True)]
+    shards = [(file.name, size, len(found.rows)) for file, (found, size) in zip(files, parts, strict=True)]
     return Index(rows, labels, shards)
 
 
@@ -191,9 +222,10 @@ def _save(folder: Path, split: str, fingerprint: str, index: Index) -> None:
     def save(array: npt.NDArray[Any], file: BinaryIO) -> None:
         np.save(file, array, allow_pickle=False)
 
-    atomic_write(folder / f"{split}-index.npy", partial(save, index.rows))
+    path, labels_path = array_paths(folder, split)
+    atomic_write(path, partial(save, index.rows))
     if index.labels is not None:
-        atomic_write(folder / f"{split}-labels.npy", partial(save, index.labels))
+        atomic_write(labels_path, partial(save, index.labels))
     metadata = {
         "fingerprint": fingerprint,
         "labels_per_image": 1 if index.labels is None else index.labels.shape[1],
@@ -205,4 +237,4 @@ def _save(folder: Path, split: str, fingerprint: str, index: Index) -> None:
 def _fingerprint(files: Sequence[File], classes: list[str] | None) -> str:
     """Changes with any shard's name, size or time, and with the classes; not with the folder they are in."""
     states = [(file.name, file.bytes, file.version) for file in files]
-    return hashlib.sha256(json.dumps(["index 2", states, classes]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(["index 3", states, classes]).encode()).hexdigest()

@@ -28,12 +28,13 @@ import numpy.typing as npt
 from mixer_lightning.data.sources import Dataset, Images, prepared, remote
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, find_shards, load_or_build
-from mixer_lightning.data.sources.names import too_sparse
+from mixer_lightning.data.sources.names import too_sparse, unnumbered
 from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
-from mixer_lightning.files import cache_home
+from mixer_lightning.data.stateless_random import hash32
+from mixer_lightning.files import cache_home, readable
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
@@ -63,9 +64,10 @@ def shards(
     names are their indices. `num_classes` is the size of the head, where it is to exceed the number of classes that are
     named or found.
 
-    Shards of `prepare` must have the sizes of dataset.json and, with verify="full", also the sha256; remote ones are
-    checked when they are fetched. For others an index is built when first needed, and stored in
-    `<root>/<split>-index.*` or under `cache`; it is rebuilt when a shard changes in size or time.
+    Shards of `prepare` must have the sizes of dataset.json and, with verify="full", also the sha256, and the index must
+    be theirs, label by label; remote shards are checked when they are fetched, and their index by its sha256. For
+    others an index is built when first needed, and stored in `<root>/<split>-index.*` or under `cache`; it is rebuilt
+    when a shard changes in size or time.
 
     `cache` (default ~/.cache/mixer_lightning) keeps copies of remote shards, at most `cache_bytes`.
 
@@ -86,13 +88,19 @@ def shards(
         raise ValueError(
             f"{name}: verify=full needs the checksums that prepare writes into {base}/dataset.json."
         )
-    prepared.check(name, base, described, verify=verify, store=store, folder=own, again=about.command)
+    states = prepared.check_sizes(name, base, described, about.command)
+    indexes = {split: prepared.index_of(name, base, split, about, own, verify=verify) for split in described}
+    if verify == "full":
+        both = {split: (described[split], indexes[split]) for split in described}
+        prepared.check_contents(
+            name, base, both, states, about.classes, store=store, folder=own, again=about.command
+        )
 
     splits: dict[str, Images] = {}
     largest = -1  # label of all splits
     for split, pattern in patterns.items():
         if split in described:
-            index = prepared.index_of(name, base, split, about, own)
+            index = indexes[split]
             splits[split] = ShardImages(described[split].files, index, store)
             largest = max(largest, index.largest_label)
             continue
@@ -123,6 +131,10 @@ class ShardImages:
         self._max_open = store.max_open(files)
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()  # the latest used last
         self._lock = threading.Lock()  # of the line above
+        self._listed: tuple[int, dict[tuple[int, int], Member]] = (
+            -1,
+            {},
+        )  # the files of the shard listed last
 
     def __len__(self) -> int:
         return len(self._size)
@@ -143,7 +155,7 @@ class ShardImages:
 
     def key(self, index: int) -> str:
         """The name of the sample's files in their shard, up to the first dot."""
-        return split_name(self._member(index).name)[0]
+        return readable(split_name(self._member(index).name)[0])
 
     def name(self, index: int) -> str:
         """The shard, the file's name inside and where it starts."""
@@ -152,7 +164,11 @@ class ShardImages:
         if self._store.has(self._files[shard]):  # a message is not worth fetching it
             with contextlib.suppress(OSError, ValueError):
                 member = self._member(index).name
-        return f"{self._files[shard].address}: {member} (at byte {offset:,})"
+        return readable(f"{self._files[shard].address}: {member} (at byte {offset:,})")
+
+    def mark(self, index: int) -> int:
+        """The image's size in bytes, of the index."""
+        return int(self._size[index])
 
     def shard_sizes(self) -> list[int]:
         """Numbers of images in each shard."""
@@ -171,15 +187,23 @@ class ShardImages:
         return bisect_right(self._ends, index), int(self._block[index]) * BLOCK, int(self._size[index])
 
     def _member(self, index: int) -> Member:
-        """The file's tar header, searched from the end of the image before it."""
+        """The file's tar header, searched from the end of the image before it; a link's among all of its shard."""
         shard, offset, _ = self._place(index)
         start = 0
         if index > 0 and bisect_right(self._ends, index - 1) == shard:
             start = after(*self._place(index - 1)[1:])
-        descriptor = self._descriptor(shard)
-        for member in members(descriptor.number, start=start):
-            if member.offset == offset:
+        descriptor, wanted = self._descriptor(shard), (offset, int(self._hash[index]))
+        for member in members(descriptor.number, start=start, links=False) if start <= offset else ():
+            if _identity(member) == wanted:
                 return member
+            if member.offset >= offset:
+                break
+        listed_shard, listed = self._listed
+        if listed_shard != shard:
+            listed = {_identity(member): member for member in members(descriptor.number)}
+            self._listed = (shard, listed)
+        if wanted in listed:
+            return listed[wanted]
         raise ValueError(f"{self._files[shard].address} has no file at byte {offset:,}")
 
     def _descriptor(self, shard: int) -> _Descriptor:
@@ -195,6 +219,11 @@ class ShardImages:
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return descriptor
+
+
+def _identity(member: Member) -> tuple[int, int]:
+    """Where a file of a shard begins, and the hash of its key: two names of one file differ in that."""
+    return member.offset, hash32(unnumbered(split_name(member.name)[0]))
 
 
 class _Descriptor:
