@@ -6,6 +6,7 @@ interpolations and targets are taken from the command line and from the user's o
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ import yaml
 from mixer_lightning.config.from_checkpoint import Known, Overrides, Stated
 from mixer_lightning.files import CONF
 
+#: A scheme at the start, or anywhere a chain of them or one that braces may hide: pipe:x, a::s3://x, p{ipe:x,}.
+ADDRESS = re.compile(r"^\s*[A-Za-z][\w+.-]*:|://|::|\{.*:|:.*\}", re.DOTALL)
 MAX_DEPTH = 8  # of a value: lists of lists of ...
 MAX_ITEMS = 10_000
 SHOWN_CHARACTERS = 80
@@ -75,9 +78,8 @@ def _foreign(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield f"a {type(item).__name__}", item
         elif isinstance(item, str) and "${" in item:
             yield "an interpolation (${...})", item
-        # a scheme in whatever disguise, such as that of braces: p{ipe:x,}
-        elif isinstance(item, str) and key.startswith("data.") and ":" in item:
-            yield "a command or URL (anything with a colon)", item
+        elif isinstance(item, str) and key.startswith("data.") and ADDRESS.search(item):
+            yield "a command or URL", item
 
 
 def _items(value: Any) -> Iterator[tuple[int, Any]]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose, compose_one
 from mixer_lightning.config.from_checkpoint import Overrides
 from mixer_lightning.config.groups import groups
@@ -96,11 +98,12 @@ def test_what_is_no_plain_data(tmp_path: Path, program: str, said: Any, shown: s
 
 def test_a_sidecar_is_data_too(tmp_path: Path) -> None:
     weights = tmp_path / "birds.pth"
-    weights.touch()
-    said = {"model": "mixer_s16", "image_size": 32, "mean": ["${oc.env:HOME}"] * 3}
+    torch.save(create_model("mixer_digits", image_size=8, num_classes=10).state_dict(), weights)
+    said = {"model": "mixer_digits", "image_size": 8, "mean": ["${oc.env:HOME}"] * 3, "std": [1, 1, 1]}
     (tmp_path / "birds.pth.json").write_text(json.dumps(said))
     (message,) = compose("finetune", [f"checkpoint={weights}"]).messages
-    assert "interpolation" in message
+    assert "mean" in message
+    assert "${oc.env:HOME}" in message  # as it stands there
 
 
 @pytest.mark.parametrize("choice", ["../../evil/x", "/tmp/evil/x", "digits,cifar10", ["digits"]])
