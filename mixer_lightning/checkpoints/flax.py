@@ -29,13 +29,22 @@ TIMM_TO_FLAX = {timm: flax for flax, timm in FLAX_TO_TIMM.items()}
 
 def from_flax(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     """Flax's arrays -> float32 tensors under timm's names; KeyError or ValueError for a name that no Mixer has."""
-    plain = {re.sub(r"^(params|opt/target)/", "", key): array for key, array in arrays.items()}
+    plain = _parameters(arrays)
     names = _linen_names(plain)
     tensors = {}
     for key, array in plain.items():
         name, array = _timm_name(*_from_older(names[key], array))
         tensors[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     return tensors
+
+
+def _parameters(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A training checkpoint's parameters, without the state of its optimiser (big_vision/utils.py, `load_params`)."""
+    for root in ("params/", "opt/target/"):
+        found = {key.removeprefix(root): array for key, array in arrays.items() if key.startswith(root)}
+        if found:
+            return found
+    return dict(arrays)
 
 
 def to_flax(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

@@ -94,6 +94,16 @@ def test_norms_are_renumbered_in_their_order(tmp_path: Path, norms: tuple[int, i
     assert_same_logits(model, other)
 
 
+@pytest.mark.parametrize("root", ["params/", "opt/target/"])
+def test_the_state_of_an_optimiser_is_left_out(tmp_path: Path, root: str) -> None:
+    model, other = digits_model(), digits_model(seed=1)
+    arrays = {root + key: array for key, array in mixer_arrays(model).items()}
+    arrays |= {"opt/state/step": np.int64(7), "opt/0/mu/stem/kernel": arrays[f"{root}stem/kernel"]}
+    np.savez(tmp_path / "checkpoint.npz", **arrays)
+    load(other, tmp_path / "checkpoint.npz")
+    assert_same_logits(model, other)
+
+
 def test_blocks_keep_their_order_beyond_ten(tmp_path: Path) -> None:
     sizes = {"patch_size": 4, "hidden_dim": 8, "tokens_mlp_dim": 4, "channels_mlp_dim": 16, "num_blocks": 12}
     model, other = (Mixer(**sizes, num_classes=10, image_size=8).eval() for _ in range(2))
