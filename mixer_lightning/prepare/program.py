@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -43,7 +42,6 @@ def write_shards(
 
     Up to `buffer_bytes` of samples wait in memory; after a kill at most `commit_seconds` of work are done again.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata of single images
     with contextlib.ExitStack() as stack:
         try:
             if (finished := _finished_report(options)) is not None:
@@ -151,8 +149,8 @@ def _finished_report(options: Options) -> dict[str, Any] | None:
     is_there = options.source is not None and options.source.exists()
     source = open_source(options) if is_there else None
     refuse_differences(recorded, fingerprint, options, source, f"{options.output} holds another finished set")
-    shutil.rmtree(options.output / PARTIAL, ignore_errors=True)  # of a process killed at the very end
-    (options.output / ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(ValueError), lock_run_dir(options.output):
+        shutil.rmtree(options.output / PARTIAL, ignore_errors=True)  # of a process killed at the very end
     return report
 
 
