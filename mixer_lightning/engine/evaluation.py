@@ -20,8 +20,10 @@ from mixer_lightning.engine import setup
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.inference import Network, Predictions, evaluating
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.metrics import NonFiniteOutput
 from mixer_lightning.evals import Eval, metrics_of, uses_head
 from mixer_lightning.files import write_text
+from mixer_lightning.progress import PassBars
 from mixer_lightning.reports import confusion
 from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke
 
@@ -94,7 +96,7 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
         _evaluate(recipe, run_dir, parts, screen)
     except torch.OutOfMemoryError as error:
         screen.alarm(f"out of device memory: lower device_batch. {last_line(error)}")
-    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk
+    except (ValueError, OSError, NonFiniteOutput) as error:  # an image that cannot be read, a full disk
         screen.alarm(last_line(error))
     except Exception as error:
         say_what_broke(screen, error, run_dir / results.LOG)
@@ -106,8 +108,13 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
 def _evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
     """Run the evaluations; the first process prints and writes."""
     is_first = parts.machine.rank == 0
+    bars = PassBars(screen)
     predict = Predictions(
-        parts.network, parts.data, device=parts.machine.device, folder=run_dir if is_first else None
+        parts.network,
+        parts.data,
+        device=parts.machine.device,
+        folder=run_dir if is_first else None,
+        on_batch=bars,
     )
     metrics: dict[str, float] = {}
     began = time.perf_counter()
@@ -133,11 +140,13 @@ def _record(
 ) -> dict[str, Any]:
     """What evaluation.json says."""
     source, checkpoint = parts.data.source, parts.checkpoint
-    with checkpoint.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in (checkpoint.path, *checkpoint.shards):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return {
         "metrics": metrics,
-        "checkpoint": {"path": str(checkpoint.path), "kind": checkpoint.kind, "sha256": digest},
+        "checkpoint": {"path": str(checkpoint.path), "kind": checkpoint.kind, "sha256": digest.hexdigest()},
         "data": {
             "name": source.name,
             "num_classes": len(source.classes),

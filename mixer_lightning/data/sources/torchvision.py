@@ -6,7 +6,6 @@ the others wait for it.
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import logging
 import os
@@ -22,6 +21,7 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.folder import FolderImages, class_folders, say_left_out, scan
 from mixer_lightning.data.sources.imagenet_archives import ARCHIVES_1K, DEVKIT, class_names, wnid_list
 from mixer_lightning.data.sources.names import JPEG_ENDINGS
+from mixer_lightning.files import flock
 
 log = logging.getLogger(__name__)
 
@@ -88,22 +88,24 @@ def imagenet1k(*, root: str) -> Dataset:
     )
     if not base.is_dir():
         raise FileNotFoundError(f"imagenet1k: no folder {base}. {layout}")
-    with _locked(base, needed=not all((base / split).is_dir() for split in ARCHIVES_1K)):
-        for split, archive in ARCHIVES_1K.items():
-            if (base / split).is_dir():
-                continue
-            # torchvision reads the devkit for train too
-            missing = [file for file in (archive, DEVKIT) if not (base / file).is_file()]
-            if missing:
-                raise FileNotFoundError(
-                    f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
-                )
-            _unpack_imagenet(base, split)
+    if not (base / "val").is_dir() or _missing_1k(base, "train") != [ARCHIVES_1K["train"], DEVKIT]:
+        with _locked(base, needed=not all((base / split).is_dir() for split in ARCHIVES_1K)):
+            for split in ARCHIVES_1K:
+                if (base / split).is_dir():
+                    continue
+                if missing := _missing_1k(base, split):
+                    raise FileNotFoundError(
+                        f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
+                    )
+                _unpack_imagenet(base, split)
 
     wnids = wnid_list("1k")
-    for split in ARCHIVES_1K:
+    present = [
+        split for split in ARCHIVES_1K if (base / split).is_dir()
+    ]  # val alone is enough to be judged by
+    for split in present:
         _check_wnids(base / split, wnids)
-    splits = {split: scan("imagenet1k", base / split, wnids) for split in ARCHIVES_1K}
+    splits = {split: scan("imagenet1k", base / split, wnids) for split in present}
     say_left_out("imagenet1k", splits)
     return Dataset("imagenet1k", class_names(wnids), {**splits})
 
@@ -191,7 +193,7 @@ def _locked(base: Path, *, needed: bool) -> Iterator[None]:
         return
     base.mkdir(parents=True, exist_ok=True)
     with (base / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        flock(file.fileno())
         yield
 
 
@@ -206,6 +208,11 @@ def _unpack_imagenet(base: Path, split: str) -> None:
             f"imagenet1k: could not unpack the {split} archive under {base} ({error}). "
             f"Remove {base / split} if it exists, check the archive and start again."
         ) from error
+
+
+def _missing_1k(base: Path, split: str) -> list[str]:
+    """What is not there of what a split is unpacked from; torchvision reads the devkit for train too."""
+    return [file for file in (ARCHIVES_1K[split], DEVKIT) if not (base / file).is_file()]
 
 
 def _check_wnids(split: Path, wnids: list[str]) -> None:
