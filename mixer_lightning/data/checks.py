@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mixer_lightning.data import decode
-from mixer_lightning.data.sources import BadImage, Images
+from mixer_lightning.data.sources import BadImage, Dataset, Images
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.shards import ShardImages
 from mixer_lightning.data.splits import Joined, Subset
@@ -15,23 +15,24 @@ IMAGES_PER_TASK = 64
 NAMED_IMAGES = 5  # in an error
 
 
-def refuse_damaged(images: Images, split: str, *, threads: int) -> None:
-    """See that the images of a split can be read and have the header and the end of a whole file.
+def refuse_damaged(data: Dataset, *, threads: int) -> None:
+    """See that the images to evaluate on can be read and have the header and the end of a whole file.
 
     Shards that are fetched when they are needed are not looked at.
 
     Raises:
         BadImage: some are damaged; the first are named.
     """
-    if _is_pixels_or_remote(images):
-        return
-    found = list(damaged(images, threads=threads))
-    if found:
-        more = f"\nand {len(found) - NAMED_IMAGES:,} more" if len(found) > NAMED_IMAGES else ""
-        raise BadImage(
-            "\n".join(f"cannot read {images.name(index)}: {reason}" for index, reason in found[:NAMED_IMAGES])
-            + f"{more}\nIn evaluation ({split}) each image counts: put good files in the place of these, or remove them"
-        )
+    for split, images in data.splits.items():
+        if split == "train" or _is_pixels_or_remote(images):
+            continue
+        found = list(damaged(images, threads=threads))
+        if found:
+            lines = [f"cannot read {images.name(index)}: {reason}" for index, reason in found[:NAMED_IMAGES]]
+            if len(found) > NAMED_IMAGES:
+                lines.append(f"and {len(found) - NAMED_IMAGES:,} more")
+            advice = "each image counts: put good files in the place of these, or remove them"
+            raise BadImage("\n".join([*lines, f"In evaluation ({split}) {advice}"]))
 
 
 def damaged(images: Images, *, threads: int) -> Iterator[tuple[int, str]]:

@@ -103,12 +103,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
         identity.refuse_another(of_data, state, run_dir)
         _go_on(module, data, state, length, screen)
-        before = state["recipe"].get("max_bad_fraction", recipe.max_bad_fraction)
-        if before != recipe.max_bad_fraction:
-            screen.say(f"max_bad_fraction is {recipe.max_bad_fraction:g} from here on, {before:g} before")
     elif recipe.evals and machine.rank == 0:
-        for split in source.splits.keys() - {"train"}:
-            refuse_damaged(source.splits[split], split, threads=machine.threads)
+        refuse_damaged(source, threads=machine.threads)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = MetricsLog(
         run_dir,
@@ -169,6 +165,9 @@ def _go_on(
     module.only_evaluates = module.step == length.total_steps and state.get("evaluation_due", False)
     if module.only_evaluates:
         data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
+    before = state["recipe"].get("max_bad_fraction", data.max_bad_fraction)
+    if before != data.max_bad_fraction:
+        screen.say(f"max_bad_fraction is {data.max_bad_fraction:g} from here on, {before:g} before")
     if state["device_batch"] != length.micro_batches.device_batch:
         screen.say(
             f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "

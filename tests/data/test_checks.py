@@ -11,7 +11,7 @@ from PIL import Image
 
 from mixer_lightning.data import decode
 from mixer_lightning.data.checks import refuse_damaged
-from mixer_lightning.data.sources import BadImage
+from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.data.sources.folder import FolderImages
 from mixer_lightning.data.splits import Joined, Subset
 
@@ -33,10 +33,14 @@ def files(tmp_path: Path) -> FolderImages:
     return FolderImages(tmp_path, [f"{i}.{suffix}" for i, suffix in enumerate(FORMS)], [0] * len(FORMS))
 
 
+def of(images) -> Dataset:
+    return Dataset("photos", ["one"], {"train": images, "val": images})
+
+
 def test_whole_images_pass_and_most_are_not_decoded(files, monkeypatch):
     pixels, seen = decode.pixels, []
     monkeypatch.setattr(decode, "pixels", lambda each: seen.append(1) or pixels(each))
-    refuse_damaged(files, "val", threads=2)
+    refuse_damaged(of(files), threads=2)
     assert len(seen) == 3  # JPEG and PNG say where they end
 
 
@@ -49,13 +53,13 @@ def test_damage_is_named_before_the_start(files, tmp_path, index, damage):
     if damage == "gone":
         path.unlink()
     with pytest.raises(BadImage, match=rf"cannot read {path}: .*\n.*\(val\).* remove them"):
-        refuse_damaged(files, "val", threads=2)
+        refuse_damaged(of(files), threads=2)
     others = np.setdiff1d(np.arange(len(files)), index)
-    refuse_damaged(Joined([Subset(files, others), Subset(files, others)]), "val", threads=2)
+    refuse_damaged(of(Joined([Subset(files, others), Subset(files, others)])), threads=2)
 
 
 def test_many_are_counted(files, tmp_path):
     for index in range(len(FORMS)):
         Path(files.name(index)).write_bytes(b"")
     with pytest.raises(BadImage, match=r"and 5 more"):
-        refuse_damaged(Joined([files, files]), "test", threads=2)
+        refuse_damaged(of(Joined([files, files])), threads=2)
