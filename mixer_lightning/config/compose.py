@@ -36,6 +36,7 @@ from mixer_lightning.config.overrides import (
     wrong_on_sight,
 )
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, load_recipe
+from mixer_lightning.config.settle import settled
 from mixer_lightning.files import CONF
 
 #: The recipe of each program with a config of its name.
@@ -146,6 +147,7 @@ def compose(
                         where = written_in(problem.key, config_name, choices, folders)
                     found.setdefault(problem.message, f"{problem.message}{where}")
                 if not found and not wrong:
+                    values = settled(values, stated=stated, choices=choices)
                     recipe = load_recipe(root, {**values, "choices": choices})
                     job = Job(recipe, _run_dir(config, multirun), config, _varied(keys, recipe))
                     if not any(job.run_dir == other.run_dir and recipe == other.recipe for other in jobs):

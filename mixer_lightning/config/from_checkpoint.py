@@ -16,7 +16,6 @@ import yaml
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.families import PREPROCESSING, TIMM_SCHEME, model_named, preprocessing_of
-from mixer_lightning.files import CONF
 
 #: How an image is resized and cropped for evaluation, of what a checkpoint may say of its images.
 CROP_KEYS = tuple(key for key in PREPROCESSING if key.startswith("eval_"))
@@ -96,16 +95,7 @@ def _given(stated: Stated, key: str) -> str | None:
 
 
 def _for_finetuning(checkpoint: str, stated: Stated, known: Known) -> Overrides:
-    choices, values = _said_by_surroundings(checkpoint, stated, known)
-    batch_size = _given(stated, "batch_size") or ""
-    if batch_size.isdecimal() and int(batch_size) < finetune_device_batch():  # a smaller batch is not split
-        values["device_batch"] = int(batch_size)
-    return Overrides(choices, values)
-
-
-def finetune_device_batch() -> int:
-    """What conf/finetune.yaml says of device_batch."""
-    return int(yaml.safe_load((CONF / "finetune.yaml").read_text())["device_batch"])
+    return _said_by_surroundings(checkpoint, stated, known)
 
 
 def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Overrides:
