@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: What a checkpoint may say of its images: the parameters of data/transforms.py's Augment that evaluation reads.
-PREPROCESSING = ("mean", "std", "eval_crop", "eval_resize", "eval_interpolation")
+PREPROCESSING = ("mean", "std", "eval_crop", "eval_resize", "eval_interpolation", "eval_rounding")
 #: What stands before a name of timm where weights are named: timm:mixer_b16_224.goog_in21k.
 TIMM_SCHEME = "timm:"
 
@@ -207,14 +207,24 @@ FAMILIES = (
         timm_image_size=224,
         timm_options=_tanh_gelu,
         timm_class=_timm_mixer,
-        preprocessing={  # Google's; 224 px: short side to 256, centre 224 (arXiv 2105.01601, App. C, (ii))
+        # Google's; 224 px: short side to 256, centre 224 (arXiv 2105.01601, App. C, (ii)), by big_vision's resize_small
+        # and central_crop (configs/mlp_mixer_i1k.py)
+        preprocessing={
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
             "eval_crop": 0.875,
             "eval_resize": "short_side",
-            "eval_interpolation": "bilinear",
+            "eval_interpolation": "area",
+            "eval_rounding": "big_vision",
         },
-        preprocessing_of_weights={"miil": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}},  # Alibaba's
+        preprocessing_of_weights={
+            "miil": {  # Alibaba's
+                "mean": [0.0, 0.0, 0.0],
+                "std": [1.0, 1.0, 1.0],
+                "eval_interpolation": "bilinear",
+                "eval_rounding": "torchvision",
+            }
+        },
     ),
     Family(
         name="ConvMixer",
@@ -235,6 +245,7 @@ FAMILIES = (
             "eval_crop": 0.96,
             "eval_resize": "short_side",
             "eval_interpolation": "bicubic",
+            "eval_rounding": "torchvision",
         },
     ),
 )

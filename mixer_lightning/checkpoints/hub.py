@@ -71,7 +71,7 @@ def to_augment_args(config: Mapping[str, Any]) -> dict[str, Any]:
     if "crop_pct" in config:
         found["eval_crop"] = float(config["crop_pct"])
     if config.get("interpolation") in ("bilinear", "bicubic"):
-        found["eval_interpolation"] = config["interpolation"]
+        found |= {"eval_interpolation": config["interpolation"], "eval_rounding": "torchvision"}
     return found
 
 

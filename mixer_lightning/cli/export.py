@@ -112,9 +112,15 @@ def say_how_to_use(chosen: argparse.Namespace, restored: Restored, written: Writ
 def format_preprocessing(preprocessing: Mapping[str, Any], image_size: int) -> str:
     """What becomes of an image before the model gets it, as text."""
     sides = {"short_side": "short side", "square": "both sides"}[preprocessing["eval_resize"]]
+    filter = {
+        "bilinear": "antialiased bilinear",
+        "bicubic": "antialiased bicubic",
+        "area": "weighted by covered area",
+        "tf_bilinear": "bilinear without antialiasing",
+    }[preprocessing["eval_interpolation"]]
     return (
-        f"{sides} to {int(image_size / preprocessing['eval_crop'])} px, antialiased "
-        f"{preprocessing['eval_interpolation']}, of which the centre: float32 [batch, 3, {image_size}, {image_size}], "
+        f"{sides} to {int(image_size / preprocessing['eval_crop'])} px, {filter}, "
+        f"of which the centre: float32 [batch, 3, {image_size}, {image_size}], "
         f"pixels in [0, 1] minus {preprocessing['mean']}, divided by {preprocessing['std']}"
     )
 

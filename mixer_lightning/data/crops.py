@@ -6,7 +6,7 @@ Legend: B images, H x W pixels of an image, S side of the model's input in pixel
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,21 +14,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 Integers = npt.NDArray[np.int64]
 
-Filter = Literal["bilinear", "bicubic", "area"]
-FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic", "area")
+Filter = Literal["bilinear", "bicubic", "area", "tf_bilinear"]
+FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic", "area", "tf_bilinear")
+#: Those of tf.image.resize: computed in floating point throughout, then rounded down, as by tf.cast.
+TENSORFLOW = (FILTERS.index("area"), FILTERS.index("tf_bilinear"))
+#: Grey levels. In float32 a mean of equal levels may fall a little below them, and is rounded down next.
+ROUNDING_MARGIN = 2.0**-11
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
     """One crop for each of B images; every field is [B].
 
-    The box (left, top, width, height) of the image is resized to (to_width, to_height), antialiased, by `filter`, an
-    index into FILTERS; the crop is the S x S window of that whose upper left corner is (x, y), black outside.
+    The box (left, top, width, height) of the image is resized to (to_width, to_height) by `filter`, an index into
+    FILTERS; the crop is the S x S window of that whose upper left corner is (x, y), black outside.
+
+    "bilinear" and "bicubic" are antialiased, with Pillow's weights and its rounding to whole grey levels after either
+    axis. "area" is the mean of the pixels that an output pixel covers, weighted by how much of each it covers, and
+    "tf_bilinear" looks at the two nearest pixels along an axis, however much smaller the image becomes: those of
+    tf.image.resize (ResizeArea; ResizeBilinear with half_pixel_centers).
     """
 
     left: Integers
@@ -59,26 +67,53 @@ class Crops:
 
 
 def crop_one(pixels: Tensor, crops: Crops, i: int, size: int) -> Tensor:
-    """Crop i of an image uint8 [3, H, W]: uint8 [3, S, S]. Resized by torch, antialiased; on a CPU in uint8."""
+    """Crop i of an image uint8 [3, H, W]: uint8 [3, S, S]. Resized by torch; antialiased ones on a CPU in uint8."""
     left, top, width, height = (int(v[i]) for v in (crops.left, crops.top, crops.width, crops.height))
     to_width, to_height = int(crops.to_width[i]), int(crops.to_height[i])
     part = pixels[:, top : top + height, left : left + width]
     if (to_height, to_width) != (height, width):
-        part = _resized(part, to_height, to_width, FILTERS[int(crops.filter[i])])
+        filter = FILTERS[int(crops.filter[i])]
+        if filter == "area":
+            return _area_crop(pixels, crops[i : i + 1], size)
+        part = _resized(part, to_height, to_width, filter)
     if (to_height, to_width) == (size, size) and crops.x[i] == crops.y[i] == 0:
         return part
     return _window(part, int(crops.x[i]), int(crops.y[i]), size)
 
 
 def _resized(pixels: Tensor, height: int, width: int, filter: Filter) -> Tensor:
-    if filter == "area":  # which torch does not antialias
-        image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-        resized = np.array(image.resize((width, height), Image.Resampling.BOX))
-        return torch.from_numpy(resized).permute(2, 0, 1).to(pixels.device)
+    if filter == "tf_bilinear":
+        values = F.interpolate(pixels[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+        return _round_down(values).to(torch.uint8)
     in_uint8 = pixels.device.type == "cpu"  # elsewhere torch antialiases floating point only
     values = pixels[None] if in_uint8 else pixels[None].float()
     values = F.interpolate(values, (height, width), mode=filter, antialias=True, align_corners=False)[0]
     return values if in_uint8 else _round(values).to(torch.uint8)
+
+
+def _area_crop(pixels: Tensor, crop: Crops, size: int) -> Tensor:
+    """The one crop of an image; a few pixels count for each, which are added up axis by axis, of what is seen only."""
+    filter, cpu = crop.filter, torch.device("cpu")
+    taps_x = _taps(crop.left, crop.width, crop.to_width, crop.x, filter, size=size, device=cpu)
+    taps_y = _taps(crop.top, crop.height, crop.to_height, crop.y, filter, size=size, device=cpu)
+    (columns, across), (lines, down) = ((places[0].T, values[0].T) for places, values, _ in (taps_x, taps_y))
+    columns.clamp_(0, pixels.shape[2] - 1)  # those outside have weight 0
+    lines.clamp_(0, pixels.shape[1] - 1)
+    left, top = int(columns.min()), int(lines.min())
+    part = pixels[:, top : int(lines.max()) + 1, left : int(columns.max()) + 1].float()
+    rows = _weighted_sum(part, lines - top, down)  # [3, S, w]
+    values = _weighted_sum(rows.mT.contiguous(), columns - left, across).mT  # [3, S, S]
+    return _round_down(values).to(torch.uint8)
+
+
+def _weighted_sum(values: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Sums over T of values [3, N, W] at places [T, S] times weights [T, S]: [3, S, W]."""
+    total = values.new_zeros(3, places.shape[1], values.shape[2])
+    is_used = weights.any(1)
+    places, weights = places[is_used].to(values.device), weights[is_used].to(values.device)
+    for place, weight in zip(places, weights, strict=True):
+        total.addcmul_(values.index_select(1, place), weight[:, None])
+    return total
 
 
 def _window(pixels: Tensor, x: int, y: int, size: int) -> Tensor:
@@ -99,14 +134,14 @@ def _window(pixels: Tensor, x: int, y: int, size: int) -> Tensor:
 def crop_batch(images: Tensor, crops: Crops, size: int) -> Tensor:
     """Crops of images of one size, uint8 [B, 3, H, W] on any device: uint8 [B, 3, S, S].
 
-    A resize is a matrix product: crop = V image W^T with the filter's weights V [S, H] and W [S, W]. Both passes round
-    to whole grey levels, as Pillow does.
+    A resize is a matrix product: crop = V image W^T with the filter's weights V [S, H] and W [S, W]. Both products are
+    rounded to whole grey levels, as Pillow's; with TensorFlow's filters the result alone is, down.
     """
     batch, _, height, width = images.shape
     whole = crops.is_whole_box & (crops.width == width) & (crops.height == height)
     if (height, width) == (size, size) and whole.all():
         return images
-    device = images.device
+    device, is_tensorflow = images.device, np.isin(crops.filter, TENSORFLOW)
     across = weights(
         crops.left, crops.width, crops.to_width, crops.x, crops.filter, length=width, size=size, device=device
     )
@@ -121,14 +156,29 @@ def crop_batch(images: Tensor, crops: Crops, size: int) -> Tensor:
         device=device,
     )
     with torch.autocast(device.type, enabled=False), _exact_products():
-        rows = _round(images.float().reshape(batch, 3 * height, width) @ across.mT)  # [B, 3 H, S]
+        rows = images.float().reshape(batch, 3 * height, width) @ across.mT  # [B, 3 H, S]
+        rows = _round_those(rows, ~is_tensorflow)
         rows = rows.view(batch, 3, height, size).transpose(1, 2).reshape(batch, height, 3 * size)
-        columns = _round(down @ rows).view(batch, size, 3, size)
-        return columns.permute(0, 2, 1, 3).to(torch.uint8)  # [B, 3, S, S]
+        columns = _round_those(down @ rows, ~is_tensorflow)
+        columns = _round_down(columns) if is_tensorflow.any() else columns
+        return columns.view(batch, size, 3, size).permute(0, 2, 1, 3).to(torch.uint8)  # [B, 3, S, S]
+
+
+def _round_those(values: Tensor, which: npt.NDArray[np.bool_]) -> Tensor:
+    """Values [B, ...] of the images `which` [B] rounded to whole grey levels."""
+    if which.all():
+        return _round(values)
+    if which.any():  # never in a recipe
+        values[which] = _round(values[which])
+    return values
 
 
 def _round(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
+
+
+def _round_down(values: Tensor) -> Tensor:
+    return values.add_(ROUNDING_MARGIN).floor_().clamp_(0, 255)
 
 
 @contextlib.contextmanager
@@ -159,31 +209,51 @@ def weights(
     stretched by max(scale, 1), over the pixels of the box alone, normalised. Rows outside the resized image are 0.
     The numbers are [B].
     """
-    reach = np.array([1.0, 2.0, 0.5])[filter]
-    taps = int((2 * reach * np.maximum(extent / to_extent, 1)).max()) + 2
-    area = FILTERS.index("area")  # its edges are steps: there float32 would lose pixels
-    dtype = torch.float64 if (filter == area).any() else torch.float32
-    numbers = torch.from_numpy(np.stack([first, extent, to_extent, offset, filter, reach])).to(device, dtype)
-    left, extent_, to_extent_, offset_, filter_, reach_ = numbers[..., None]  # [B, 1] each
+    places, values, is_used = _taps(first, extent, to_extent, offset, filter, size=size, device=device)
+    places = torch.where(is_used, places, length)  # what is not used goes to a column of its own
+    return torch.zeros(len(first), size, length + 1, device=device).scatter_(2, places, values)[..., :length]
+
+
+def _taps(
+    first: Integers,
+    extent: Integers,
+    to_extent: Integers,
+    offset: Integers,
+    filter: Integers,
+    *,
+    size: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which pixels of an image count for pixel j of its crop, along one axis, and how much.
+
+    Indices int64 [B, size, T], weights float32, whether they are used; those that are not have weight 0.
+    """
+    longest = np.array([1.0, 2.0, 1.0, 1.0])[filter] * np.maximum(extent / to_extent, 1)
+    taps = int((2 * longest).max(initial=0)) + 2
+    # what is rounded down must not lose to float32 what it is by a hair
+    dtype = torch.float64 if np.isin(filter, TENSORFLOW).any() else torch.float32
+    numbers = torch.from_numpy(np.stack([first, extent, to_extent, offset, filter])).to(device, dtype)
+    left, extent_, to_extent_, offset_, filter_ = numbers[..., None]  # [B, 1] each
     j = torch.arange(size, device=device) + offset_  # [B, size], output pixels of the resized box
     scale = extent_ / to_extent_
-    stretch = scale.clamp(min=1.0)
+    reach = torch.zeros_like(scale)
+    for number in np.unique(filter).tolist():
+        reach = torch.where(filter_ == number, _REACHES[number](scale), reach)
     centre = (j + 0.5) * scale
-    begin = (centre - stretch * reach_ + 0.5).floor_().clamp_(min=0)  # Pillow's (int)(x + 0.5), cut off at 0
-    end = torch.minimum((centre + stretch * reach_ + 0.5).floor_(), extent_)
+    begin = (centre - reach + 0.5).floor_().clamp_(min=0)  # Pillow's (int)(x + 0.5), cut off at 0
+    end = torch.minimum((centre + reach + 0.5).floor_(), extent_)
     # pixels counted from the box's edge
     i = begin[..., None] + torch.arange(taps, device=device)  # [B, size, taps]
-    distance = (i + (0.5 - centre)[..., None]) / stretch[..., None]
+    distance = i + (0.5 - centre)[..., None]
     values = torch.zeros_like(distance)
     for number in np.unique(filter).tolist():
-        values = torch.where((filter_ == number)[..., None], _FILTER_FUNCTIONS[number](distance), values)
-    used = (i < end[..., None]) & ((j >= 0) & (j < to_extent_))[..., None]
-    values = torch.where(used, values, 0.0)
+        these = _FILTER_FUNCTIONS[number](distance, scale[..., None])
+        values = torch.where((filter_ == number)[..., None], these, values)
+    is_used = (i < end[..., None]) & ((j >= 0) & (j < to_extent_))[..., None]
+    values = torch.where(is_used, values, 0.0)
     total = values.sum(dim=2, keepdim=True)
     values = torch.where(total == 0, 0.0, values / total).float()
-    # what is not used goes to a column of its own
-    places = torch.where(used, i + left[..., None], length).long()
-    return torch.zeros(len(first), size, length + 1, device=device).scatter_(2, places, values)[..., :length]
+    return (i + left[..., None]).long(), values, is_used
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -198,8 +268,22 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-def _box(x: Tensor) -> Tensor:
-    return ((x > -0.5) & (x <= 0.5)).to(x.dtype)
+def _covered(x: Tensor, scale: Tensor) -> Tensor:
+    """How much of a pixel at distance x lies under an output pixel, which is `scale` pixels long."""
+    return ((1 + scale) / 2 - x.abs()).clamp_(min=0).minimum(scale.clamp(max=1.0))
 
 
-_FILTER_FUNCTIONS = (_triangle, _cubic, _box)  # in the order of FILTERS
+# By number in FILTERS; from distances and scales in pixels.
+_FILTER_FUNCTIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda x, scale: _triangle(x / scale.clamp(min=1.0)),
+    lambda x, scale: _cubic(x / scale.clamp(min=1.0)),
+    _covered,
+    lambda x, _: _triangle(x),
+)
+#: How far a filter looks.
+_REACHES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda scale: scale.clamp(min=1.0),
+    lambda scale: 2 * scale.clamp(min=1.0),
+    lambda scale: (1 + scale) / 2,
+    torch.ones_like,
+)

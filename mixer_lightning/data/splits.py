@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.data.sources import Dataset, Images, Stored
+from mixer_lightning.data.sources.folder import LAYOUT
 from mixer_lightning.data.sources.names import shard_key
 from mixer_lightning.data.stateless_random import hash32
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from mixer_lightning.data.sources import Indices, Pixels
 
+LABELS_PER_CALL = 2**18
 _SLICE = re.compile(r"(?P<split>\w+)(\[(?P<low>\d+(\.\d+)?%)?:(?P<high>\d+(\.\d+)?%)?\])?")
 
 
@@ -50,6 +52,26 @@ def choose(
             "train_split='train[:90%]' and val_split='train[90%:]'."
         )
     return replace(data, splits=splits)
+
+
+def refuse_one_class(data: Dataset) -> None:
+    """See that there is something to tell apart: a model of one class is always right.
+
+    Raises:
+        ValueError: all training images are of one class; the message names it, and what is expected.
+    """
+    images = data.splits["train"]
+    seen: set[int] = set()
+    for first in range(0, len(images), LABELS_PER_CALL):
+        labels = images.labels(np.arange(first, min(first + LABELS_PER_CALL, len(images))))
+        seen.update(np.unique(labels[labels >= 0]).tolist())
+        if len(seen) > 1:
+            return
+    which = ", ".join(repr(data.classes[label]) for label in seen)
+    raise ValueError(
+        f"{data.name}: all {len(images):,} training images are of one class, {which}: there is nothing to tell apart. "
+        f"Expected images of two classes or more; in folders, {LAYOUT}."
+    )
 
 
 def _part(data: Dataset, key: str, text: str) -> Images:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mixer_lightning.data import mixing
-from mixer_lightning.data.crops import FILTERS, Crops, Integers
+from mixer_lightning.data.crops import FILTERS, Crops, Filter, Integers
 from mixer_lightning.data.policies import (
     ColorJitter,
     ColorJitterParams,
@@ -50,7 +50,8 @@ class Augment:
                        resized to S (arXiv 1409.4842); "resize_random": short side to S / eval_crop, then a random
                        S x S part; "pad": short side to S, `crop_padding` black pixels on each side, then a random
                        S x S part; "none": the crop of evaluation
-      interpolation    of that resize and of RandAugment's geometry; "random" chooses bilinear or bicubic per image
+      interpolation    of that resize (data/crops.py says which there are) and, bilinear or bicubic, of timm's
+                       RandAugment's geometry; "random" chooses one of these per image
       flip             probability of a horizontal flip
       rand_augment     timm's notation "rand-m9-mstd0.5-inc1" (magnitude m, n operations, probability p of each,
                        default .5; magnitudes above 10 count as 10 unless "mmax" raises that limit), or
@@ -65,14 +66,16 @@ class Augment:
 
     Evaluation: "short_side": short side to floor(S / eval_crop), "square": both sides to it; the S x S centre of that.
 
-    All resizing is antialiased, with Pillow's filters.
+    Where sizes are not whole, `eval_rounding` is "torchvision", timm's too: the long side of a resized image down, the
+    offset of its centre to the nearest even number; or "big_vision" (resize_small, central_crop): the long side to
+    the nearest number, the offset down.
     """
 
     crop: Literal["random_resized", "resize_random", "pad", "none"] = "none"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     crop_padding: int = 0
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bilinear"
+    interpolation: Filter | Literal["random"] = "bilinear"
     flip: float = 0.0
     rand_augment: str | None = None
     color_jitter: float = 0.0
@@ -86,14 +89,16 @@ class Augment:
     erase_mode: Literal["pixel", "const"] = "pixel"
     eval_crop: float = 1.0
     eval_resize: Literal["short_side", "square"] = "short_side"
-    eval_interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
+    eval_interpolation: Filter = "bilinear"
+    eval_rounding: Literal["torchvision", "big_vision"] = "torchvision"
 
     def __post_init__(self) -> None:
         _one_of("crop", self.crop, "random_resized", "resize_random", "pad", "none")
-        _one_of("interpolation", self.interpolation, "bilinear", "bicubic", "random")
+        _one_of("interpolation", self.interpolation, *FILTERS, "random")
         _one_of("erase_mode", self.erase_mode, "pixel", "const")
         _one_of("eval_resize", self.eval_resize, "short_side", "square")
         _one_of("eval_interpolation", self.eval_interpolation, *FILTERS)
+        _one_of("eval_rounding", self.eval_rounding, "torchvision", "big_vision")
         for name in ("flip", "mix_probability", "mix_switch", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -133,7 +138,7 @@ class Augment:
             return self._random_resized(u, widths, heights, image_size, filters)
         side = image_size if self.crop == "pad" else math.floor(image_size / self.eval_crop)
         border = self.crop_padding if self.crop == "pad" else 0
-        to_width, to_height = _short_side(widths, heights, side)
+        to_width, to_height = self._short_side(widths, heights, side)
         x = _integer(u[:, 0], to_width + 2 * border - image_size) - border
         y = _integer(u[:, 1], to_height + 2 * border - image_size) - border
         return _whole_images(widths, heights, to_width, to_height, x, y, filters)
@@ -144,8 +149,9 @@ class Augment:
         if self.eval_resize == "square":
             to_width = to_height = np.full_like(widths, side)
         else:
-            to_width, to_height = _short_side(widths, heights, side)
-        x, y = (np.rint((extent - image_size) / 2).astype(np.int64) for extent in (to_width, to_height))
+            to_width, to_height = self._short_side(widths, heights, side)
+        centre = np.floor if self.eval_rounding == "big_vision" else np.rint
+        x, y = (centre((extent - image_size) / 2).astype(np.int64) for extent in (to_width, to_height))
         filters = np.full(len(widths), FILTERS.index(self.eval_interpolation))
         return _whole_images(widths, heights, to_width, to_height, x, y, filters)
 
@@ -202,6 +208,19 @@ class Augment:
 
     # ---- parts
 
+    def _short_side(self, widths: Integers, heights: Integers, size: int) -> tuple[Integers, Integers]:
+        """Width and height of each image with its short side at `size`."""
+        short, long = np.minimum(widths, heights), np.maximum(widths, heights)
+        if (
+            self.eval_rounding == "big_vision"
+        ):  # in float32, as there: it decides where the product is half a pixel
+            factor = np.float32(size) / short.astype(np.float32)
+            longer = np.rint(long.astype(np.float32) * factor).astype(np.int64)
+        else:
+            longer = size * long // short
+        upright = widths <= heights
+        return np.where(upright, size, longer), np.where(upright, longer, size)
+
     def _random_resized(
         self, u: npt.NDArray[np.float64], widths: Integers, heights: Integers, size: int, filters: Integers
     ) -> Crops:
@@ -238,7 +257,8 @@ class Augment:
     def _rand_augment(self) -> RandAugment | None:
         if self.rand_augment is None:
             return None
-        return RandAugment(self.rand_augment, interpolation=self.interpolation, mean=self.mean)
+        interpolation = self.interpolation if self.interpolation in ("bicubic", "random") else "bilinear"
+        return RandAugment(self.rand_augment, interpolation=interpolation, mean=self.mean)
 
     @cached_property
     def _color_jitter(self) -> ColorJitter | None:
@@ -248,14 +268,6 @@ class Augment:
 def _integer(u: npt.NDArray[np.float64], most: Integers) -> Integers:
     """Uniform over 0 ... most, both included, [B]."""
     return np.floor(u * (most + 1)).astype(np.int64)
-
-
-def _short_side(widths: Integers, heights: Integers, size: int) -> tuple[Integers, Integers]:
-    """Width and height of each image with its short side at `size`; the long side rounds down, as in torchvision."""
-    short, long = np.minimum(widths, heights), np.maximum(widths, heights)
-    longer = size * long // short
-    upright = widths <= heights
-    return np.where(upright, size, longer), np.where(upright, longer, size)
 
 
 def _whole_images(

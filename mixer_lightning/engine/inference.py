@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixer_lightning.data.crops import Integers
+from mixer_lightning.data.crops import Filter, Integers
 from mixer_lightning.data.loader import Loader
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
@@ -79,11 +79,14 @@ class Predictions:
         *,
         eval_resize: Resize | None = None,
         eval_crop: float | None = None,
+        eval_interpolation: Filter | None = None,
         indices: Integers | None = None,
         mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (features [B, F], labels) of this process's images of a split, or of some images of it."""
-        augment = self._augment(eval_resize=eval_resize, eval_crop=eval_crop)
+        augment = self._augment(
+            eval_resize=eval_resize, eval_crop=eval_crop, eval_interpolation=eval_interpolation
+        )
         if indices is None:
             yield from self._batches(self.module.eval_loader(split, augment), self.network.features)
         else:
@@ -106,8 +109,6 @@ class Predictions:
             batch = batch.to(self.device)
             yield infer(self.module.normalised_crops(batch)), batch.labels
 
-    def _augment(self, *, eval_resize: Resize | None, eval_crop: float | None = None) -> Augment:
-        augment = self.module.augment
-        if eval_resize is not None:
-            augment = replace(augment, eval_resize=eval_resize)
-        return augment if eval_crop is None else replace(augment, eval_crop=eval_crop)
+    def _augment(self, **asked: Any) -> Augment:
+        """The recipe's, with what is asked for and not None."""
+        return replace(self.module.augment, **{key: each for key, each in asked.items() if each is not None})

@@ -15,7 +15,7 @@ from torch import nn
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.data import identity
+from mixer_lightning.data import identity, splits
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -72,6 +72,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     if parts.report is not None:
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
+    splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
     steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
     length = Length(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mixer_lightning.data.crops import Filter
     from mixer_lightning.data.sources import Dataset, Indices
 
 Resize = Literal["short_side", "square"]  # of the evaluation's crop, as in data/transforms.py
@@ -23,9 +24,10 @@ Resize = Literal["short_side", "square"]  # of the evaluation's crop, as in data
 class Predict(Protocol):
     """What a run offers its evaluations. Of several processes each sees its own part of every split.
 
-    What yields batches does so in a fixed order, on the device. `eval_resize` and `eval_crop` ask for other crops of
-    the images than the recipe's; `indices` for some images of the split alone, and only these are read. One that cannot
-    be read ends the run, unless `mark_bad` asks for the label -1, and whatever features, in its place.
+    What yields batches does so in a fixed order, on the device. `eval_resize`, `eval_crop` and `eval_interpolation`
+    ask for other crops of the images than the recipe's; `indices` for some images of the split alone, and only these
+    are read. One that cannot be read ends the run, unless `mark_bad` asks for the label -1, and whatever features, in
+    its place.
     """
 
     @property
@@ -57,6 +59,7 @@ class Predict(Protocol):
         *,
         eval_resize: Resize | None = None,
         eval_crop: float | None = None,
+        eval_interpolation: Filter | None = None,
         indices: Indices | None = None,
         mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:

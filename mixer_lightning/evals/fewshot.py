@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_lightning.data.crops import FILTERS, Filter
 from mixer_lightning.evals import Predict, eval_split
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Fewshot:
     l2: strength of the regularisation.
     split: where it is evaluated; null for test, or val where there is no test.
     eval_crop: images are resized to image_size / eval_crop on both sides, and their centre is shown: 256 and 224.
+    eval_interpolation: of that resize; big_vision's is TensorFlow's bilinear, not antialiased. null: the recipe's.
     at_end: during training, evaluate after the last step only.
 
     A training image that cannot be read is named, and the next one drawn of its class takes its place.
@@ -44,6 +46,7 @@ class Fewshot:
     l2: float = 2.0**10
     split: str | None = None
     eval_crop: float = 0.875
+    eval_interpolation: Filter | None = "tf_bilinear"
     at_end: bool = False
     uses_head: ClassVar[bool] = False
 
@@ -54,6 +57,10 @@ class Fewshot:
             )
         if self.l2 <= 0:
             raise ValueError(f"fewshot: l2 must be above 0, found {self.l2}")
+        if self.eval_interpolation is not None and self.eval_interpolation not in FILTERS:
+            raise ValueError(
+                f"fewshot: eval_interpolation is {self.eval_interpolation!r}; choose one of {', '.join(FILTERS)}"
+            )
         if not 0 < self.eval_crop <= 1:
             raise ValueError(f"fewshot: eval_crop must lie in (0, 1], found {self.eval_crop}")
 
@@ -82,12 +89,19 @@ class Fewshot:
         ]
         correct = predict.all_gather(
             torch.stack([each(batch).argmax(dim=1) == label for each in classifiers], dim=1)
-            for batch, label in predict.features(split, eval_resize="square", eval_crop=self.eval_crop)
+            for batch, label in predict.features(split, **self._view())
         )  # [N, samples]
         accuracy = dict(zip(samples, (int(n) / len(correct) for n in correct.sum(dim=0)), strict=True))
         for shots in self.shots:
             mean = sum(accuracy[shots, seed] for seed in self.seeds) / len(self.seeds)
             yield f"fewshot/{data.name}_{shots}shot", mean
+
+    def _view(self) -> dict[str, Any]:
+        return {
+            "eval_resize": "square",
+            "eval_crop": self.eval_crop,
+            "eval_interpolation": self.eval_interpolation,
+        }
 
     def _sampled_features(
         self, predict: Predict, labels: Indices
@@ -111,11 +125,7 @@ class Fewshot:
             new = np.setdiff1d(used, indices)
             if len(new) == 0:
                 return samples, indices, features
-            batches = list(
-                predict.features(
-                    "train", indices=new, mark_bad=True, eval_resize="square", eval_crop=self.eval_crop
-                )
-            )
+            batches = list(predict.features("train", indices=new, mark_bad=True, **self._view()))
             found = predict.all_gather(batch for batch, _ in batches)
             is_good = predict.all_gather(label for _, label in batches) >= 0
             features = torch.cat([features, found[is_good]]) if len(indices) else found[is_good]

@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
+from mixer_lightning.data.sources.folder import LAYOUT
+from mixer_lightning.data.sources.index import array_paths
+from mixer_lightning.data.sources.remote import sha256_of
 from mixer_lightning.files import lock_run_dir, write_text
 from mixer_lightning.prepare.cleaning import CleaningOptions
 from mixer_lightning.prepare.journal import refuse_differences
@@ -90,6 +93,11 @@ def write_shards(
 def _check(options: Options, screen: Screen) -> tuple[Source, CleaningOptions, Plan]:
     """The opened source, what to do with its images, and into which shards; all checked before anything is written."""
     source = open_source(options)
+    if len(source.classes) < 2 and "train" in source.splits:
+        raise ValueError(
+            f"source: {options.data} has one class, {', '.join(map(repr, source.classes))}: there would be nothing to "
+            f"tell apart. Expected images of two classes or more; in folders, {LAYOUT}"
+        )
     cleaning = CleaningOptions.of(options)
     plan = plan_shards(source, options)
     space = check_disk(plan, options)
@@ -179,6 +187,11 @@ def _dataset(state: State, finished: dict[str, list[Written]]) -> dict[str, Any]
                 "samples": sum(shard.samples for shard in shards),
                 "labels_per_image": source.labels_per_image,
                 "shards": [shard._asdict() for shard in shards],
+                "arrays": [
+                    {"name": path.name, "sha256": sha256_of(path)}
+                    for path in array_paths(state.options.output, split)
+                    if path.exists()
+                ],
             }
             for split, shards in finished.items()
         },

@@ -127,6 +127,7 @@ def test_a_config_in_the_folder_of_the_file_is_read(tmp_path: Path) -> None:
         "eval_crop": 0.875,
         "eval_resize": "short_side",
         "eval_interpolation": "bilinear",
+        "eval_rounding": "torchvision",
     }
 
 
@@ -137,5 +138,6 @@ def test_other_programs_configs_are_left_alone(tmp_path: Path, config: object) -
         "std": [0.5, 0.5, 0.5],
         "eval_crop": 0.875,
         "eval_resize": "short_side",
-        "eval_interpolation": "bilinear",
+        "eval_interpolation": "area",
+        "eval_rounding": "big_vision",
     }

@@ -30,6 +30,7 @@ AUGMENT = {
     "eval_crop": 0.9,
     "eval_resize": "square",
     "eval_interpolation": "bicubic",
+    "eval_rounding": "big_vision",
 }
 SEEN = {key: value for key, value in AUGMENT.items() if key not in ("_target_", "flip")}
 
@@ -115,7 +116,8 @@ def test_foreign_files_give_what_their_tensors_tell(tmp_path: Path) -> None:
         "std": [0.5] * 3,
         "eval_crop": 0.875,
         "eval_resize": "short_side",
-        "eval_interpolation": "bilinear",
+        "eval_interpolation": "area",
+        "eval_rounding": "big_vision",
     }
 
     convmixer = trained(create_model("convmixer_96_4", num_classes=7))

@@ -129,7 +129,7 @@ def test_the_recipe_of_the_run_is_taken_and_the_command_line_has_the_last_word(r
     )
     assert elsewhere.image_size == 8
     anew = composed(given(run_dir), "augment=transfer")
-    assert (anew.augment["eval_interpolation"], anew.augment["eval_crop"]) == ("bilinear", 0.875)
+    assert (anew.augment["eval_interpolation"], anew.augment["eval_crop"]) == ("area", 0.875)
 
 
 def test_other_files_take_the_customary_views():

@@ -34,7 +34,11 @@ from mixer_lightning.models.mixer import Mixer
 
 CLASSES = ["wren", "crane", "swift"]
 SEEN = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "eval_crop": 0.9}
-ALL_SEEN = SEEN | {"eval_resize": "short_side", "eval_interpolation": "bilinear"}  # Augment's own
+ALL_SEEN = SEEN | {  # Augment's own
+    "eval_resize": "short_side",
+    "eval_interpolation": "bilinear",
+    "eval_rounding": "torchvision",
+}
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 

@@ -233,7 +233,7 @@ def test_nothing_follows_from_no_checkpoint() -> None:
 
 def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     both = "checkpoint=Mixer-B_16.npz,timm:convmixer_768_32.in1k"
-    message = r"another (augment\.\w+, )+model: start one program for each"
+    message = r"another (augment\.\w+, )+(model|augment\.\w+ and more): start one program for each"
     for find in (from_checkpoint, for_evaluation):
         with pytest.raises(ValueError, match=message):
             find(both)
@@ -244,7 +244,8 @@ def test_checkpoints_of_a_sweep_must_agree_on_what_they_imply() -> None:
     assert from_checkpoint("checkpoint=Mixer-B_16.npz,'x/Mixer-B_16.npz'").choices == {"model": "mixer_b16"}
     found = for_evaluation("checkpoint=Mixer-B_16.npz,x/Mixer-B_16.npz")
     name = "evaluate/Mixer-B_16-and-1-more-accuracy"
-    crop = {"eval_crop": 0.875, "eval_resize": "short_side", "eval_interpolation": "bilinear"}
+    crop = {"eval_crop": 0.875, "eval_resize": "short_side", "eval_interpolation": "area"}
+    crop |= {"eval_rounding": "big_vision"}
     crops = {f"augment.{key}": value for key, value in crop.items()}
     assert found == ({"model": "mixer_b16"}, {"name": name, **GOOGLES, **crops})
 
@@ -255,7 +256,7 @@ def test_evaluation_sees_images_as_the_published_weights_were_evaluated() -> Non
     for checkpoint in ("Mixer-B_16.npz", "convmixer_768_32.pth"):
         augment = compose_one("evaluate", [f"checkpoint={checkpoint}"]).augment
         found[checkpoint] = [augment[key] for key in ("eval_crop", "eval_resize", "eval_interpolation")]
-    assert found["Mixer-B_16.npz"] == [0.875, "short_side", "bilinear"]
+    assert found["Mixer-B_16.npz"] == [0.875, "short_side", "area"]
     assert found["convmixer_768_32.pth"] == [0.96, "short_side", "bicubic"]
     stated = compose_one("evaluate", ["checkpoint=convmixer_768_32.pth", "augment.eval_crop=1.0"]).augment
     assert (stated["eval_crop"], stated["eval_interpolation"]) == (1.0, "bicubic")

@@ -1,4 +1,4 @@
-"""Crops are Pillow's crop, resize and crop, of one image and of a batch."""
+"""Crops are Pillow's crop, resize and crop, of one image and of a batch; TensorFlow's filters are as defined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from mixer_lightning.data.crops import FILTERS, Crops, crop_batch, crop_one, wei
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
 }
 
 
@@ -46,15 +45,38 @@ def one_crop(*, box: tuple[int, int, int, int], to: tuple[int, int], at=(0, 0), 
     return Crops(**{name: np.array([number]) for name, number in zip(names, numbers, strict=True)})
 
 
+def matrix_of(filter: str, length: int, to_length: int) -> np.ndarray:
+    """Weights [to_length, length] of one of TensorFlow's filters, by its definition."""
+    scale, j = length / to_length, np.arange(to_length)
+    if filter == "area":
+        i, begin = np.arange(length), j[:, None] * scale
+        return np.maximum(0, np.minimum(i + 1, begin + scale) - np.maximum(i, begin)) / scale
+    matrix = np.zeros((to_length, length))
+    position = (j + 0.5) * scale - 0.5
+    low = np.floor(position).astype(int)
+    for i, weight in ((low, low + 1 - position), (low + 1, position - low)):
+        matrix[j, np.clip(i, 0, length - 1)] += weight
+    return matrix
+
+
+def resized(pixels: np.ndarray, width: int, height: int, filter: str, *, passes: int) -> Image.Image:
+    """Pixels [H, W, 3] at another size. Newer Pillow chooses which axis comes first; in 2 passes it is the width."""
+    if filter in PILLOW:
+        image = Image.fromarray(pixels)
+        if passes == 2:
+            image = image.resize((width, len(pixels)), PILLOW[filter])
+        return image.resize((width, height), PILLOW[filter])
+    down, across = matrix_of(filter, len(pixels), height), matrix_of(filter, pixels.shape[1], width)
+    values = np.einsum("yh,hwc,xw->yxc", down, pixels.astype(float), across, optimize=True)
+    return Image.fromarray(np.floor(values + 1e-6).astype(np.uint8))
+
+
 def by_pillow(pixels: np.ndarray, crops: Crops, i: int, size: int, *, passes: int) -> torch.Tensor:
-    """View i of pixels [H, W, 3]. Newer Pillow chooses which axis it resizes first; in 2 passes it is the width."""
+    """View i of pixels [H, W, 3]."""
     values = {name: int(numbers[i]) for name, numbers in vars(crops).items()}
     left, top, width, height = (values[name] for name in ("left", "top", "width", "height"))
-    mode = PILLOW[FILTERS[values["filter"]]]
-    image = Image.fromarray(pixels).crop((left, top, left + width, top + height))
-    if passes == 2:
-        image = image.resize((values["to_width"], height), mode)
-    image = image.resize((values["to_width"], values["to_height"]), mode)
+    box = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    image = resized(box, values["to_width"], values["to_height"], FILTERS[values["filter"]], passes=passes)
     x, y = values["x"], values["y"]
     return torch.from_numpy(np.array(image.crop((x, y, x + size, y + size)))).permute(
         2, 0, 1

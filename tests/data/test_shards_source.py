@@ -685,3 +685,94 @@ def test_a_wrong_type_in_dataset_json_is_named(made, place, key, value):
 def test_patterns_go_before_a_prepared_split(made):
     data = shards(root=str(made), val="train-000.tar")
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 9, "val": 4}
+
+
+# -------------------------------------------------------------------------------------------- the index and the shards
+
+
+def rewrite(path: Path, change) -> None:
+    """A file of an index with other values and the same size."""
+    before = path.stat().st_size
+    array = np.load(path)
+    np.save(path, change(array))
+    assert path.stat().st_size == before
+
+
+def with_labels(change):
+    def changed(rows):
+        rows = rows.copy()
+        rows["label"] = change(rows["label"])
+        return rows
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_labels(lambda labels: np.where(np.arange(9) == 5, (labels + 1) % 3, labels)),
+        with_labels(lambda labels: np.roll(labels, 1)),
+        lambda rows: rows[np.array([0, 1, 2, 3, 4, 5, 8, 7, 6])],
+    ],
+    ids=["one flipped", "all rotated", "two images swapped"],
+)
+def test_an_index_that_was_rewritten_is_not_that_of_the_shards(made, change):
+    shards(root=str(made), verify="full")
+    rewrite(made / "train-index.npy", change)
+    shards(root=str(made))  # of the same size: nothing to see
+    with pytest.raises(
+        ValueError, match=r"train-index\.npy is not that of train-00\d\.tar: image \d there has label"
+    ):
+        shards(root=str(made), verify="full")
+
+
+def test_several_labels_are_compared_one_by_one(root):
+    for path, numbers in (
+        ("train-000.tar", range(4)),
+        ("train-001.tar", range(4, 9)),
+        ("val-000.tar", range(9, 11)),
+    ):
+        files = {}
+        for i in numbers:
+            labels = [i % 3, *([(i + 1) % 3] if i % 2 else [])]
+            files[f"photo/{i:05d}.json"] = json.dumps({"labels": labels}).encode()
+            files[f"photo/{i:05d}.png"] = picture(i)
+        write_files(root / path, files)
+    made = prepared_set(root, several=True)
+    shards(root=str(made), verify="full")
+    labels = np.load(made / "train-labels.npy")
+    labels[3, 1] = -1
+    np.save(made / "train-labels.npy", labels)
+    with pytest.raises(ValueError, match=r"image 4 there has label\(s\) 0, 1 .* in the index 0 at"):
+        shards(root=str(made), verify="full")
+
+
+def test_labels_and_places_that_cannot_be_are_refused_at_any_opening(made, root):
+    whole = (made / "train-index.npy").read_bytes()
+    rewrite(made / "train-index.npy", with_labels(lambda labels: np.where(np.arange(9) == 5, -1, labels)))
+    with pytest.raises(ValueError, match=r"train-index\.npy is damaged: it has the label -1"):
+        shards(root=str(made))
+    (made / "train-index.npy").write_bytes(whole)
+
+    def beyond(rows):
+        rows = rows.copy()
+        rows["block"][2] += 1000
+        return rows
+
+    rewrite(made / "train-index.npy", beyond)
+    with pytest.raises(ValueError, match=r"it has an image beyond the end of .*train-000\.tar"):
+        shards(root=str(made))
+
+
+def test_the_checksum_of_an_index_is_that_of_dataset_json(made):
+    """As for remote shards, whose headers are not read."""
+    about = json.loads((made / "dataset.json").read_text())
+    for split in ("train", "val"):
+        path = made / f"{split}-index.npy"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        about["splits"][split]["arrays"] = [{"name": path.name, "sha256": digest}]
+    (made / "dataset.json").write_text(json.dumps(about))
+    shards(root=str(made), verify="full")
+    rewrite(made / "val-index.npy", lambda rows: rows[::-1].copy())
+    with pytest.raises(ValueError, match=r"val-index\.npy has another sha256 than dataset\.json says"):
+        shards(root=str(made), verify="full")

@@ -12,7 +12,7 @@ import pytest
 from mixer_lightning.data.sources import Dataset, Stored
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.digits import digits
-from mixer_lightning.data.splits import Joined, Subset, choose, shard_sizes
+from mixer_lightning.data.splits import Joined, Subset, choose, refuse_one_class, shard_sizes
 from mixer_lightning.data.stateless_random import hash32
 
 KEYS = [f"class{i % 7}/{i:05}.jpg" for i in range(3000)]
@@ -316,3 +316,17 @@ def test_without_anything_to_evaluate_on_it_says_how_to_set_some_aside():
 def test_no_image_is_in_a_split_twice(train):
     with pytest.raises(ValueError, match="holds images of train twice"):
         choose(dataset(train=Files(KEYS), val=Files(KEYS)), train=train)
+
+
+@pytest.mark.parametrize("labels", [[3] * 40, [[3, -1]] * 40, [[3, 3]] * 39 + [[3, -1]]])
+def test_images_of_one_class_teach_nothing(labels):
+    images = Arrays("flat", np.zeros((40, 1, 1, 3), np.uint8), labels)
+    data = Dataset("flat", list("abcde"), {"train": images, "val": images})
+    with pytest.raises(
+        ValueError, match=r"flat: all 40 training images are of one class, 'd'.*<root>/train/<class>/<image>"
+    ):
+        refuse_one_class(data)
+    other = np.array(labels)
+    other[(39, *([0] * (other.ndim - 1)))] = 2
+    images = Arrays("flat", np.zeros((40, 1, 1, 3), np.uint8), other)
+    refuse_one_class(Dataset("flat", list("abcde"), {"train": images}))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +58,31 @@ FOLDER = ("data=folder", "image_size=8", "batch_size=4", "duration.steps=4")
 
 
 # ------------------------------------------------------------------------------------------------- 2: data
+
+
+@pytest.mark.parametrize("layout", ["train/all", "all"])
+def test_one_class_is_refused_and_not_trained_to_a_hundred_percent(refused, tmp_path, layout):
+    noise = np.random.default_rng(0)
+    for i in range(20):
+        path = tmp_path / "birds" / layout / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    split = ("train_split=train[:50%]", "val_split=train[50%:]")
+    said = refused(*FOLDER, f"data.root={tmp_path / 'birds'}", *split)
+    assert "training images are of one class, 'all': there is nothing to tell apart" in said
+    assert "<root>/train/<class>/<image>" in said
+
+
+def test_shards_of_one_class_are_refused(refused, tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for i in range(4):
+            for name, content in ((f"{i}.cls", b"1"), (f"{i}.png", b"picture")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    shutil.copy(tmp_path / "train-0.tar", tmp_path / "val-0.tar")
+    said = refused("data=shards", f"data.root={tmp_path}", "image_size=8", "batch_size=4", "duration.steps=4")
+    assert "shards: all 4 training images are of one class, '1'" in said
 
 
 def test_missing_shards(refused, tmp_path):

@@ -50,7 +50,7 @@ class Fixed:
         self.data, self.folder = data, folder
         self._values, self._square, self._batch = values, square or values, batch
         self._bad = np.array([*bad], np.int64)  # training images that cannot be read
-        self.asked: list[tuple[str, object, object]] = []
+        self.asked: list[tuple[str, object, object, object]] = []
 
     def local_indices(self, split: str) -> np.ndarray:
         return np.arange(len(self.data.splits[split]))
@@ -65,10 +65,11 @@ class Fixed:
         *,
         eval_resize: str | None = None,
         eval_crop: float | None = None,
+        eval_interpolation: str | None = None,
         indices: np.ndarray | None = None,
         mark_bad: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        self.asked.append((split, eval_resize, eval_crop))
+        self.asked.append((split, eval_resize, eval_crop, eval_interpolation))
         indices = self.local_indices(split) if indices is None else indices
         for values, labels in self._batches(split, self._values[split], indices):
             some, indices = indices[: len(labels)], indices[len(labels) :]

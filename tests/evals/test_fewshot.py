@@ -91,7 +91,12 @@ def test_the_figure_is_the_mean_over_seeds_and_only_drawn_images_are_read():
         predict = Fixed(data, {"train": x, "val": test}, batch=batch)
         found = dict(Fewshot(shots=[1, 3], seeds=[0, 5]).run(predict))
         assert found == pytest.approx(expected, abs=1e-12)
-        assert predict.asked == [("train", "square", 0.875), ("val", "square", 0.875)]
+        crop = (
+            "square",
+            0.875,
+            "tf_bilinear",
+        )  # big_vision's resize(256), by tf.image.resize, and central_crop(224)
+        assert predict.asked == [("train", *crop), ("val", *crop)]
     assert 0.3 < min(expected.values()) < max(expected.values()) < 1
 
 

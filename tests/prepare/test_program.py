@@ -258,7 +258,7 @@ def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "names.txt").write_text("\n".join([*reversed(CLASSES), "yak"]))
     for number in range(6):
-        path = tmp_path / "birds" / ("train", "val")[number % 2] / "elk" / f"{number}.jpg"
+        path = tmp_path / "birds" / ("train", "val")[number % 2] / CLASSES[number // 2 % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(number))
     paths = {"photos": photos, "names": tmp_path / "names.txt", "birds": tmp_path / "birds"}
@@ -458,6 +458,13 @@ def test_short_side(prepare, photos, tmp_path):
 
 
 # ---- refusals
+
+
+def test_one_class_is_not_worth_shards(prepare, photos, tmp_path):
+    photos.write_text("".join(line for line in photos.read_text().splitlines(True) if "elk" in line))
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    assert (code, "list has one class, 'elk': there would be nothing to tell apart" in said) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_set_is_never_overwritten(prepare, photos, tmp_path):

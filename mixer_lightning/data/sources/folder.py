@@ -80,7 +80,7 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
         raise FileNotFoundError(f"{name}: no folder {base / 'train'}. Expected {LAYOUT}.")
     classes = class_folders(present["train"])
     if not classes:
-        raise ValueError(f"{name}: {present['train']} holds no class folders. Expected {LAYOUT}.")
+        raise _no_classes(name, present["train"])
     splits: dict[str, Images] = {split: scan(name, path, classes) for split, path in present.items()}
     return Dataset(name=name, classes=classes, splits=splits)
 
@@ -110,7 +110,7 @@ def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
             "Every class needs training images."
         )
     if not found:
-        raise ValueError(f"{name}: {split} holds no class folders. Expected {LAYOUT}.")
+        raise _no_classes(name, split)
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
@@ -142,6 +142,13 @@ def _image_files(split: Path, inside: str) -> Iterator[str]:
                 yield f"{inside}/{entry.name}"
             elif entry.is_dir():
                 yield from _image_files(split, f"{inside}/{entry.name}")
+
+
+def _no_classes(name: str, split: Path) -> ValueError:
+    with os.scandir(split) as entries:
+        loose = sum(entry.name.lower().endswith(FOLDER_ENDINGS) for entry in entries)
+    beside = f", but {loose:,} image files, whose classes nothing tells" if loose else ""
+    return ValueError(f"{name}: {split} holds no class folders{beside}. Expected {LAYOUT}.")
 
 
 def _some(names: list[str]) -> str:

@@ -27,6 +27,7 @@ from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.locks import log_progress, once_per_machine
 from mixer_lightning.data.sources.remote import File, expand, find
 from mixer_lightning.data.sources.samples import ROW, samples
+from mixer_lightning.data.sources.tar import BLOCK
 from mixer_lightning.files import atomic_write, write_text
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,35 @@ def read(folder: Path, split: str, shards: list[tuple[str, int, int]], labels_pe
     """The index of `split` in `folder`.
 
     Raises:
-        ValueError: a file of it is missing, damaged, or of another size than the shards' numbers of images.
+        ValueError: a file of it is missing, damaged, of another size than the shards' numbers of images, or says what
+            cannot be: a negative label, an image beyond the end of its shard.
     """
     count = sum(samples for _, _, samples in shards)
-    rows = _mapped(folder / f"{split}-index.npy", ROW, (count,))
+    path, labels_path = array_paths(folder, split)
+    rows = _mapped(path, ROW, (count,))
+    first = 0
+    for shard, size, num_images in shards:
+        own = rows[first : first + num_images]
+        if len(own) and int((own["block"].astype(np.int64) * BLOCK + own["size"]).max()) > size:
+            raise ValueError(f"{path} is damaged: it has an image beyond the end of {shard}")
+        first += num_images
     if labels_per_image == 1:
+        _refuse_negative(path, rows["label"], 0)
         return Index(rows, None, shards)
-    labels = _mapped(folder / f"{split}-labels.npy", np.dtype("<i4"), (count, labels_per_image))
+    labels = _mapped(labels_path, np.dtype("<i4"), (count, labels_per_image))
+    _refuse_negative(labels_path, labels[:, 0], 0)
+    _refuse_negative(labels_path, labels, -1)
     return Index(rows, labels, shards)
+
+
+def array_paths(folder: Path, split: str) -> tuple[Path, Path]:
+    """The files of an index: its rows, and its labels where images have several."""
+    return folder / f"{split}-index.npy", folder / f"{split}-labels.npy"
+
+
+def _refuse_negative(path: Path, labels: npt.NDArray[np.int32], least: int) -> None:
+    if len(labels) and (found := int(labels.min())) < least:
+        raise ValueError(f"{path} is damaged: it has the label {found}")
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -191,9 +213,10 @@ def _save(folder: Path, split: str, fingerprint: str, index: Index) -> None:
     def save(array: npt.NDArray[Any], file: BinaryIO) -> None:
         np.save(file, array, allow_pickle=False)
 
-    atomic_write(folder / f"{split}-index.npy", partial(save, index.rows))
+    path, labels_path = array_paths(folder, split)
+    atomic_write(path, partial(save, index.rows))
     if index.labels is not None:
-        atomic_write(folder / f"{split}-labels.npy", partial(save, index.labels))
+        atomic_write(labels_path, partial(save, index.labels))
     metadata = {
         "fingerprint": fingerprint,
         "labels_per_image": 1 if index.labels is None else index.labels.shape[1],

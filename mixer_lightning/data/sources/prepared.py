@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, read
 from mixer_lightning.data.sources.locks import log_progress, once_per_machine
 from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File, content, fetch, find, is_remote, sha256_of
+from mixer_lightning.data.sources.samples import samples
+from mixer_lightning.data.sources.tar import BLOCK
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +38,7 @@ class Described:
     files: list[File]
     samples: list[int]  # of each
     labels_per_image: int
+    arrays: dict[str, str]  # files of the index and their sha256; none in sets of earlier versions
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,11 @@ def _described(base: str, split: dict[str, Any], where: str, *, verify: Literal[
     if sum(samples) != _count(split, "samples", where):
         raise ValueError(f"the shards of {where} have {sum(samples):,} samples, not {split['samples']:,}")
     labels_per_image = _count(split, "labels_per_image", where) if "labels_per_image" in split else 1
-    return Described(files, samples, labels_per_image)
+    arrays = {
+        _text(each, "name", f"{where}.arrays"): _text(each, "sha256", f"{where}.arrays")
+        for each in split.get("arrays", [])
+    }
+    return Described(files, samples, labels_per_image, arrays)
 
 
 def _count(node: dict[str, Any], key: str, where: str) -> int:
@@ -104,23 +116,11 @@ def _text(node: dict[str, Any], key: str, where: str) -> str:
 # -------------------------------------------------------------------------------------------------- shards
 
 
-def check(
-    name: str,
-    base: str,
-    splits: dict[str, Described],
-    *,
-    verify: Literal["size", "full"],
-    store: Cache,
-    folder: Path,
-    again: str,
-) -> None:
-    """Compare all shards with dataset.json: their sizes or, in full, also what they hold.
-
-    Local copies of remote shards that turn out to be altered are deleted. `folder` keeps notes of this machine.
-    `again` is the command that makes the set again.
+def check_sizes(name: str, base: str, splits: dict[str, Described], again: str) -> list[File]:
+    """Compare the sizes of all shards with dataset.json; the shards as they are. `again` makes the set again.
 
     Raises:
-        ValueError: shards are missing or different; they are named.
+        ValueError: shards are missing or of another size; they are named.
         OSError: they cannot be reached.
     """
     files = [file for described in splits.values() for file in described.files]
@@ -128,17 +128,95 @@ def check(
         states = list(pool.map(find, [file.address for file in files]))
     wrong = [text for file, state in zip(files, states, strict=True) if (text := _difference(file, state))]
     _refuse(name, base, wrong, len(files), again)
-    if verify == "size":
-        return
+    return [state for state in states if state is not None]
+
+
+def check_contents(
+    name: str,
+    base: str,
+    splits: dict[str, tuple[Described, Index]],
+    states: list[File],
+    classes: list[str] | None,
+    *,
+    store: Cache,
+    folder: Path,
+    again: str,
+) -> None:
+    """Compare what all shards hold with dataset.json, and the index with what stands in the shards.
+
+    Local copies of remote shards that turn out to be altered are deleted. `folder` keeps notes of this machine.
+
+    Raises:
+        ValueError: shards are other ones, or the index is not theirs; they are named.
+        OSError: they cannot be read.
+    """
+    files = [file for described, _ in splits.values() for file in described.files]
     seen = [
-        (file.address, file.sha256, state and state.version)
-        for file, state in zip(files, states, strict=True)
+        *((file.address, file.sha256, state.version) for file, state in zip(files, states, strict=True)),
+        *(hashlib.sha256(index.rows.tobytes()).hexdigest() for _, index in splits.values()),
     ]
     fingerprint = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
     with once_per_machine([folder], f"verify-{socket.gethostname()}", fingerprint, name=name) as lock:
         if not lock.is_done:
             log.info("%s: comparing the sha256 of %s shards", name, f"{len(files):,}")
             _refuse(name, base, list(_altered(name, files, store)), len(files), again)
+            for split, (described, index) in splits.items():
+                wrong = _not_of_shards(name, split, described, index, classes, store)
+                if wrong:
+                    raise ValueError(
+                        f"{name}: {wrong} Copy the index again, or make the set again, in another folder, with: {again}"
+                    )
+
+
+def _not_of_shards(
+    name: str, split: str, described: Described, index: Index, classes: list[str] | None, store: Cache
+) -> str | None:
+    """In what an index differs from the headers and labels in the shards that are here; None if in nothing."""
+    labels_of = {each: label for label, each in enumerate(classes or [])}
+    ends = list(accumulate(described.samples))
+    parts = [
+        (file, slice(end - count, end))
+        for file, end, count in zip(described.files, ends, described.samples, strict=True)
+        if not file.is_remote  # of others, the checksum of the index tells
+    ]
+
+    def difference(part: tuple[File, slice]) -> str | None:
+        file, own = part
+        descriptor = store.open(file)
+        try:
+            rows, labels = samples(descriptor, labels_of)
+        except ValueError as error:
+            return f"{file.address}: {error}"
+        finally:
+            os.close(descriptor)
+        mine = index.rows[own]
+        if len(rows) != len(mine):
+            return f"{file.name} holds {len(rows):,} samples, its part of {split}-index.npy {len(mine):,}."
+        listed = mine["label"][:, None] if index.labels is None else index.labels[own]
+        width = max(labels.shape[1], listed.shape[1])
+        same = (_wide(labels, width) == _wide(listed, width)).all(axis=1) & (rows == mine)
+        if same.all():
+            return None
+        row = int(np.flatnonzero(~same)[0])
+        return (
+            f"{split}-index.npy is not that of {file.name}: image {row + 1:,} there has label(s) "
+            f"{_shown(labels[row])} at byte {rows['block'][row] * BLOCK:,}, in the index {_shown(listed[row])} at byte "
+            f"{mine['block'][row] * BLOCK:,} ({np.count_nonzero(~same):,} of {len(same):,} differ)."
+        )
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for found in log_progress(pool.map(difference, parts), f"{name}: index compared with", len(parts)):
+            if found:
+                return found
+    return None
+
+
+def _wide(labels: npt.NDArray[np.int32], width: int) -> npt.NDArray[np.int32]:
+    return np.pad(labels, ((0, 0), (0, width - labels.shape[1])), constant_values=-1)
+
+
+def _shown(labels: npt.NDArray[np.int32]) -> str:
+    return ", ".join(str(label) for label in labels.tolist() if label >= 0)
 
 
 def _difference(file: File, state: File | None) -> str | None:
@@ -179,11 +257,13 @@ def _refuse(name: str, base: str, wrong: list[str], total: int, again: str) -> N
 # -------------------------------------------------------------------------------------------------- index
 
 
-def index_of(name: str, base: str, split: str, about: Description, folder: Path) -> Index:
+def index_of(
+    name: str, base: str, split: str, about: Description, folder: Path, *, verify: Literal["size", "full"]
+) -> Index:
     """The index of a split that `prepare` made; a remote one is copied to `folder`.
 
     Raises:
-        ValueError: it is missing, or does not fit dataset.json.
+        ValueError: it is missing, or does not fit dataset.json, its checksum among that with verify="full".
     """
     described = about.splits[split]
     shards = [
@@ -198,6 +278,11 @@ def index_of(name: str, base: str, split: str, about: Description, folder: Path)
             with once_per_machine([arrays_folder], split, about.digest, name=name):
                 for array in arrays:
                     _copy(f"{base}/{split}-{array}.npy", arrays_folder / f"{split}-{array}.npy")
+        for array, sha256 in described.arrays.items() if verify == "full" else ():
+            if sha256_of(arrays_folder / array) != sha256:
+                if is_remote(base):  # the next start fetches it again
+                    (arrays_folder / array).unlink()
+                raise ValueError(f"{arrays_folder / array} has another sha256 than dataset.json says")
         return read(arrays_folder, split, shards, described.labels_per_image)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(

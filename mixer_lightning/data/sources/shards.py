@@ -63,9 +63,10 @@ def shards(
     names are their indices. `num_classes` is the size of the head, where it is to exceed the number of classes that are
     named or found.
 
-    Shards of `prepare` must have the sizes of dataset.json and, with verify="full", also the sha256; remote ones are
-    checked when they are fetched. For others an index is built when first needed, and stored in
-    `<root>/<split>-index.*` or under `cache`; it is rebuilt when a shard changes in size or time.
+    Shards of `prepare` must have the sizes of dataset.json and, with verify="full", also the sha256, and the index must
+    be theirs, label by label; remote shards are checked when they are fetched, and their index by its sha256. For
+    others an index is built when first needed, and stored in `<root>/<split>-index.*` or under `cache`; it is rebuilt
+    when a shard changes in size or time.
 
     `cache` (default ~/.cache/mixer_lightning) keeps copies of remote shards, at most `cache_bytes`.
 
@@ -86,13 +87,19 @@ def shards(
         raise ValueError(
             f"{name}: verify=full needs the checksums that prepare writes into {base}/dataset.json."
         )
-    prepared.check(name, base, described, verify=verify, store=store, folder=own, again=about.command)
+    states = prepared.check_sizes(name, base, described, about.command)
+    indexes = {split: prepared.index_of(name, base, split, about, own, verify=verify) for split in described}
+    if verify == "full":
+        both = {split: (described[split], indexes[split]) for split in described}
+        prepared.check_contents(
+            name, base, both, states, about.classes, store=store, folder=own, again=about.command
+        )
 
     splits: dict[str, Images] = {}
     largest = -1  # label of all splits
     for split, pattern in patterns.items():
         if split in described:
-            index = prepared.index_of(name, base, split, about, own)
+            index = indexes[split]
             splits[split] = ShardImages(described[split].files, index, store)
             largest = max(largest, index.largest_label)
             continue
