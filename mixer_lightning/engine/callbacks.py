@@ -138,7 +138,9 @@ class Evaluations(StepCallback):
         """All metrics of some evaluations."""
         with module.evaluating() as network:
             folder = self.metrics.run_dir if module.machine.rank == 0 else None
-            predict = Predictions(network, self.data, device=module.device, folder=folder)
+            predict = Predictions(
+                network, self.data, device=module.device, folder=folder, criterion=module.loss
+            )
             found = [metrics_of(name, each, predict) for name, each in evals.items()]
             return {metric: value for metrics in found for metric, value in metrics.items()}
 
