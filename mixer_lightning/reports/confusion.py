@@ -93,14 +93,8 @@ def _grid(found: dict[str, Any]) -> Figure:
         sure = f"{100 * found['probability'][i]:.0f} %"
         axes.set_title(f"true: {true}\npredicted: {predicted}, {sure}", loc="left", fontsize=7.5)
         if "names" in found:
-            axes.text(
-                0,
-                -0.03,
-                _tail(label(str(found["names"][i])), 28),
-                transform=axes.transAxes,
-                va="top",
-                fontsize=7,
-            )
+            name = _tail(str(found["names"][i]), 28)
+            axes.text(0, -0.03, name, transform=axes.transAxes, va="top", fontsize=7)
     shown = f"the {len(images):,} surest of {wrong:,} misclassified" if wrong else "none is misclassified"
     figure.suptitle(f"{label(str(found['split']))}: {shown}", fontsize=10)
     return figure
@@ -108,4 +102,4 @@ def _grid(found: dict[str, Any]) -> Figure:
 
 def _tail(name: str, width: int) -> str:
     """The end of a file's name, which tells more than its beginning."""
-    return name if len(name) <= width else f"…{name[1 - width :]}"
+    return label(name if len(name) <= width else f"…{name[1 - width :]}")

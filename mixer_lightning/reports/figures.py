@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
 
-from mixer_lightning.files import atomic_write
+from mixer_lightning.files import atomic_write, readable
 
 #: Whether matplotlib joins letters and orders words that run from right to left.
 _SHAPES_TEXT = hasattr(ft2font, "__libraqm_version__")
@@ -42,8 +42,7 @@ def label(text: str, width: int | None = None) -> str:
 
     Characters that no installed font has are transliterated; `$` begins no formula.
     """
-    readable = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    shown = "".join(_drawable(character) for character in unicodedata.normalize("NFC", readable))
+    shown = "".join(_drawable(character) for character in unicodedata.normalize("NFC", readable(text)))
     if width is not None and len(shown) > width:
         shown = f"{shown[: width - 1]}…"
     return shown.replace("$", r"\$")

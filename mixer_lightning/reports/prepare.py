@@ -34,7 +34,7 @@ def _histogram(axes: Axes, split: str, each: dict[str, Any]) -> None:
     filled = counts[counts > 0]
     is_log = bool(len(filled)) and int(filled.max()) >= DECADES * int(filled.min())
     if is_log:  # bars of equal ratio, whose edges lie between whole numbers
-        edges = np.unique(np.floor(np.geomspace(filled.min(), filled.max() + 1, MAX_BARS))) - 0.5
+        edges = np.unique(np.geomspace(filled.min(), filled.max() + 1, MAX_BARS).astype(np.int64)) - 0.5
         edges[-1] = filled.max() + 0.5
         axes.set_xscale("log")
     else:  # bars cover whole numbers of images, from none on: balanced classes make one bar
