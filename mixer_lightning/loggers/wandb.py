@@ -105,23 +105,26 @@ def _usual_mode(settings: Any) -> tuple[Mode, str]:
 
 
 def why_no_key(settings: Any) -> str | None:
-    """Why wandb would have to ask for a key, looked for where and as it looks; None where it finds one."""
+    """Why wandb would have to ask for a key; None where it finds one, in the environment, a netrc or its settings."""
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib import wbauth
+
     in_environment = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
     if any(os.environ.get(name) for name in in_environment) or settings.api_key:
         return None
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or settings.base_url).netloc
     path = _netrc_path()
-    advice = f"no key for {host}: wandb login, or set WANDB_API_KEY"
     try:
-        # With a path Python's netrc does not insist on mode 600; neither does wandb.
-        found = netrc.netrc(path).authenticators(host)
+        netrc.netrc(path)  # whatever its mode, which Python minds only of a default file
+        if wbauth.read_netrc_auth(host=settings.base_url):
+            return None
+        found = f"; {path} has none"
     except FileNotFoundError:
-        return advice
+        found = ""
     except (OSError, ValueError, netrc.NetrcParseError) as error:
         return f"{path} cannot be read: {error}"
-    if found is None:
-        return f"{advice}; {path} has none"
-    return None if found[2] else f"{advice}; {path} names {host} without a password"
+    except AuthenticationError as error:
+        return f"the key in {path} is none: {error}"
+    return f"no key for {urlsplit(settings.base_url).netloc}: wandb login, or set WANDB_API_KEY{found}"
 
 
 def _netrc_path() -> Path:

@@ -91,7 +91,7 @@ def _grid(found: dict[str, Any]) -> Figure:
         axes.imshow(pixels, interpolation="nearest")
         true, predicted = (label(classes[found[key][i]], 18) for key in ("true", "predicted"))
         sure = f"{100 * found['probability'][i]:.0f} %"
-        axes.set_title(f"true: {true}\npredicted: {predicted}, {sure}", loc="left", fontsize=7.5)
+        axes.set_title(f"true: {true}\npredicted, {sure}: {predicted}", loc="left", fontsize=7.5)
         if "names" in found:
             name = _tail(str(found["names"][i]), 28)
             axes.text(0, -0.03, name, transform=axes.transAxes, va="top", fontsize=7)

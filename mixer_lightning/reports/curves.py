@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,9 @@ def draw(run_dir: Path) -> None:
     axes = figure.subplots(1, 3)
     losses = [name for name in names if name.endswith("/loss")]
     _plot(axes[0], rows, _in_order(losses), title="loss")
-    accuracies = [name for name in names if name.endswith("/top1") or name.startswith("fewshot/")]
+    accuracies = [name for name in names if name.endswith("/top1")]
+    if len(accuracies) < 2:  # of training alone
+        accuracies += [name for name in names if name.startswith("fewshot/")]
     _plot(axes[1], rows, _in_order(accuracies), title="accuracy, %", scale=100)
     _plot(axes[2], rows, ["train/lr"], title="learning rate")
     epochs = rows[-1]["epoch"] if rows else 0
@@ -44,9 +47,14 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def _in_order(names: Sequence[str]) -> list[str]:
-    """Training first, then the splits in the order of their colours, then the others by name."""
-    splits = list(COLOURS)
-    return sorted(names, key=lambda name: ([*splits, name.split("/")[0]].index(name.split("/")[0]), name))
+    """Training first, then the splits in the order of their colours, then the others by name, 5 before 10."""
+
+    def key(name: str) -> tuple[int, list[int | str]]:
+        split = name.split("/")[0]
+        parts = re.split(r"(\d+)", name)  # every second one is a number
+        return [*COLOURS, split].index(split), [int(part) if part.isdigit() else part for part in parts]
+
+    return sorted(names, key=key)
 
 
 def _plot(

@@ -43,6 +43,7 @@ def label(text: str, width: int | None = None) -> str:
     Characters that no installed font has are transliterated; `$` begins no formula.
     """
     shown = "".join(_drawable(character) for character in unicodedata.normalize("NFC", readable(text)))
+    shown = shown or "?" * bool(text)
     if width is not None and len(shown) > width:
         shown = f"{shown[: width - 1]}…"
     return shown.replace("$", r"\$")
@@ -57,8 +58,7 @@ def _drawable(character: str) -> str:
         runs_leftwards = unicodedata.bidirectional(character) in ("R", "AL")
         if _SHAPES_TEXT or not runs_leftwards:
             return character
-    joins_others = category in ("Cf", "Mn", "Me")  # says how the letters around it are written
-    return anyascii(character) or ("" if joins_others else "?")
+    return anyascii(character)
 
 
 @functools.cache
