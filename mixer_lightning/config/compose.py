@@ -37,6 +37,7 @@ from mixer_lightning.config.overrides import (
 )
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, load_recipe
 from mixer_lightning.config.settle import settled
+from mixer_lightning.config.untrusted import only_data
 from mixer_lightning.files import CONF
 from mixer_lightning.results import differing_keys
 
@@ -123,7 +124,8 @@ def compose(
     from_checkpoint = Overrides({}, {})
     if config_name in OVERRIDES_FROM_CHECKPOINT and not wrong:
         try:
-            from_checkpoint = OVERRIDES_FROM_CHECKPOINT[config_name](stated, known)
+            implied = OVERRIDES_FROM_CHECKPOINT[config_name](stated, known)
+            from_checkpoint = only_data(implied, stated, known, folders)
         except ValueError as error:
             return Composition([], [str(error)], [])
     keys = swept_keys(overrides) if multirun else []
