@@ -13,7 +13,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mixer_lightning.data import decode
 from mixer_lightning.data.crops import Crops, Integers, crop_batch
+from mixer_lightning.data.memory import load_into_memory
 from mixer_lightning.data.sources import BadImage, Images
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.stateless_random import derive_seed, sample_keys
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IMAGES_PER_TASK = 8  # that a thread decodes, crops and resizes at a time
-IMAGES_PER_MEMORY_TASK = 32  # that a thread decodes at a time while a split is loaded into memory
-#: A split whose images are of one size is decoded once, if its pixels need no more than this.
-MAX_BYTES_IN_MEMORY = 2**30
 #: Larger images in memory are cropped one by one, which a CPU does faster.
 MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
 MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
@@ -321,93 +319,6 @@ def _rounded_up(fraction: float) -> str:
     """One digit, not less, not above 1: .0012 -> 0.002."""
     digits = 10.0 ** math.floor(math.log10(fraction))
     return f"{min(math.ceil(fraction / digits - 1e-9) * digits, 1.0):g}"
-
-
-def load_into_memory(
-    images: Images, bad: BadImages, threads: ThreadPoolExecutor, *, exif_orientation: bool = False
-) -> Arrays | None:
-    """All images decoded, if they are of one size and small enough together (a property of the data set alone).
-
-    None if not, which the headers tell: nothing is decoded before its size is known to fit. Bad images are recorded in
-    `bad`; black ones stand for them and are never used. With `exif_orientation` they are turned as their metadata say.
-    """
-    if isinstance(images, Arrays):
-        return images
-    known = _first_readable(images, exif_orientation=exif_orientation)
-    if known is None or 3 * known.size[0] * known.size[1] * len(images) > MAX_BYTES_IN_MEMORY:
-        return None
-    width, height = known.size
-    pixels = np.zeros((len(images), height, width, 3), np.uint8)  # takes memory where it is written to
-    is_mixed = threading.Event()
-
-    def decode_some(first: int) -> tuple[int, dict[int, str]]:
-        """Number of images looked at, and the reasons of the bad ones."""
-        reasons: dict[int, str] = {}
-        indices = range(first, min(first + IMAGES_PER_MEMORY_TASK, len(images)))
-        for index in indices:
-            if is_mixed.is_set():
-                break
-            if index < known.at:
-                reasons[index] = known.reasons[index]
-                continue
-            try:
-                encoded = known.encoded if index == known.at else images.read(index)
-                turn = _turn(encoded, exif_orientation)
-                if decode.seen_size(encoded, turn) != known.size:
-                    is_mixed.set()
-                    break
-                image = decode.turned(decode.pixels(encoded), turn)
-            except (OSError, ValueError, MemoryError) as error:
-                reasons[index] = decode.reason(error)
-                continue
-            if image.shape[1:] != (height, width):  # the header was wrong
-                is_mixed.set()
-                break
-            pixels[index] = image.permute(1, 2, 0).numpy()
-        return len(indices), reasons
-
-    starts = deque(range(0, len(images), IMAGES_PER_MEMORY_TASK))
-    work: deque[Future[tuple[int, dict[int, str]]]] = deque()
-    while (starts or work) and not is_mixed.is_set():
-        while (
-            starts and len(work) < 8
-        ):  # few, since most data sets have images of many sizes, which shows at once
-            work.append(threads.submit(decode_some, starts.popleft()))
-        read, reasons = work.popleft().result()
-        bad.count_read(read)
-        for index, reason in reasons.items():
-            bad.add(index, reason)
-    if is_mixed.is_set():
-        for future in work:
-            future.cancel()
-        return None
-    return Arrays("", pixels, images.labels(np.arange(len(images))))
-
-
-class _First(NamedTuple):
-    """The first image of a split whose header can be read, and why none of those before it can."""
-
-    at: int
-    encoded: Any
-    size: tuple[int, int]
-    reasons: list[str]
-
-
-def _first_readable(images: Images, *, exif_orientation: bool) -> _First | None:
-    reasons: list[str] = []
-    for index in range(len(images)):
-        try:
-            encoded = images.read(index)
-            return _First(
-                index, encoded, decode.seen_size(encoded, _turn(encoded, exif_orientation)), reasons
-            )
-        except (OSError, ValueError, MemoryError) as error:
-            reasons.append(decode.reason(error))
-    return None
-
-
-def _turn(encoded: Any, exif_orientation: bool) -> int:
-    return decode.orientation(encoded) if exif_orientation else decode.UPRIGHT
 
 
 def decoding_threads(threads: int) -> ThreadPoolExecutor:

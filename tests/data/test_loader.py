@@ -16,7 +16,9 @@ import torch
 from PIL import Image, features
 
 from mixer_lightning.data import loader as module
-from mixer_lightning.data.loader import BadImages, Batch, Loader, decoding_threads, load_into_memory
+from mixer_lightning.data import memory
+from mixer_lightning.data.loader import BadImages, Batch, Loader, decoding_threads
+from mixer_lightning.data.memory import load_into_memory
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.stateless_random import derive_seed
@@ -220,7 +222,7 @@ def test_crops_of_images_in_memory_are_those_of_decoded_ones(load, monkeypatch):
     images = Files([(13, 11)] * 40)
     options = {"train": {}, "evaluation": {"seed": None, "augment": Augment(eval_interpolation="bicubic")}}
     kept = {name: list(load(images, range(40), **each)) for name, each in options.items()}
-    monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "MAX_BYTES_IN_MEMORY", 0)
     decoded = {name: list(load(images, range(40), **each)) for name, each in options.items()}
     for name in options:
         assert kept[name][0].crops is not None
@@ -281,7 +283,7 @@ def test_no_more_is_kept_than_fits(monkeypatch):
     images = Files([(9, 7)] * 10)
     some = decoding_threads(2)
     for most, kept in ((10 * 9 * 7 * 3, True), (10 * 9 * 7 * 3 - 1, False)):
-        monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", most)
+        monkeypatch.setattr(memory, "MAX_BYTES_IN_MEMORY", most)
         images.reads.clear()
         assert (load_into_memory(images, BadImages(images, max_fraction=None), some) is not None) == kept
     some.shutdown()
@@ -293,8 +295,9 @@ def test_headers_tell_whether_images_fit_before_any_is_decoded(monkeypatch):
     pixels = module.decode.pixels
     monkeypatch.setattr(module.decode, "pixels", lambda encoded: decoded.append(1) or pixels(encoded))
     some = decoding_threads(2)
-    large = Files([(900, 700)] * 300)
-    monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", 3 * 900 * 700 * 300 - 1)
+    large = Files([(900, 700)])
+    large.files *= 300
+    monkeypatch.setattr(memory, "MAX_BYTES_IN_MEMORY", 3 * 900 * 700 * 300 - 1)
     assert load_into_memory(large, BadImages(large, max_fraction=None), some) is None
     assert not decoded
     assert len(large.reads) == 1
