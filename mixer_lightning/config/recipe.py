@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -54,6 +55,7 @@ class Recipe:
     batch_size: int  # global: over all devices and accumulated micro-batches
     device_batch: int | None  # per device and micro-batch; None: batch_size / number of devices
     duration: Duration
+    steps_per_epoch: Literal["floor", "ceil"] | None  # rounding of images / batch_size; None: not rounded
     eval_every: Duration
     checkpoint_every: Duration
     log_every_steps: int
@@ -78,6 +80,16 @@ class Recipe:
     trainer: dict[str, Any]
     logger: dict[str, Any]
     choices: dict[str, str]  # the file taken from each group of conf/
+
+    def optimizer_steps_per_epoch(self, num_images: int) -> float:
+        """Optimiser steps that count as an epoch in `duration`, the schedule and so on; 1 at least if rounded.
+
+        Samples are not left out for it: the next epoch begins where one ends (data/order.py).
+        """
+        steps = num_images / self.batch_size
+        if self.steps_per_epoch is None:
+            return steps
+        return max(1.0, float(math.floor(steps) if self.steps_per_epoch == "floor" else math.ceil(steps)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, in the order of the fields: for recipe.yaml, checkpoints and comparison."""

@@ -74,7 +74,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     machine, source = parts.machine, parts.source
     splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
-    steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
+    steps_per_epoch = recipe.optimizer_steps_per_epoch(len(source.splits["train"]))
     length = Length(
         split_batch(
             batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=machine.world_size

@@ -171,6 +171,33 @@ def test_epochs_and_repeats_show_an_image_anew(module, tmp_path):
         assert len({image.numpy().tobytes() for image in images}) == 48
 
 
+@pytest.mark.parametrize("mix_per", ["batch", "device_batch"])
+def test_mixing_shares_its_factor_as_the_recipe_says(module, source, mix_per):
+    """Once for all parts of a global batch, on any number of processes, as in big_vision; or for each, as in timm."""
+
+    def factors(**options: int) -> list[list[float]]:
+        augment = Augment(mixup=1.0, mix_per=mix_per)
+        parts = micro_batches(module(source, augment, total_steps=3, **options))
+        shares = [
+            {round(float(share), 5) for share in targets.unique() if 0 < share < 1} for _, targets in parts
+        ]
+        num_parts = len(shares) // 3
+        return [
+            sorted({min(each) for each in shares[step * num_parts : (step + 1) * num_parts] if each})
+            for step in range(3)
+        ]
+
+    whole = factors(device_batch=24)
+    assert [len(step) for step in whole] == [1, 1, 1]
+    assert len({step[0] for step in whole}) == 3  # another at each step
+    split = factors(device_batch=4)
+    second = factors(device_batch=4, world_size=2, rank=1)
+    if mix_per == "batch":
+        assert split == second == whole
+    else:
+        assert all(len(step) > 1 for step in split)
+
+
 def test_shards_are_told_what_is_read_next(module, tmp_path):
     data = folder(root=str(write_images(tmp_path)))
     images = Sharded(data.splits["train"])
