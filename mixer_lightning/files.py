@@ -19,6 +19,24 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixer_lightning"
 
 
+def readable(text: str) -> str:
+    r"""A text from outside as valid Unicode: a byte of a file's name that is not UTF-8 becomes \xe9, as it is shown."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        except UnicodeEncodeError:  # half a pair, as JSON can write it
+            return text.encode(errors="backslashreplace").decode()
+    return text
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of somebody's text file without spaces around them; no BOM, and what is not UTF-8 made `readable`."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        return [readable(line.strip()) for line in file]
+
+
 def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Replace `path` by what `write` puts into a file: all of it, or nothing.
 
@@ -46,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically."""
 
     def write(file: BinaryIO) -> None:
-        file.write(text.encode())
+        file.write(readable(text).encode())
 
     atomic_write(path, write)
 

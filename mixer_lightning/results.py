@@ -229,6 +229,10 @@ def read_sidecar(weights: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, thousands deep
         raise ValueError(f"{path} is not readable JSON: {error}. Export again, or take it away") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}, not a mapping. Export again, or take it away"
+        )
+    return found

@@ -44,6 +44,7 @@ class Layout(NamedTuple):
     """The state dict of another program: what to call it, how it is recognised, and timm's name of each tensor."""
 
     kind: str
+    first_tensor: str
     recognise: Callable[[Collection[str]], bool]
     rename: Callable[[Iterable[str]], dict[str, str]]
 
@@ -56,6 +57,8 @@ class Family:
     name: str
     #: Recognises the family by names and shapes of tensors; None, KeyError, ValueError or IndexError if it is another.
     recognise: Callable[[Shapes], Recognised | None]
+    #: The name of a tensor that every model of the family has, and none of another.
+    first_tensor: str
     #: A model of these parameters, num_classes and image_size.
     build: Callable[[Mapping[str, Any], int, int], nn.Module]
     #: Whether there is an activation to choose, of which tensors tell nothing.
@@ -196,6 +199,7 @@ FAMILIES = (
     Family(
         name="Mixer",
         recognise=_recognise_mixer,
+        first_tensor="stem.proj.weight",
         build=_build_mixer,
         widened_size="tokens_mlp_dim",
         has_flax_layout=True,
@@ -229,9 +233,10 @@ FAMILIES = (
     Family(
         name="ConvMixer",
         recognise=_recognise_convmixer,
+        first_tensor="stem.0.weight",
         build=_build_convmixer,
         has_activation=True,
-        other_layouts=(Layout("locuslab's ConvMixer", _is_sequential, _rename_sequential),),
+        other_layouts=(Layout("locuslab's ConvMixer", "0.weight", _is_sequential, _rename_sequential),),
         timm_prefix="convmixer_",
         timm_names={
             "convmixer_1536_20": "convmixer_1536_20",
@@ -258,9 +263,12 @@ def family_names(separator: str) -> str:
 
 def family_of_model(model: str) -> Family | None:
     """The family of a file of conf/model; None for an unknown name or one without an entry in FAMILIES."""
-    if model not in list_models():
-        return None
-    class_name = model_node(model)["_target_"].rpartition(".")[2]
+    return family_of_target(model_node(model)["_target_"]) if model in list_models() else None
+
+
+def family_of_target(target: str) -> Family | None:
+    """The family of a dotted `_target_`; None for a class without an entry in FAMILIES."""
+    class_name = target.rpartition(".")[2]
     return next((family for family in FAMILIES if family.name == class_name), None)
 
 
@@ -275,10 +283,14 @@ def preprocessing_of(model: str, weights: str = "") -> dict[str, Any]:
     `model` is a file of conf/model; `weights` is the name of the weights, timm's or a file's.
     """
     family = family_of_model(model)
-    if family is None:
-        return {}
-    others = (each for part, each in family.preprocessing_of_weights.items() if part in weights)
-    return {**family.preprocessing, **next(others, {})}
+    return {} if family is None else {**family.preprocessing, **preprocessing_of_name(family, weights)}
+
+
+def preprocessing_of_name(family: Family, weights: str) -> dict[str, Any]:
+    """What the name of some weights, timm's or a file's, says of their images that is not usual for the family."""
+    name = weights.rpartition("/")[2]
+    others = (each for part, each in family.preprocessing_of_weights.items() if part in name)
+    return dict(next(others, {}))
 
 
 def model_named(weights: str, models: Collection[str]) -> str | None:

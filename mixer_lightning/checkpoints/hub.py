@@ -55,14 +55,23 @@ def preprocessing(name: str) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The same from the config.json in the folder of a file of weights, as on the hub; empty without one."""
+    """The same from the config.json in the folder of a file of weights, as on the hub; empty without one.
+
+    Raises:
+        ValueError: it is timm's, and a value in it makes no sense.
+    """
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
         if family_of_timm(config["architecture"]) is None:
             return {}
-        return to_augment_args(config.get("pretrained_cfg", config))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # none, or another's
         return {}
+    try:
+        return to_augment_args(config.get("pretrained_cfg", config))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path.parent / 'config.json'}: {error}: take it away, or fetch it again"
+        ) from error
 
 
 def to_augment_args(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ pickled objects are refused, and a recipe in it names no code.
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import flax, hub, run_format
+from mixer_lightning.checkpoints import flax, hub, metadata, run_format, state_dicts
 from mixer_lightning.checkpoints.describe import Description, describe
-from mixer_lightning.checkpoints.families import FAMILIES, PREPROCESSING, TIMM_SCHEME, family_names
+from mixer_lightning.checkpoints.families import (
+    PREPROCESSING,
+    TIMM_SCHEME,
+    family_names,
+    model_named,
+    preprocessing_of_name,
+)
+from mixer_lightning.checkpoints.metadata import Metadata
+from mixer_lightning.models.presets import list_models
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
-METADATA_KEY = "mixer_lightning"  # in a .safetensors file: what save.save_own writes besides tensors
+INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
+MOST_DEFLATED = (
+    1032  # bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor")
+)
 NO_FAMILY = f"neither a {family_names(' nor a ')}"
 
 
@@ -34,11 +46,11 @@ NO_FAMILY = f"neither a {family_names(' nor a ')}"
 class Checkpoint:
     """A file of weights: its kind for messages, its tensors under timm's names, and what is known of the model.
 
-    `model` is None where the tensors are of no family that is known; `model_name` and `image_size` are what the file
-    itself states, the former a file of conf/model. `classes` and `recipe` come with the checkpoints of our own runs.
-    `preprocessing` says what images the weights take, as parameters of Augment in data/transforms.py (see
-    families.PREPROCESSING): stated by the file or its JSON sidecar, else what is usual for the family.
-    `assumed` are those of PREPROCESSING that nothing states.
+    `model` is None where the tensors are of no family that is known. The rest is stated by the file, else by what lies
+    beside it, else by its name (metadata.py): `model_name`, a file of conf/model, `image_size`, `classes`, and the
+    `recipe` of one of our own runs. `preprocessing` says what images the weights take, as parameters of Augment in
+    data/transforms.py (see families.PREPROCESSING), where nothing is stated what is usual for the family; `assumed`
+    are those of PREPROCESSING that nothing states. `shards` are the files that hold the tensors, if not `path` itself.
     """
 
     path: Path
@@ -51,6 +63,7 @@ class Checkpoint:
     recipe: dict[str, Any] | None = field(default=None, repr=False)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
+    shards: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.path.name} ({self.kind}: {self.model or self.model_name or NO_FAMILY})"
@@ -60,10 +73,11 @@ def read(path: str | Path) -> Checkpoint:
     """Reads a file of weights on the CPU, whatever model it holds.
 
     Takes: official Mixer .npz (google-research/vision_transformer; also the older layout that
-    google-research/big_vision converts), state dicts of timm and of locuslab/convmixer (also inside training
-    checkpoints and with the prefixes of DDP and torch.compile), checkpoints of our own runs (their averaged weights
-    where there are some), as .safetensors or as torch files (.pth, .pth.tar, .pt, .ckpt, .bin). Instead of a file, a
-    run directory stands for its best.ckpt, or last.ckpt without one, and timm:<name> for timm's published weights.
+    google-research/big_vision converts), state dicts of timm and of locuslab/convmixer (also inside the training
+    checkpoints of other programs, see state_dicts.py), checkpoints of our own runs (averaged weights where there are
+    some), as .safetensors or as torch files (.pth, .pth.tar, .pt, .ckpt, .bin), also in shards with an .index.json.
+    Instead of a file, a run directory stands for its best.ckpt, or last.ckpt without one, a folder as on the hub for
+    its model.safetensors, and timm:<name> for timm's published weights.
 
     Raises:
         FileNotFoundError: there is no such file, or timm's cannot be fetched.
@@ -81,11 +95,13 @@ def read(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"there is no checkpoint file {path}")
     if path.suffix == ".npz":
         return _from_flax(path, _read_npz(path))
+    if path.name.endswith(INDEX_SUFFIX):
+        return _from_shards(path)
     if path.suffix == ".safetensors":
         return _from_state_dict(path, *_read_safetensors(path))
     if path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
-        return _from_state_dict(path, _find_state_dict(path, content), content)
+        return _from_state_dict(path, _state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
             f"{path} is for ONNX Runtime, and its sidecar {results.sidecar_path(path).name} states the preprocessing. "
@@ -95,16 +111,19 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def _in_run(run_dir: Path) -> Path:
-    for name in (results.BEST, results.LAST):
+    on_hub = (f"{hub.FILE}{INDEX_SUFFIX}", hub.FILE)
+    for name in (results.BEST, results.LAST, *on_hub):
         if (run_dir / name).is_file():
             return run_dir / name
     raise FileNotFoundError(
-        f"{run_dir} holds neither {results.BEST} nor {results.LAST}: give a run directory, or a file of weights"
+        f"{run_dir} holds neither {results.BEST} nor {results.LAST} nor {hub.FILE}: give a run directory, or a file of "
+        "weights"
     )
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
+        _refuse_declared(path)
         with path.open("rb") as file:  # np.load would hide a missing zip end behind talk of pickles
             content = np.load(file, allow_pickle=False)
             arrays = {key: content[key] for key in content.files}
@@ -113,6 +132,19 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
             raise ValueError(_pickled(path, "Python objects")) from error
         raise ValueError(_broken(path, "NumPy .npz archive")) from error
     return {key: _from_bfloat16(array) if array.dtype == "V2" else array for key, array in arrays.items()}
+
+
+def _refuse_declared(path: Path) -> None:
+    """ValueError for an .npz whose headers declare more than it holds: NumPy would ask for that memory first."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+                shape, _, dtype = read_header(file)
+            declared = math.prod(shape) * dtype.itemsize
+            if declared > member.file_size or member.file_size > MOST_DEFLATED * max(member.compress_size, 1):
+                raise ValueError(f"{member.filename} declares {declared:,} bytes and holds fewer")
 
 
 def _from_bfloat16(array: NDArray[Any]) -> NDArray[Any]:
@@ -128,14 +160,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         tensors = dict(load_file(path, device="cpu"))
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            texts = file.metadata() or {}
     except Exception as error:  # its own SafetensorError, OSError, or a KeyError for an unknown dtype
         raise ValueError(_broken(path, "safetensors file")) from error
-    try:
-        stated = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise ValueError(f"{path} has metadata '{METADATA_KEY}' that is not JSON: {error}") from error
-    return tensors, {METADATA_KEY: stated} if isinstance(stated, dict) and stated else {}
+    if metadata.KEY not in texts:
+        return tensors, {}
+    stated = metadata.from_json(texts[metadata.KEY], f"{path}: its metadata '{metadata.KEY}'")
+    return tensors, {metadata.KEY: stated} if stated else {}
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -183,16 +214,36 @@ def _looks_like(path: Path) -> str | None:
     return None
 
 
-def _find_state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """The weights among what a training checkpoint holds: averaged ones first."""
     if run_format.is_run(content):
         return dict(run_format.evaluated_weights(content))
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content.get(key), Mapping) and content[key]:
-            return dict(content[key])
-    if not any(isinstance(value, Tensor) for value in content.values()):
+    found = state_dicts.find(content)
+    if found is None:
         raise ValueError(f"{path} holds no weights: its keys are {some_of(list(content))}")
-    return dict(content)
+    return found
+
+
+def _from_shards(index: Path) -> Checkpoint:
+    """Of an index of Hugging Face's, {"weight_map": {tensor: file}}, whose files lie beside it."""
+    content = metadata.from_json(index.read_text(encoding="utf-8", errors="replace"), str(index))
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} has no weight_map, which says in which file each tensor is")
+    names = sorted({str(name) for name in places.values()})
+    for name in names:
+        if Path(name).name != name or Path(name).suffix not in (".safetensors", *TORCH_SUFFIXES):
+            raise ValueError(f"{index} names '{name}', which is no file of weights beside it")
+        if not index.with_name(name).is_file():
+            raise FileNotFoundError(f"{index.with_name(name)} is missing, which {index.name} names")
+    tensors: dict[str, Any] = {}
+    for name in names:
+        shard = index.with_name(name)
+        tensors |= _read_safetensors(shard)[0] if shard.suffix == ".safetensors" else _read_torch(shard)
+    if missing := sorted(places.keys() - tensors.keys()):
+        raise ValueError(f"{index} names tensors that its files do not hold: {some_of(missing)}")
+    found = _from_state_dict(index, {key: tensors[key] for key in places}, {})
+    return replace(found, shards=[index.with_name(name) for name in names])
 
 
 def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
@@ -205,73 +256,62 @@ def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     if not tensors:
         raise ValueError(f"{path} holds no weights")
     kind = "official Flax Mixer, older layout" if flax.is_older(arrays) else "official Flax Mixer"
-    return _checkpoint(path, kind, tensors, results.read_sidecar(path))
+    return _checkpoint(path, kind, tensors, Metadata())
 
 
 def _from_state_dict(path: Path, state: Mapping[str, Any], content: Mapping[str, Any]) -> Checkpoint:
-    tensors = {_strip(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    """Of the tensors of a file, and what else it holds: a recipe of a run, or what an export states."""
+    recipe, stated = content.get("recipe"), content.get(metadata.KEY)
+    if isinstance(recipe, Mapping):
+        tensors = {_strip(key): value for key, value in state.items() if isinstance(value, Tensor)}
+        itself = metadata.of_recipe(recipe, content.get("classes"), f"{path}: its recipe")
+        return _checkpoint(path, "run of this project", tensors, itself)
+    kind, tensors = state_dicts.renamed(state)
+    if stated or results.sidecar_path(path).is_file():
+        kind = "export of this project"
+    itself = metadata.of_export(stated, str(path)) if stated else Metadata()
+    return _checkpoint(path, kind, tensors, itself)
+
+
+def _checkpoint(path: Path, kind: str, tensors: dict[str, Tensor], itself: Metadata) -> Checkpoint:
+    """Puts together what the tensors tell, the file states, what lies beside it states, and its name says."""
     if not tensors:
         raise ValueError(f"{path} holds no weights")
-    kind, recipe = "run of this project", content.get("recipe")
-    if "recipe" not in content:
-        kind, tensors = _renamed(tensors)
-    metadata = content.get(METADATA_KEY) or results.read_sidecar(path)
-    if metadata:
-        kind = "export of this project"
-    if isinstance(recipe, dict):
-        return _checkpoint(path, kind, tensors, _metadata_of_run(recipe, content.get("classes")), recipe)
-    return _checkpoint(path, kind, tensors, metadata or hub.read_config(path))
-
-
-def _renamed(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The kind of a state dict, and its tensors under timm's names."""
-    for layout in (each for family in FAMILIES for each in family.other_layouts):
-        if layout.recognise(tensors):
-            names = layout.rename(tensors)
-            return layout.kind, {names[key]: tensor for key, tensor in tensors.items()}
-    return "timm's names", tensors
-
-
-def _metadata_of_run(recipe: Mapping[str, Any], classes: Any) -> dict[str, Any]:
-    """What `save.metadata` says of an export, from the recipe of a run."""
-    node, augment, choices = (recipe.get(key) for key in ("model", "augment", "choices"))
-    return {
-        **(augment if isinstance(augment, Mapping) else {}),
-        "model": choices.get("model") if isinstance(choices, Mapping) else None,
-        "image_size": recipe.get("image_size"),
-        "activation": node.get("activation", "gelu") if isinstance(node, Mapping) else None,
-        "classes": classes,
-    }
-
-
-def _checkpoint(
-    path: Path,
-    kind: str,
-    tensors: dict[str, Tensor],
-    metadata: Mapping[str, Any],
-    recipe: dict[str, Any] | None = None,
-) -> Checkpoint:
-    """Puts together what the tensors and `metadata` tell."""
+    state_dicts.refuse_absurd(path, tensors)
     model = describe(tensors)
-    size = metadata.get("image_size")
-    size = size if isinstance(size, int) else None
-    if model is not None and metadata and model.family.has_activation:  # more than the tensors tell
-        model = replace(model, image_size=size, activation=metadata.get("activation"))
-    name, classes = metadata.get("model"), metadata.get("classes")
+    if model is not None:
+        state_dicts.refuse_unrelated(path, model, tensors)
+    beside = metadata.beside(path, model) if itself.recipe is None else Metadata()
+    stated = beside | itself
+    name = _model_name(path, model, stated)
+    if model is not None and model.family.has_activation:  # more than the tensors tell
+        model = replace(model, image_size=stated.image_size, activation=stated.activation)
+    by_name: dict[str, Any] = {}
+    usual: Mapping[str, Any] = {}
     # What a run's recipe leaves out was Augment's default, whatever is usual for the family.
-    usual = model.family.preprocessing if model is not None and recipe is None else {}
+    if model is not None and stated.recipe is None:
+        by_name, usual = preprocessing_of_name(model.family, path.name), model.family.preprocessing
+    told = {**by_name, **stated.preprocessing}
     return Checkpoint(
         path,
         kind,
         tensors,
         model,
-        model_name=name if isinstance(name, str) else None,
-        image_size=size,
-        classes=[str(each) for each in classes] if isinstance(classes, list) else None,
-        recipe=recipe,
-        preprocessing={**usual, **{key: metadata[key] for key in PREPROCESSING if key in metadata}},
-        assumed=[key for key in PREPROCESSING if key not in metadata] if recipe is None else [],
+        model_name=name,
+        image_size=stated.image_size,
+        classes=stated.classes,
+        recipe=stated.recipe,
+        preprocessing={**usual, **told},
+        assumed=[key for key in PREPROCESSING if key not in told] if stated.recipe is None else [],
     )
+
+
+def _model_name(path: Path, model: Description | None, stated: Metadata) -> str | None:
+    """Which file of conf/model this is: one with the sizes of the tensors, else the one that is stated, or named."""
+    called = [name for name in (stated.model, model_named(path.name, list_models())) if name]
+    if model is None:
+        return stated.model
+    return next((name for name in called if name in model.names), model.name)
 
 
 def _strip(key: str) -> str:

@@ -2,15 +2,22 @@
 
 Both are a dictionary with the `recipe`, the data's `classes`, the `step`, and a `state_dict` whose names begin with
 `model.`, as Lightning has them. last.ckpt, which alone holds what training needs (engine/checkpoint.py), keeps
-averaged weights beside those that are trained, under `ema` and without the prefix.
+averaged weights beside those that are trained, under `ema` and without the prefix. Importing this module does not
+import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import yaml
+
+from mixer_lightning.results import RECIPE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "model."
 
@@ -34,3 +41,14 @@ def trained_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def evaluated_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights that were evaluated: averaged, where the run averaged."""
     return {**trained_weights(content), **(content.get("ema") or {})}
+
+
+def recipe_beside(path: Path) -> dict[str, Any] | None:
+    """The recipe of the run directory that a path is, or in which it lies; None without a readable one."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    wanted = {"model", "augment", "image_size"}
+    return recipe if isinstance(recipe, dict) and wanted <= recipe.keys() else None

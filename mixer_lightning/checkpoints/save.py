@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mixer_lightning.checkpoints.describe import describe
 from mixer_lightning.checkpoints.flax import to_flax
-from mixer_lightning.checkpoints.read import METADATA_KEY
+from mixer_lightning.checkpoints.metadata import KEY
 from mixer_lightning.checkpoints.restore import Restored
 
 
@@ -51,7 +51,7 @@ def save_own(path: str | Path, restored: Restored) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(f"such a file ends in .safetensors, not {path}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in restored.model.state_dict().items()}
-    _write_safetensors(path, tensors, {"format": "pt", METADATA_KEY: json.dumps(metadata(restored))})
+    _write_safetensors(path, tensors, {"format": "pt", KEY: json.dumps(metadata(restored))})
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:

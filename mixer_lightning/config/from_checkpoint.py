@@ -1,7 +1,7 @@
-"""What a checkpoint's name and surroundings say about the recipe that continues it; mostly read without torch.
+"""What a checkpoint says about the recipe that continues it: its model, image size, normalisation and view.
 
-A run directory holds its recipe; a JSON file lies beside an export; timm's names and those of the published files name
-the model; of other files the shapes of the tensors do. What the user states on the command line has the last word.
+What a file states goes before what lies beside it, and that before its name (checkpoints/metadata.py). What the user
+states on the command line has the last word.
 """
 
 from __future__ import annotations
@@ -9,14 +9,29 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints.families import PREPROCESSING, TIMM_SCHEME, model_named, preprocessing_of
+from mixer_lightning.checkpoints.families import (
+    PREPROCESSING,
+    TIMM_SCHEME,
+    Family,
+    family_of_model,
+    family_of_target,
+    model_named,
+    preprocessing_of,
+)
+from mixer_lightning.checkpoints.run_format import recipe_beside
 from mixer_lightning.files import CONF
+from mixer_lightning.models.presets import list_models, model_node
+
+if TYPE_CHECKING:
+    from mixer_lightning.checkpoints.read import Checkpoint
 
 #: How an image is resized and cropped for evaluation, of what a checkpoint may say of its images.
 CROP_KEYS = tuple(key for key in PREPROCESSING if key.startswith("eval_"))
@@ -95,8 +110,126 @@ def _given(stated: Stated, key: str) -> str | None:
     return ",".join(stated[key]) if key in stated else None
 
 
+class _Facts(NamedTuple):
+    """What is known of a checkpoint: what the file states, else what lies beside it, else what its name says.
+
+    `sizes` are parameters of a model of no file of conf/model, `augment` those of Augment; `recipe` is of the run that
+    wrote it.
+    """
+
+    model: str | None
+    sizes: dict[str, Any]
+    image_size: int | None
+    augment: dict[str, Any]
+    recipe: dict[str, Any] | None
+
+
+def _facts(checkpoint: str, given_model: str | None, models: Collection[str]) -> _Facts:
+    """Of a file that is there, as `checkpoints.read` finds it.
+
+    Raises:
+        ValueError: what is stated in the file or beside it makes no sense.
+    """
+    content = _content(checkpoint)
+    if content is None:
+        return _facts_without_tensors(checkpoint, given_model, models)
+    if content.recipe is not None:
+        return _of_recipe(content.recipe, given_model, models)
+    there = content.model
+    if there is None:  # of no family that tensors tell
+        model = given_model or content.model_name
+        size = content.image_size if given_model in (None, content.model_name) else None
+        return _Facts(model, {}, size, content.preprocessing, None)
+    size = there.image_size or content.image_size
+    if given_model is not None:
+        of_user = given_model in models and given_model not in list_models()
+        fits = given_model in there.names or of_user
+        augment = content.preprocessing if fits else preprocessing_of(given_model, checkpoint)
+        return _Facts(given_model, {}, size if fits else None, augment, None)
+    if content.model_name in models:
+        return _Facts(content.model_name, {}, size, content.preprocessing, None)
+    sizes: dict[str, Any] = {**there.sizes}
+    if there.family.has_activation and there.activation is not None:
+        sizes["activation"] = there.activation
+    return _Facts(closest_model(there.family, there.sizes, models), sizes, size, content.preprocessing, None)
+
+
+def _content(checkpoint: str) -> Checkpoint | None:
+    """What a file holds, without its tensors; None where there is none, and for a name of timm's, fetched later."""
+    path = Path(checkpoint).expanduser()
+    folder = path if path.is_dir() else path.parent
+    names = (results.RECIPE, results.BEST, results.LAST, "config.json")
+    around = (path, results.sidecar_path(path), *(folder / name for name in names))
+    return _read(checkpoint, tuple(each.stat().st_mtime_ns if each.exists() else 0 for each in around))
+
+
+@lru_cache(maxsize=16)  # the jobs of a sweep and the tasks of a suite ask for the same
+def _read(checkpoint: str, modified: tuple[int, ...]) -> Checkpoint | None:
+    if not modified[0]:
+        return None
+    from mixer_lightning.checkpoints.read import read  # torch: seconds
+
+    try:
+        return replace(read(checkpoint), tensors={})
+    except FileNotFoundError:  # a run directory without weights
+        return None
+
+
+def _facts_without_tensors(checkpoint: str, given_model: str | None, models: Collection[str]) -> _Facts:
+    """Of a name of timm's, or where only the recipe of the run is left: without torch."""
+    recipe = recipe_of(checkpoint)
+    if recipe is not None:
+        return _of_recipe(recipe, given_model, models)
+    model = given_model or model_named(checkpoint, models)
+    return _Facts(model, {}, None, preprocessing_of(model or "", checkpoint), None)
+
+
+def _of_recipe(recipe: dict[str, Any], given_model: str | None, models: Collection[str]) -> _Facts:
+    node, augment, choices = (
+        part if isinstance(part := recipe.get(key), dict) else {} for key in ("model", "augment", "choices")
+    )
+    model = choices.get("model")
+    if given_model not in (None, model):
+        return _Facts(given_model, {}, None, augment, recipe)
+    sizes = {key: value for key, value in node.items() if key != "_target_"}
+    if model not in models:
+        family = family_of_target(str(node.get("_target_")))
+        model = closest_model(family, sizes, models) if family is not None else None
+    elif model in list_models() and model_node(model)["_target_"] != node.get("_target_"):
+        sizes = {}
+    return _Facts(model, sizes if model else {}, recipe.get("image_size"), augment, recipe)
+
+
+def closest_model(family: Family, sizes: Mapping[str, Any], models: Collection[str]) -> str | None:
+    """The one of `models` of a family that has most of these parameters: a start for one of other sizes."""
+    nodes = {name: model_node(name) for name in sorted(models) if family_of_model(name) is family}
+    return max(nodes, key=lambda name: sum(nodes[name][k] == v for k, v in sizes.items()), default=None)
+
+
+def _said_of_model(facts: _Facts, stated: Stated, models: Collection[str]) -> Overrides:
+    """Model, image size and normalisation.
+
+    Raises:
+        ValueError: an activation is needed, which nothing tells.
+    """
+    node = model_node(facts.model) if facts.sizes and facts.model in list_models() else {}
+    if "activation" in node and "activation" not in facts.sizes and "model.activation" not in stated:
+        sizes = ", ".join(f"{key} {size}" for key, size in facts.sizes.items())
+        raise ValueError(
+            f"checkpoint: it does not tell the activation of its {node['_target_'].rpartition('.')[2]} ({sizes}): say "
+            "model.activation=gelu or model.activation=relu"
+        )
+    values: dict[str, Any] = {f"model.{key}": value for key, value in facts.sizes.items()}
+    if facts.image_size is not None:
+        values["image_size"] = facts.image_size
+    values |= {f"augment.{key}": facts.augment[key] for key in ("mean", "std") if key in facts.augment}
+    is_choice = facts.model is not None and facts.model in models
+    return Overrides({"model": str(facts.model)} if is_choice else {}, values)
+
+
 def _for_finetuning(checkpoint: str, stated: Stated, known: Known) -> Overrides:
-    choices, values = _said_by_surroundings(checkpoint, stated, known)
+    facts = _facts(checkpoint, _given(stated, "model"), known["model"])
+    choices, values = _said_of_model(facts, stated, known["model"])
     batch_size = _given(stated, "batch_size") or ""
     if batch_size.isdecimal() and int(batch_size) < finetune_device_batch():  # a smaller batch is not split
         values["device_batch"] = int(batch_size)
@@ -108,49 +241,21 @@ def finetune_device_batch() -> int:
     return int(yaml.safe_load((CONF / "finetune.yaml").read_text())["device_batch"])
 
 
-def _said_by_surroundings(checkpoint: str, stated: Stated, known: Known) -> Overrides:
-    """Model, image size and normalisation: of the file beside an export, else the recipe of a run, else the names."""
-    given_model, models = _given(stated, "model"), known["model"]
-    recipe, exported = recipe_of(checkpoint), results.read_sidecar(Path(checkpoint).expanduser())
-    values: dict[str, Any] = {}
-    if exported:
-        model = exported.get("model")
-        if "image_size" in exported and given_model in (None, model):
-            values["image_size"] = exported["image_size"]
-        values |= {f"augment.{key}": exported[key] for key in ("mean", "std") if key in exported}
-    elif recipe is not None:
-        model = recipe.get("choices", {}).get("model")
-        if given_model in (None, model):
-            values["image_size"] = recipe["image_size"]
-        values |= {f"augment.{key}": recipe["augment"][key] for key in ("mean", "std")}
-    else:
-        model = given_model or model_named(checkpoint, models)
-        if model is None:
-            return _said_by_tensors(checkpoint, models)
-        seen = preprocessing_of(model, checkpoint)
-        values |= {f"augment.{key}": seen[key] for key in ("mean", "std") if key in seen}
-    return Overrides({"model": str(model)} if model in models else {}, values)
-
-
 def _for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Overrides:
-    choices, values = _said_by_surroundings(checkpoint, stated, known)
-    recipe = recipe_of(checkpoint)
-    if recipe is not None:
-        of_run = recipe.get("choices", {})
-        nodes = {"augment"} if "augment" not in stated else set()
-        for group in ("model", "data"):
-            choice = of_run.get(group)
-            if choice in known[group] and _given(stated, group) in (None, choice):
-                choices[group] = choice
-                nodes.add(group)
-        for group in nodes:
-            values |= {f"{group}.{key}": value for key, value in recipe[group].items() if key != "_target_"}
-        if "data" in nodes:
-            values |= {key: recipe.get(key) for key in ("train_split", "val_split", "test_split")}
-    if "augment" not in stated and recipe is None:
-        model = choices.get("model") or _given(stated, "model") or ""
-        seen = preprocessing_of(model, checkpoint) | results.read_sidecar(Path(checkpoint).expanduser())
-        values |= {f"augment.{key}": seen[key] for key in CROP_KEYS if key in seen}
+    facts = _facts(checkpoint, _given(stated, "model"), known["model"])
+    choices, values = _said_of_model(facts, stated, known["model"])
+    if "augment" not in stated:
+        keys = facts.augment if facts.recipe is not None else CROP_KEYS
+        values |= {f"augment.{key}": facts.augment[key] for key in keys if key in facts.augment}
+        values.pop("augment._target_", None)
+    if facts.recipe is not None:
+        of_run = facts.recipe.get("choices")
+        data = of_run.get("data") if isinstance(of_run, dict) else None
+        node = facts.recipe.get("data")
+        if data in known["data"] and _given(stated, "data") in (None, data) and isinstance(node, dict):
+            choices["data"] = str(data)
+            values |= {f"data.{key}": value for key, value in node.items() if key != "_target_"}
+            values |= {key: facts.recipe.get(key) for key in ("train_split", "val_split", "test_split")}
     return Overrides(choices, values)
 
 
@@ -180,32 +285,4 @@ def label_of(checkpoint: str) -> str:
 
 def recipe_of(checkpoint: str) -> dict[str, Any] | None:
     """The recipe of the run directory that a checkpoint is, or lies in; None if there is none."""
-    path = Path(checkpoint).expanduser()
-    folder = path if path.is_dir() else path.parent
-    try:
-        recipe = yaml.safe_load((folder / results.RECIPE).read_text())
-    except (OSError, yaml.YAMLError):
-        return None
-    return (
-        recipe if isinstance(recipe, dict) and {"model", "augment", "image_size"} <= recipe.keys() else None
-    )
-
-
-def _said_by_tensors(checkpoint: str, models: Collection[str]) -> Overrides:
-    """Of a file whose name says nothing: the one model of its sizes, image size and normalisation."""
-    nothing = Overrides({}, {})
-    if not Path(checkpoint).expanduser().is_file():
-        return nothing
-    from mixer_lightning.checkpoints.read import read  # torch: seconds
-
-    try:
-        content = read(checkpoint)
-    except (ValueError, OSError):  # said when it is loaded
-        return nothing
-    names = [name for name in content.model.names if name in models] if content.model is not None else []
-    if len(names) != 1:
-        return nothing
-    assert content.model is not None
-    values = {"image_size": content.model.image_size}
-    values |= {f"augment.{key}": content.preprocessing.get(key) for key in ("mean", "std")}
-    return Overrides({"model": names[0]}, {key: value for key, value in values.items() if value is not None})
+    return recipe_beside(Path(checkpoint).expanduser())

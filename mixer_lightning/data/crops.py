@@ -6,8 +6,9 @@ Legend: B images, H x W pixels of an image, S side of the model's input in pixel
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,9 @@ FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic", "area", "tf_bilinear")
 TENSORFLOW = (FILTERS.index("area"), FILTERS.index("tf_bilinear"))
 #: Grey levels. In float32 a mean of equal levels may fall a little below them, and is rounded down next.
 ROUNDING_MARGIN = 2.0**-11
+#: Of a box that would become larger, such as an image of 20,000 x 1 pixels, only what is seen is resized.
+MAX_RESIZED_PIXELS = 2**24
+MAX_FLOAT32_EXTENT = 2**16  # positions in longer rows need float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,8 @@ def crop_one(pixels: Tensor, crops: Crops, i: int, size: int) -> Tensor:
         filter = FILTERS[int(crops.filter[i])]
         if filter == "area":
             return _area_crop(pixels, crops[i : i + 1], size)
+        if to_width * to_height > max(MAX_RESIZED_PIXELS, size * size):
+            return _crop_seen_part(pixels, crops[i : i + 1], size)
         part = _resized(part, to_height, to_width, filter)
     if (to_height, to_width) == (size, size) and crops.x[i] == crops.y[i] == 0:
         return part
@@ -126,6 +132,29 @@ def _window(pixels: Tensor, x: int, y: int, size: int) -> Tensor:
     if top < bottom and left < right:
         window[:, top - y : bottom - y, left - x : right - x] = pixels[:, top:bottom, left:right]
     return window
+
+
+def _crop_seen_part(pixels: Tensor, crop: Crops, size: int) -> Tensor:
+    """The one crop of an image without resizing what lies outside it; at most two grey levels from `_resized`'s.
+
+    Torch resizes bytes with weights in fixed point, which these are not.
+    """
+    left, right = _seen(crop.left, crop.width, crop.to_width, crop.x, size=size)
+    top, bottom = _seen(crop.top, crop.height, crop.to_height, crop.y, size=size)
+    part = pixels[None, :, top:bottom, left:right]
+    return crop_batch(part, replace(crop, left=crop.left - left, top=crop.top - top), size)[0]
+
+
+def _seen(
+    first: Integers, extent: Integers, to_extent: Integers, offset: Integers, *, size: int
+) -> tuple[int, int]:
+    """Pixels [begin, end) of an image along one axis that the filters look at for a window of `size`; one at least."""
+    start, length, to_length, shift = (int(numbers[0]) for numbers in (first, extent, to_extent, offset))
+    scale = length / to_length
+    reach = math.ceil(2 * max(scale, 1.0)) + 1  # the widest filter's, and a pixel for rounding
+    begin = min(max(math.floor(shift * scale) - reach, 0), length - 1)
+    end = min(max(math.ceil((shift + size) * scale) + reach, begin + 1), length)
+    return start + begin, start + end
 
 
 # ----------------------------------------------------------------------------------- a batch of one size
@@ -231,7 +260,8 @@ def _taps(
     longest = np.array([1.0, 2.0, 1.0, 1.0])[filter] * np.maximum(extent / to_extent, 1)
     taps = int((2 * longest).max(initial=0)) + 2
     # what is rounded down must not lose to float32 what it is by a hair
-    dtype = torch.float64 if np.isin(filter, TENSORFLOW).any() else torch.float32
+    is_long = max(extent.max(initial=0), to_extent.max(initial=0)) > MAX_FLOAT32_EXTENT
+    dtype = torch.float64 if is_long or np.isin(filter, TENSORFLOW).any() else torch.float32
     numbers = torch.from_numpy(np.stack([first, extent, to_extent, offset, filter])).to(device, dtype)
     left, extent_, to_extent_, offset_, filter_ = numbers[..., None]  # [B, 1] each
     j = torch.arange(size, device=device) + offset_  # [B, size], output pixels of the resized box

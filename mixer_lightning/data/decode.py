@@ -7,10 +7,12 @@ decodes in between is an implementation detail.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,23 +22,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mixer_lightning.data.crops import Crops, Integers, crop_one
+from mixer_lightning.data.sources.names import RASTER_FORMATS
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
 
 MAX_PIXELS = 178_956_970  # a larger image counts as an attack; twice Pillow's MAX_IMAGE_PIXELS, as there
 
-# What Pillow's readers raise on damaged files; AVIF's raises RuntimeError.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    RuntimeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata of single images
 # torch only reads it.
 warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not writable")
 
@@ -46,18 +41,21 @@ def decode_crops(
     crops_of: Callable[[Integers, Integers, Integers], Crops],
     out: Sequence[Tensor],
     *,
+    exif_orientation: bool = False,
     device: torch.device | None = None,
 ) -> list[tuple[int, str]]:
     """Write the crops of n images to `out`, n times uint8 [3, S, S].
 
     `crops_of(positions, widths, heights)` gives the crops of images; it is called for those whose size is known at
     first, and again where a header was wrong. Returns the positions of images that cannot be decoded, with the
-    reasons; their places in `out` stay as they are. With a `device`, JPEGs are decoded and all images are cropped and
-    resized there; a GPU's decoder (nvJPEG) gives slightly other pixels than libjpeg-turbo.
+    reasons; their places in `out` stay as they are. With `exif_orientation` images are turned as their metadata say,
+    before they are cropped. With a `device`, JPEGs are decoded and all images are cropped and resized there; a GPU's
+    decoder (nvJPEG) gives slightly other pixels than libjpeg-turbo.
     """
     decoded = {} if device is None else _jpegs_on(device, encoded)  # [3, H, W] each
     bad: list[tuple[int, str]] = []
     sizes: dict[int, tuple[int, int]] = {}
+    turns = [orientation(each) if exif_orientation else UPRIGHT for each in encoded]
     for position, each in enumerate(encoded):
         size = None if position in decoded else _header_size(each)
         try:
@@ -66,7 +64,8 @@ def decode_crops(
         except ValueError as error:
             bad.append((position, str(error)))
         else:
-            sizes[position] = size or _size(decoded[position])
+            width, height = size or _size(decoded[position])
+            sizes[position] = (height, width) if turns[position] in LYING else (width, height)
 
     def crops_at(positions: Sequence[int]) -> Crops:
         widths, heights = np.array([sizes[each] for each in positions], dtype=np.int64).reshape(-1, 2).T
@@ -80,6 +79,7 @@ def decode_crops(
         except ValueError as error:
             bad.append((position, str(error)))
             continue
+        image = turned(image, turns[position])
         crops_i, row = crops, i
         if _size(image) != sizes[position]:  # the header was wrong
             sizes[position] = _size(image)
@@ -133,14 +133,18 @@ def pixels(encoded: bytes | Pixels) -> Tensor:
             image: Tensor = decode_jpeg(
                 torch.frombuffer(encoded, dtype=torch.uint8), mode=ImageReadMode.UNCHANGED
             )
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             pass  # decode says what is wrong with it
         else:
             if image.shape[0] == 3:
                 return image
             if image.shape[0] == 1:
                 return image.expand(3, -1, -1)
-    return torch.from_numpy(np.array(decode(encoded))).permute(2, 0, 1)
+    decoded = decode(encoded)
+    try:
+        return torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
+    except MemoryError as error:
+        raise ValueError(reason(error)) from error
 
 
 def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
@@ -174,13 +178,89 @@ def decode(data: bytes | str | Path) -> Image.Image:
     if not data:
         raise ValueError("it is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=raster_formats()) as image:
             image.load()
             return _rgb(image)
     except UnidentifiedImageError:
         raise ValueError(f"its {len(data):,} bytes are not an image of a known format") from None
-    except _DAMAGE as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    except Exception as error:  # a decoder raises what it likes on damaged files: it is the image's fault
+        raise ValueError(reason(error)) from error
+
+
+@functools.cache
+def raster_formats() -> list[str]:
+    """The names of the formats that `Image.open` may try, as far as they can be read here."""
+    Image.init()
+    with contextlib.suppress(ImportError):  # an extra: see names.PLUGINS
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return [form for form in RASTER_FORMATS if form in Image.OPEN]
+
+
+@contextlib.contextmanager
+def only_raster_formats() -> Iterator[None]:
+    """Pillow as other programs' loaders call it, naming no formats, tries none but these; worker processes too."""
+    formats = raster_formats()
+    before = Image.ID[:]
+    Image.ID[:] = formats
+    try:
+        yield
+    finally:
+        Image.ID[:] = before
+
+
+def header(encoded: bytes) -> tuple[str, str, tuple[int, int]]:
+    """Pillow's names of an image's format and mode, and (width, height), undecoded; ValueError as `decode` raises."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=raster_formats()) as image:
+            return str(image.format), image.mode, image.size
+    except Exception:
+        decode(encoded)  # says what is wrong
+        raise ValueError("its header cannot be read") from None
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with an image, from what was raised on reading or decoding it; never empty."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+    if isinstance(error, (OSError, ValueError, SyntaxError, Image.DecompressionBombError)) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------- orientation
+
+UPRIGHT = 1
+LYING = (5, 6, 7, 8)  # orientations whose width and height are exchanged
+
+
+def orientation(encoded: bytes | Pixels) -> int:
+    """How an image is to be turned, 1 (not at all) to 8, as EXIF numbers it; 1 where that is not known.
+
+    Of a TIFF it is 1, because Pillow applies it when it decodes, and of HEIF, whose decoder does.
+    """
+    if not isinstance(encoded, bytes):
+        return UPRIGHT
+    try:
+        with Image.open(io.BytesIO(encoded), formats=raster_formats()) as image:
+            found = UPRIGHT if image.format in ("TIFF", "HEIF") else image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception:  # whoever decodes it says so
+        return UPRIGHT
+    return found if found in range(1, 9) else UPRIGHT
+
+
+def turned(image: Tensor, orientation: int) -> Tensor:
+    """An image [3, H, W] as its EXIF orientation says it is seen; [3, W, H] for those in `LYING`."""
+    if orientation in LYING:
+        image = image.mT
+    if orientation in (2, 3, 6, 7):
+        image = image.flip(-1)
+    if orientation in (3, 4, 7, 8):
+        image = image.flip(-2)
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -69,7 +69,7 @@ def _mark(images: Images, index: int) -> int | None:
         return _mark(*images.find(index))
     try:
         return images.mark(index) if isinstance(images, Marked) else None
-    except OSError:  # it is gone: reading it will say so
+    except (OSError, ValueError):  # it is gone, or a pipe: reading it will say so
         return None
 
 

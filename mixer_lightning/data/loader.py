@@ -219,8 +219,8 @@ class Loader:
         for position, index in enumerate(indices):
             try:
                 encoded.append(self.images.read(int(index)))
-            except (OSError, ValueError) as error:
-                failed.append((position, _reason(error)))
+            except (OSError, ValueError, MemoryError) as error:
+                failed.append((position, decode.reason(error)))
         unread = {position for position, _ in failed}
         left = np.array([i for i in range(len(indices)) if i not in unread], dtype=np.int64)
 
@@ -314,8 +314,8 @@ def load_into_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor
         for index in range(first, min(first + IMAGES_PER_MEMORY_TASK, len(images))):
             try:
                 found.append(decode.pixels(images.read(index)))
-            except (OSError, ValueError) as error:
-                found.append(_reason(error))
+            except (OSError, ValueError, MemoryError) as error:
+                found.append(decode.reason(error))
         return found
 
     starts = deque(range(0, len(images), IMAGES_PER_MEMORY_TASK))
@@ -365,7 +365,3 @@ def decoding_threads(threads: int) -> ThreadPoolExecutor:
     # torch.set_num_threads holds for the calling thread and for threads started later
     torch.set_num_threads(usual)
     return executor
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

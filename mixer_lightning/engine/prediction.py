@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,38 +20,54 @@ from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.data.crops import Integers
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import Dataset
-from mixer_lightning.data.sources.names import FOLDER_ENDINGS
+from mixer_lightning.data.sources import names as file_names
+from mixer_lightning.data.sources.disk import image_files, read_regular, refuse_special
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine import setup
 from mixer_lightning.engine.inference import Network, evaluating
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.files import write_text
+from mixer_lightning.files import read_lines, readable, write_text
 from mixer_lightning.screen import Screen
 
 
-def image_files(paths: Sequence[str]) -> list[Path]:
-    """The files that paths name: each file as given, and the images anywhere in a folder, sorted.
+class Found(NamedTuple):
+    """What paths name."""
+
+    files: list[Path]
+    left_out: str  # a sentence about files in folders that do not end as images do; "" without any
+
+
+def find_images(paths: Sequence[str]) -> Found:
+    """The files that paths name: each file as given, and the visible images anywhere in a folder, sorted.
 
     Raises:
-        FileNotFoundError: a path does not exist, or a folder holds no image.
+        FileNotFoundError, ValueError: a path does not exist or is a pipe or device, or a folder holds no image.
     """
     found: list[Path] = []
+    others: list[str] = []
     for name in paths:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(
-                each for each in path.rglob("*") if each.suffix.lower() in FOLDER_ENDINGS and each.is_file()
-            )
+            beside: list[str] = []
+            inside = sorted(path / each for each in image_files(str(path), others=beside))
+            others += beside
             if not inside:
-                raise FileNotFoundError(
-                    f"images: no image under {path}, by the endings {' '.join(FOLDER_ENDINGS)}"
-                )
+                why = f": {_left_out(beside)}" if beside else ""
+                raise FileNotFoundError(f"images: no image under {path}{why}")
             found += inside
         elif path.exists():
+            try:
+                refuse_special(path.stat())
+            except ValueError as error:
+                raise ValueError(f"images: {path} is not read: {error}") from None
             found.append(path)
         else:
             raise FileNotFoundError(f"images: there is no {path}")
-    return found
+    return Found(found, _left_out(others) if others else "")
+
+
+def _left_out(others: Sequence[str]) -> str:
+    return file_names.left_out(Counter(map(file_names.ending_of, others)))
 
 
 class Files:
@@ -68,15 +85,15 @@ class Files:
 
     def read(self, index: int) -> bytes:
         """The encoded image."""
-        return self.paths[index].read_bytes()
+        return read_regular(str(self.paths[index]))
 
     def key(self, index: int) -> str:
         """The path as it was given."""
-        return str(self.paths[index])
+        return readable(str(self.paths[index]))
 
     def name(self, index: int) -> str:
         """The path as it was given."""
-        return str(self.paths[index])
+        return readable(str(self.paths[index]))
 
 
 def predictions(
@@ -106,7 +123,7 @@ def predictions(
             values, labels = probabilities.topk(min(top, len(names)), dim=1)
             for value, label in zip(values.tolist(), labels.tolist(), strict=True):
                 index = next(remaining)
-                row: dict[str, Any] = {"file": str(files[index])}
+                row: dict[str, Any] = {"file": readable(str(files[index]))}
                 if index in loader.bad.reasons:
                     yield row | {"error": loader.bad.reasons[index]}
                 else:
@@ -118,7 +135,7 @@ class Ready(NamedTuple):
     """The model, the files, and where to compute."""
 
     restored: Restored
-    files: list[Path]
+    images: Found
     machine: Machine
 
 
@@ -137,20 +154,20 @@ def ready(chosen: argparse.Namespace) -> Ready:
     }
     # float32, so that probabilities are those of the exported file
     machine = Machine(accelerator=accelerators[chosen.device], precision="32-true")
-    files = image_files(chosen.images)
+    images = find_images(chosen.images)
     if not os.access(chosen.output.absolute().parent, os.W_OK):
         raise FileNotFoundError(f"output: cannot write in {chosen.output.absolute().parent}")
     restored = restore(chosen.checkpoint, model=chosen.model, image_size=chosen.image_size)
     if restored.report.fresh:
         raise ValueError(f"{chosen.checkpoint} has no head for its classes: fine-tune it first")
     if chosen.classes is not None:
-        names = chosen.classes.expanduser().read_text(encoding="utf-8").splitlines()
+        names = read_lines(chosen.classes.expanduser())
         if len(names) != restored.num_classes:
             raise ValueError(
                 f"classes: {chosen.classes} has {len(names):,} lines, the model {restored.num_classes:,} classes"
             )
         restored = replace(restored, classes=names)
-    return Ready(restored, files, machine)
+    return Ready(restored, images, machine)
 
 
 def percent(probability: float) -> str:
@@ -182,8 +199,8 @@ def _bad_images_unsaid() -> Iterator[None]:
 
 def predict(chosen: argparse.Namespace, parts: Ready, screen: Screen) -> int:
     """Predict, print, write; the exit code."""
-    restored, files, machine = parts
-    for note in assumptions(restored):
+    restored, (files, left_out), machine = parts
+    for note in [*assumptions(restored), *([f"images: {left_out}"] if left_out else [])]:
         screen.say(note)
     with _bad_images_unsaid():  # they are in the rows
         rows = list(predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top))

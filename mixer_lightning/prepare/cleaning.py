@@ -2,8 +2,8 @@
 
 An image's bytes are kept unless it must change: CMYK JPEGs become RGB JPEGs, formats other than JPEG, PNG and WebP
 become PNG, as do pixels, and with `short_side` a larger image becomes a smaller JPEG. What is encoded anew holds the
-pixels as stored: EXIF orientation is not applied, as nowhere in this project, and neither it nor a colour profile is
-carried over.
+pixels as stored and the tag that says how they are turned (training applies it where asked to), without other metadata
+or a colour profile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mixer_lightning.data.decode import decode
+from mixer_lightning.data.decode import ORIENTATION, UPRIGHT, decode, header, orientation, reason
 from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
 from mixer_lightning.prepare.options import CMYK_QUALITY, Options
 
@@ -30,6 +30,13 @@ KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 LEFT_OUT = "left out"
 #: Kinds of notes that count as bad images; `max_bad` limits them.
 BAD_KINDS = ("unreadable", "empty", "truncated", "not an image", "too large", "damaged")
+OTHER_FILE = "other file"  # no image by its ending: neither a bad image nor one that was read
+#: Errors of reading that are one file's and not the disk's.
+OF_ONE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class OtherFile(ValueError):
+    """A file is not an image by its ending."""
 
 
 class Note(NamedTuple):
@@ -92,41 +99,39 @@ def clean_image(read: Callable[[], bytes | Pixels], suffix: str, options: Cleani
     """
     try:
         encoded = read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Outcome(b"", "", (Note("unreadable", reason, LEFT_OUT),))
+    except OtherFile as error:
+        return Outcome(b"", "", (Note(OTHER_FILE, str(error), LEFT_OUT),))
+    except (*OF_ONE_FILE, ValueError, MemoryError) as error:
+        return Outcome(b"", "", (Note("unreadable", reason(error), LEFT_OUT),))
     if not isinstance(encoded, bytes):
-        return _finish(Image.fromarray(encoded), None, "png", (), encoded.nbytes, options)
+        return _finish(Image.fromarray(encoded), None, "png", (), encoded.nbytes, options, UPRIGHT)
     try:
         return _clean_file(encoded, suffix, options)._replace(bytes_read=len(encoded))
-    except ValueError as error:
-        return Outcome(b"", "", (Note(_kind(encoded, str(error)), str(error), LEFT_OUT),), None, len(encoded))
+    except Exception as error:  # what a decoder or an encoder says of it
+        why = reason(error)
+        return Outcome(b"", "", (Note(_kind(encoded, why), why, LEFT_OUT),), None, len(encoded))
 
 
 def _clean_file(encoded: bytes, suffix: str, options: CleaningOptions) -> Outcome:
     """`clean_image` for an encoded file; ValueError when it cannot be decoded."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as header:
-            form, mode, size = str(header.format), header.mode, header.size
-    except Exception:
-        decode(encoded)  # says what is wrong
-        raise
+    form, mode, size = header(encoded)
     shrinks = options.short_side is not None and min(size) > options.short_side
     cmyk = form in ("JPEG", "MPO") and mode == "CMYK"
     foreign = form not in KEPT_FORMATS
     if not (options.verify or shrinks or options.needs_hash or cmyk or foreign):
         return _kept(encoded, form, suffix)
     image = decode(encoded)
+    turn = orientation(encoded)
     if mode in ("1", "L"):
         image = image.convert("L")  # grey stays grey: its three channels are equal
     if cmyk:
         notes = (Note("CMYK", "a CMYK JPEG", f"written anew as RGB JPEG, quality {CMYK_QUALITY}"),)
-        return _finish(image, _jpeg(image, CMYK_QUALITY), "jpg", notes, len(encoded), options)
+        return _finish(image, _jpeg(image, CMYK_QUALITY, turn), "jpg", notes, len(encoded), options, turn)
     if foreign:
         notes = (Note("other format", f"{form} images are not kept in shards", "written anew as PNG"),)
-        return _finish(image, None, "png", notes, len(encoded), options)
+        return _finish(image, None, "png", notes, len(encoded), options, turn)
     kept = _kept(encoded, form, suffix)
-    return _finish(image, encoded, kept.suffix, () if shrinks else kept.notes, len(encoded), options)
+    return _finish(image, encoded, kept.suffix, () if shrinks else kept.notes, len(encoded), options, turn)
 
 
 def _kept(encoded: bytes, form: str, suffix: str) -> Outcome:
@@ -145,8 +150,12 @@ def _finish(
     notes: tuple[Note, ...],
     bytes_read: int,
     options: CleaningOptions,
+    turn: int,
 ) -> Outcome:
-    """What needs the decoded image: its hash, near-duplicates, its size. Without `encoded` it becomes a PNG."""
+    """What needs the decoded image: its hash, near-duplicates, its size. Without `encoded` it becomes a PNG.
+
+    `turn` is its EXIF orientation.
+    """
     value = difference_hash(image) if options.needs_hash else None
     if (
         options.near is not None
@@ -161,22 +170,31 @@ def _finish(
         scale = options.short_side / min(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         small = image.resize(size, Image.Resampling.LANCZOS)
-        return Outcome(_jpeg(small, options.quality), "jpg", notes, value, bytes_read)
-    return Outcome(_png(image) if encoded is None else encoded, suffix, notes, value, bytes_read)
+        return Outcome(_jpeg(small, options.quality, turn), "jpg", notes, value, bytes_read)
+    return Outcome(_png(image, turn) if encoded is None else encoded, suffix, notes, value, bytes_read)
 
 
-def _jpeg(image: Image.Image, quality: int) -> bytes:
+def _jpeg(image: Image.Image, quality: int, turn: int) -> bytes:
     file = io.BytesIO()
     # 4:4:4 where it shall look like the original, else 4:2:0
     subsampling = 0 if quality >= CMYK_QUALITY else 2
-    image.save(file, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
+    image.save(file, "JPEG", quality=quality, subsampling=subsampling, optimize=True, exif=_exif(turn))
     return file.getvalue()
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, turn: int) -> bytes:
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", exif=_exif(turn))
     return file.getvalue()
+
+
+def _exif(turn: int) -> bytes:
+    """Metadata of an orientation alone, none of an upright image."""
+    if turn == UPRIGHT:
+        return b""
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    return exif.tobytes()
 
 
 def _kind(encoded: bytes, reason: str) -> str:

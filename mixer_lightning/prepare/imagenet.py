@@ -27,8 +27,10 @@ from mixer_lightning.data.sources.imagenet_archives import (
     read_devkit,
     wnid_list,
 )
-from mixer_lightning.data.sources.names import stem, suffix_of
+from mixer_lightning.data.sources.names import is_hidden, not_read, stem, suffix_of
+from mixer_lightning.files import read_lines, readable
 from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members, is_gzip
+from mixer_lightning.prepare.cleaning import OtherFile
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import Cursor, Extent, Sample, Source, selected_splits
 
@@ -56,28 +58,41 @@ def samples(archives: Sequence[tuple[Path, Parts]], start: Cursor) -> Iterator[S
                 if number >= start[0]:
                     begin = start[1] if number == start[0] else 0
                     for index, file in enumerate(part.files):
-                        if index >= begin and (found := part.label_of(file)) is not None:
-                            key, label = found
-                            encoded = file.read()
-                            yield Sample(
-                                part.split,
-                                key,
-                                (label,),
-                                suffix_of(file.name),
-                                partial(bytes, encoded),
-                                (number, index + 1),
-                                behind + archive.position(),
-                            )
+                        if index < begin or is_hidden(file.name):
+                            continue
+                        found = part.label_of(file)
+                        key, label = found or (readable(file.name), -1)
+                        yield Sample(
+                            part.split,
+                            key,
+                            (label,),
+                            suffix_of(file.name),
+                            partial(_other_file, key) if found is None else partial(bytes, file.read()),
+                            (number, index + 1),
+                            behind + archive.position(),
+                        )
                 number += 1
         finally:
             archive.close()
         behind += path.stat().st_size
 
 
+def _other_file(name: str) -> bytes:
+    raise OtherFile(not_read(name))
+
+
 def class_parts(
-    archive: ArchiveStream, *, labels: dict[str, int], only: Sequence[str], unknown_classes: set[str]
+    archive: ArchiveStream,
+    *,
+    labels: dict[str, int],
+    only: Sequence[str],
+    unknown_classes: set[str],
+    left_out: list[tuple[str, str]],
 ) -> Iterator[Part]:
-    """A part for each class tar in an archive, or for each image in class folders; or the one class that it holds."""
+    """A part for each class tar in an archive, or for each image in class folders; or the one class that it holds.
+
+    Adds to `unknown_classes` and, of files that are neither tars nor images, to `left_out`.
+    """
     if is_wnid(archive.path.stem):  # n00004475.tar by itself
         inside = partial(archive_members, archive, str(archive.path))
         yield from _class_part("train", archive.path.stem, inside, labels, unknown_classes)
@@ -90,7 +105,11 @@ def class_parts(
         if file.name.endswith(".tar"):
             inside = partial(archive_members, file, file.where, nested=True)
             yield from _class_part(split, folders[-1].removesuffix(".tar"), inside, labels, unknown_classes)
-        elif suffix_of(file.name) and len(folders) > 1:
+        elif is_hidden(file.name):
+            continue
+        elif not suffix_of(file.name):
+            left_out.append((split, readable(file.name)))
+        elif len(folders) > 1:
             yield from _class_part(split, folders[-2], partial(iter, [file]), labels, unknown_classes)
 
 
@@ -107,7 +126,9 @@ def _class_part(
 
     def label_of(file: ArchiveMember) -> tuple[str, int] | None:
         return (
-            (f"{wnid}/{stem(file.name.rpartition('/')[2])}", labels[wnid]) if suffix_of(file.name) else None
+            (readable(f"{wnid}/{stem(file.name.rpartition('/')[2])}"), labels[wnid])
+            if suffix_of(file.name)
+            else None
         )
 
     yield Part(split, inside(), label_of)
@@ -152,7 +173,10 @@ def open_1k(source: Path, options: Options) -> Source:
         unknown_classes = _unknown_classes(
             found_classes([archives["train"]]), labels, f"the ILSVRC 2012 list in {source}"
         )
-    train_parts = partial(class_parts, labels=labels, only=["train"], unknown_classes=unknown_classes)
+    left_out: list[tuple[str, str]] = []
+    train_parts = partial(
+        class_parts, labels=labels, only=["train"], unknown_classes=unknown_classes, left_out=left_out
+    )
     parts: dict[str, Parts] = {"train": train_parts, "val": val_parts}
     return Source(
         name="imagenet1k",
@@ -168,6 +192,7 @@ def open_1k(source: Path, options: Options) -> Source:
         total=sum(archives[split].stat().st_size for split in wanted),
         samples=partial(samples, [(archives[split], parts[split]) for split in wanted]),
         unknown_classes=unknown_classes,
+        left_out=left_out,
     )
 
 
@@ -183,7 +208,10 @@ def open_21k(source: Path, options: Options) -> Source:
     num_bytes = sum(path.stat().st_size for path in archives)
     share = {"train": 1 - VAL_SHARE_P, "val": VAL_SHARE_P} if own_val else {"train": 1.0}
     labels = {wnid: label for label, wnid in enumerate(wnids)}
-    parts = partial(class_parts, labels=labels, only=wanted, unknown_classes=unknown_classes)
+    left_out: list[tuple[str, str]] = []
+    parts = partial(
+        class_parts, labels=labels, only=wanted, unknown_classes=unknown_classes, left_out=left_out
+    )
     return Source(
         name="imagenet21k",
         release=f"imagenet21k {variant}",
@@ -196,6 +224,7 @@ def open_21k(source: Path, options: Options) -> Source:
         samples=partial(samples, [(path, parts) for path in archives]),
         val_share=0.0 if own_val or options.splits is not None else VAL_SHARE_21K,
         unknown_classes=unknown_classes,
+        left_out=left_out,
     )
 
 
@@ -243,7 +272,7 @@ def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tupl
     if choice in BUNDLED:
         wnids = wnid_list(choice)
     elif Path(choice).expanduser().is_file():
-        wnids = Path(choice).expanduser().read_text(encoding="utf-8").split()
+        wnids = " ".join(read_lines(Path(choice).expanduser())).split()
     elif choice == "winter21":
         raise ValueError(
             f"classes is missing: {archives[0].name} can only be read from front to end, and no list of the 19,167 "

@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mixer_lightning.data.sources.disk import read_regular
 from mixer_lightning.data.sources.names import stem, suffix_of, too_sparse
+from mixer_lightning.files import read_lines, readable
 from mixer_lightning.prepare.options import SPLITS, Options
 from mixer_lightning.prepare.readers import PROBED_IMAGES, Cursor, Extent, Sample, Source, selected_splits
 
@@ -104,10 +106,10 @@ def _samples(
                 if index >= begin:
                     yield Sample(
                         split,
-                        stem(row.path),
+                        stem(readable(row.path)),
                         tuple(dict.fromkeys(label_of[label] for label in row.labels)),
                         suffix_of(row.path),
-                        (file.parent / row.path).read_bytes,
+                        partial(read_regular, str(file.parent / row.path)),
                         (part, index + 1),
                         done + index + 1,
                     )
@@ -159,7 +161,7 @@ def _checked(path: str, labels: list[str]) -> Row:
                 f"{path!r} has label {label}. Labels are class names, or positions in the list of classes from 0 on; "
                 "leave out images without a class."
             )
-    return Row(path, labels)
+    return Row(path, [readable(label) for label in labels])
 
 
 def _contents(file: Path) -> Contents:
@@ -211,7 +213,7 @@ def _classes(found: set[str], num_images: int, file: str | None) -> tuple[list[s
     path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(f"classes: there is no file {path}")
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line for line in read_lines(path) if line]
     label_of = {name: label for label, name in enumerate(names)}
     if len(label_of) < len(names):
         raise ValueError(f"classes: a name stands twice in {path}")

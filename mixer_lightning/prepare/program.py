@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -43,7 +42,6 @@ def write_shards(
 
     Up to `buffer_bytes` of samples wait in memory; after a kill at most `commit_seconds` of work are done again.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata of single images
     with contextlib.ExitStack() as stack:
         try:
             if (finished := _finished_report(options)) is not None:

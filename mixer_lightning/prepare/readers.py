@@ -15,7 +15,9 @@ import numpy as np
 
 from mixer_lightning.data.identity import identity
 from mixer_lightning.data.sources import Dataset, Images, Stored
+from mixer_lightning.data.sources.folder import FolderImages
 from mixer_lightning.data.sources.names import stem, suffix_of
+from mixer_lightning.files import readable
 from mixer_lightning.prepare.options import Options
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class Source:
     """The samples of a data set in the order of one pass.
 
     `samples(cursor)` goes on where the sample before ended. `unknown_classes` names classes that the list of classes
-    lacks, as far as they were met: their images are left out. `wnids[label]` is a WordNet id, where classes have one.
+    lacks, as far as they were met: their images are left out. `left_out` are (split, path) of files that are not images
+    by their ending, and complete at the end of a pass. `wnids[label]` is a WordNet id, where classes have one.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Source:
     wnids: list[str] | None = None
     val_share: float = 0.0  # of train to hold out, unless the user says otherwise
     unknown_classes: set[str] = field(default_factory=set)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 def selected_splits(available: Iterable[str], options: Options) -> list[str]:
@@ -109,6 +113,12 @@ def read_dataset(data: Dataset, options: Options) -> Source:
         ],
         total=sum(map(len, splits.values())),
         samples=partial(_samples, splits),
+        left_out=[
+            (split, readable(path))
+            for split, images in splits.items()
+            if isinstance(images, FolderImages)
+            for path in images.left_out
+        ],
     )
 
 

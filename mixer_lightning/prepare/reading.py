@@ -94,5 +94,6 @@ def read_source(
     finally:
         for _, future in submitted:
             future.cancel()
+    state.note_left_out()
     state.read_all = True
     state.commit(pool)

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from mixer_lightning.data import stateless_random
-from mixer_lightning.data.sources.names import tar_key
+from mixer_lightning.data.sources.names import not_read, tar_key
 from mixer_lightning.files import atomic_write
-from mixer_lightning.prepare.cleaning import BAD_KINDS, LEFT_OUT, Note, Outcome
+from mixer_lightning.prepare.cleaning import BAD_KINDS, LEFT_OUT, OTHER_FILE, Note, Outcome
 from mixer_lightning.prepare.journal import AppendOnly, Journal, read_journal, refuse_differences
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import Sample, Source
@@ -102,12 +102,11 @@ class State:
             ValueError: more images are bad than may be.
         """
         key, split = tar_key(sample.key), self._split_of(sample)
-        if not sample.labels:
+        is_image = not any(note.kind == OTHER_FILE for note in outcome.notes)
+        if is_image and not sample.labels:
             outcome = Outcome(b"", "", (Note("damaged", "it has no label", LEFT_OUT),))
         for note in outcome.notes:
-            self.notes[note.kind] += 1
-            record = {"split": split, "key": key, "kind": note.kind, "reason": note.reason, "done": note.done}
-            self.bad.add(json.dumps(record))
+            self._note(split, key if is_image else sample.key, note)
         if outcome.kept:
             shards = self.shards[split]
             shard = shards[stateless_random.derive_seed(self.options.seed, "shard", key) % len(shards)]
@@ -116,10 +115,22 @@ class State:
             if self.options.write_hashes is not None:
                 self.hashes.add(f"{outcome.difference_hash:016x}")
         self.cursor, self.done = sample.cursor, sample.done
+        if not is_image:
+            return
         self.images_read[sample.split] += 1
         self.bytes_read += outcome.bytes_read
         if not outcome.kept:
             self._refuse_too_many_bad(sample, outcome)
+
+    def note_left_out(self) -> None:
+        """Note the files of the source that are not images by their ending, once, when all is read."""
+        for split, path in self.source.left_out:
+            self._note(split, path, Note(OTHER_FILE, not_read(path), LEFT_OUT))
+
+    def _note(self, split: str, key: str, note: Note) -> None:
+        self.notes[note.kind] += 1
+        record = {"split": split, "key": key, "kind": note.kind, "reason": note.reason, "done": note.done}
+        self.bad.add(json.dumps(record))
 
     def _split_of(self, sample: Sample) -> str:
         """The split that a sample is written to: of train, `val_share` become val, chosen by their key."""

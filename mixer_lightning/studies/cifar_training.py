@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.data.decode import only_raster_formats
 from mixer_lightning.data.loader import Loader
 from mixer_lightning.data.order import MicroBatchSampler, Order, split_batch
 from mixer_lightning.data.sources.folder import class_folders, scan
@@ -77,10 +78,11 @@ def torchvisions(root: Path, *, batch_size: int, workers: int, device: torch.dev
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
-    while True:
-        for images, labels in loader:
-            targets = torch.nn.functional.one_hot(labels, len(dataset.classes)).float()
-            yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    with only_raster_formats():
+        while True:
+            for images, labels in loader:
+                targets = torch.nn.functional.one_hot(labels, len(dataset.classes)).float()
+                yield images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
 
 def training_step(device: torch.device, *, num_classes: int) -> Callable[[Tensor, Tensor], None]:

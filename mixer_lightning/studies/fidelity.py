@@ -47,7 +47,7 @@ def fidelity(files: Sequence[Path], *, interpolation: Interpolation) -> dict[str
         resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[
             interpolation
         ]
-        with Image.open(path) as image:
+        with Image.open(path, formats=["JPEG"]) as image:
             theirs = image.convert("RGB").crop(box).resize((IMAGE_SIZE, IMAGE_SIZE), resampling)
         apart = ours.permute(1, 2, 0).numpy().astype(np.float64) - np.asarray(theirs)
         psnr.append(10 * math.log10(255**2 / max(float((apart**2).mean()), 255**2 / 1e10)))

@@ -24,7 +24,7 @@ from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser
-from mixer_lightning.data.sources.names import JPEG_ENDINGS
+from mixer_lightning.data.sources.names import JPEG_ENDINGS, is_hidden
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen
@@ -64,7 +64,7 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
         for name, label in labels.items():
             (folder / "files" / name).mkdir(parents=True, exist_ok=True)
             for path in sorted((root / name).iterdir()):
-                if path.suffix.lower() in JPEG_ENDINGS:
+                if is_jpeg(path):
                     link = f"{copy}-{path.stem.replace('.', '_')}"
                     (folder / "files" / name / f"{link}.jpg").symlink_to(path.absolute())
                     sample = {
@@ -78,6 +78,11 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
         shard.close()
     write_text(folder / "shards" / "dataset.json", json.dumps({"classes": list(labels)}))
     return count
+
+
+def is_jpeg(path: Path) -> bool:
+    """Whether a file is a JPEG by its name."""
+    return not is_hidden(path.name) and path.suffix.lower() in JPEG_ENDINGS and path.is_file()
 
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
@@ -223,7 +228,7 @@ def main(argv: Sequence[str]) -> None:
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="loader-study-") as name:
         folder = Path(name)
-        files = [path for path in sorted(chosen.root.glob("*/*")) if path.suffix.lower() in JPEG_ENDINGS]
+        files = [path for path in sorted(chosen.root.glob("*/*")) if is_jpeg(path)]
         if not files:
             raise SystemExit(f"no JPEG files in class folders under {chosen.root}")
         sizes = [path.stat().st_size for path in files]

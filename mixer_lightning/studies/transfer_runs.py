@@ -18,6 +18,7 @@ from mixer_lightning.config.compose import Composition, compose
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.files import write_text
+from mixer_lightning.models.presets import list_models, model_node
 from mixer_lightning.reports import transfer as tables
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.suites import Fewshot, Suite, Task
@@ -68,18 +69,20 @@ class SuiteRuns:
         )
 
     def check(self) -> str:
-        """Compose all recipes before anything runs; the model of the last one, as conf/model calls it.
+        """Compose all recipes before anything runs; the model of the last one, "" if it is none of conf/model.
 
         Raises:
             ValueError: listing what is wrong with one.
         """
-        models = [
-            step.recipe.choices["model"]
+        recipes: list[Recipe | EvaluationRecipe] = [
+            step.recipe
             for task in self.suite.tasks
             for step in (*self.dev(task), *self.final(task, task.learning_rates[0]))
         ]
-        models += [self.fewshot(data)[0].choices["model"] for data in self.suite.fewshot]
-        return models[-1]
+        recipes += [self.fewshot(data)[0] for data in self.suite.fewshot]
+        name = recipes[-1].choices["model"]
+        is_published = name in list_models() and model_node(name) == recipes[-1].model
+        return name if is_published else ""
 
     def metrics(self) -> dict[str, dict[str, list[float]]]:
         """Of what has finished: task -> metric -> one value per seed."""

@@ -204,9 +204,12 @@ def test_metadata_of_others_and_damaged_ones(tmp_path: Path) -> None:
     save_file(state, tmp_path / "other.safetensors", metadata={"format": "pt", "author": "someone"})
     assert read(tmp_path / "other.safetensors").kind == "timm's names"
     save_file(state, tmp_path / "list.safetensors", metadata={"mixer_lightning": "[1]"})
-    assert read(tmp_path / "list.safetensors").classes is None
+    with pytest.raises(ValueError, match=r"list.safetensors holds list, not a mapping"):
+        read(tmp_path / "list.safetensors")
     save_file(state, tmp_path / "cut.safetensors", metadata={"mixer_lightning": '{"classes": ['})
-    with pytest.raises(ValueError, match=r"cut.safetensors has metadata 'mixer_lightning' that is not JSON"):
+    with pytest.raises(
+        ValueError, match=r"cut.safetensors: its metadata 'mixer_lightning' is not readable JSON"
+    ):
         read(tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match=r"ends in .safetensors, not .*m.pth"):
         save_own(tmp_path / "m.pth", restore(tmp_path / "other.safetensors"))

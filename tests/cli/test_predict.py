@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,41 @@ def test_it_is_one_process_wherever_it_is_started(checkpoint, pictures, monkeypa
     assert predict.main(words(checkpoint, pictures)) == 0
     assert json.loads((checkpoint.parent / "out.json").read_text()) == expected
     assert len(expected) == 3
+
+
+def test_hidden_files_and_pipes_are_passed_over_and_others_counted(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (pictures / "b.png").read_bytes()
+    (pictures / "._b.png").write_bytes(b"\0\5\26\7")
+    (pictures / ".cache").mkdir()
+    (pictures / ".cache/x.png").write_bytes(whole)
+    os.mkfifo(pictures / "pipe.png")
+    Image.open(pictures / "b.png").save(pictures / "d.jfif", "JPEG")
+    Image.open(pictures / "b.png").save(pictures / "e.gif")
+    assert predict.main(words(checkpoint, pictures)) == 0
+    rows = json.loads((checkpoint.parent / "out.json").read_text())
+    assert [Path(row["file"]).name for row in rows] == ["b.png", "c.PNG", "d.jfif", "a.png", "e.gif"]
+    said = capsys.readouterr().out
+    assert "images: 2 files are not read, by ending: 1 .png, 1 .txt" in said
+
+
+def test_a_pipe_is_refused_by_name(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(pictures / "pipe.png")
+    assert predict.main(words(checkpoint, pictures / "pipe.png")) == 2
+    assert (
+        f"images: {pictures / 'pipe.png'} is not read: it is a named pipe, not a file"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_name_that_is_not_utf8_is_read_and_written(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.rename(pictures / "b.png", os.fsencode(pictures) + b"/caf\xe9.png")  # noqa: PTH104
+    assert predict.main(words(checkpoint, pictures)) == 0
+    text = (checkpoint.parent / "out.json").read_text(encoding="utf-8")
+    assert r"caf\\xe9.png" in text
+    assert r"caf\xe9.png" in capsys.readouterr().out.replace("\n", "")

@@ -127,10 +127,14 @@ def test_what_a_checkpoint_implies_stands_above_files_and_below_the_command_line
 
 
 def test_a_wrong_value_of_a_checkpoint_is_not_blamed_on_a_file(tmp_path: Path) -> None:
-    (tmp_path / "x.pth").touch()
-    (tmp_path / "x.pth.json").write_text(json.dumps({"model": "mixer_s16", "image_size": "large"}))
+    save_timm(create_model("mixer_digits"), tmp_path / "x.pth")
+    (tmp_path / "x.pth.json").write_text(json.dumps({"model": "mixer_digits", "image_size": "large"}))
     (message,) = compose("finetune", [f"checkpoint={tmp_path / 'x.pth'}"]).messages
-    assert message == "'image_size' takes int, found 'large'  (of the checkpoint)"
+    assert "x.pth.json: 'image_size' must be a whole number of pixels up to 16,384, found 'large'" in message
+    recipe = {"model": {}, "image_size": 32, "augment": {"mean": "grey"}, "choices": {"model": "mixer_s16"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (message,) = compose("finetune", [f"checkpoint={tmp_path}"]).messages
+    assert message == "'augment.mean' takes list[float], found 'grey'  (of the checkpoint)"
 
 
 @pytest.mark.parametrize(
@@ -155,13 +159,14 @@ def test_data_that_is_no_choice_any_more_is_not_taken(tmp_path: Path) -> None:
 
 def test_the_file_beside_an_export_goes_before_the_weights_name(tmp_path: Path) -> None:
     view = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "eval_crop": 0.9, "eval_resize": "square"}
-    said = {"model": "mixer_s16", "image_size": 32, "classes": ["a", "b"], **view}
+    said = {"model": "mixer_digits", "image_size": 8, "classes": ["a", "b"], **view}
+    save_timm(create_model("mixer_digits", num_classes=2), tmp_path / "convmixer_768_32.pth")
     (tmp_path / "convmixer_768_32.pth.json").write_text(json.dumps(said))
     word = f"checkpoint={tmp_path / 'convmixer_768_32.pth'}"
     found = from_checkpoint(word)
     assert found == (
-        {"model": "mixer_s16"},
-        {"image_size": 32, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1.0, 2.0, 3.0]},
+        {"model": "mixer_digits"},
+        {"image_size": 8, "augment.mean": [0.1, 0.2, 0.3], "augment.std": [1.0, 2.0, 3.0]},
     )
     judged = for_evaluation(word)
     assert judged.choices == found.choices
@@ -187,7 +192,8 @@ def test_tensors_tell_where_the_name_says_nothing(tmp_path: Path, name: str) -> 
     assert list(found.values["augment.mean"]) == mean
     assert from_checkpoint(word, "model=mixer_b16").values == GOOGLES
     (tmp_path / "weights.safetensors").write_bytes(b"no weights")
-    assert from_checkpoint(word) == NOTHING
+    with pytest.raises(ValueError, match=r"weights\.safetensors is not a readable safetensors file"):
+        from_checkpoint(word)
 
 
 def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixer_lightning.data.crops import FILTERS, Crops, crop_batch, crop_one, weights
+from mixer_lightning.data.transforms import Augment
 
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -357,3 +360,47 @@ def test_the_networks_precision_is_left_alone_and_has_no_say():
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(seen, expected)
+
+
+# ---- images so long that their resized box would fill the memory
+
+
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic", "area"])
+@pytest.mark.parametrize(
+    ("width", "height"), [(2000, 1), (1, 3000), (900, 7), (3, 400), (40, 1500), (1500, 40)]
+)
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0])
+def test_only_what_is_seen_is_resized_and_it_is_the_same(monkeypatch, filter, width, height, shift):
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+    augment = Augment(eval_crop=0.875, eval_interpolation=filter)
+    crop = augment.eval_crops(np.array([width]), np.array([height]), 32)
+    crop = replace(
+        crop,
+        x=np.floor(shift * (crop.to_width - 32)).astype(np.int64),
+        y=np.floor(shift * (crop.to_height - 32)).astype(np.int64),
+    )
+    whole = crop_one(image, crop, 0, 32)
+    monkeypatch.setattr("mixer_lightning.data.crops.MAX_RESIZED_PIXELS", 0)
+    seen = crop_one(image, crop, 0, 32)
+    assert (seen.int() - whole.int()).abs().max() <= 2  # torch's weights for bytes are in fixed point
+    assert (seen != whole).float().mean() < 0.15
+
+
+@pytest.mark.parametrize(
+    "augment", [Augment(), Augment(crop="resize_random"), Augment(crop="pad", crop_padding=4)]
+)
+def test_an_image_of_one_row_costs_no_gigabytes(augment):
+    """Its box at 224 px is 20,000 * 224 pixels wide: 3 GB as grey levels, 12 in float32."""
+    values = np.repeat(np.arange(20_000, dtype=np.int64)[None, None] // 80, 3, axis=0).astype(np.uint8)
+    image = torch.from_numpy(values)  # [3, 1, 20000]
+    width, height = np.array([20_000]), np.array([1])
+    crop = (
+        augment.eval_crops(width, height, 224)
+        if augment.crop == "none"
+        else augment.train_crops(np.array([7], dtype=np.uint64), width, height, 224)
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = crop_one(image, crop, 0, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+    middle = int(crop.x[0] + 112) // 224  # one pixel of the image is a square of 224 of the box
+    assert abs(int(found[0, 112, 112]) - int(values[0, 0, min(max(middle, 0), 19_999)])) <= 1

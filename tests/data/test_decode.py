@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import subprocess
 import weakref
 
 import numpy as np
@@ -10,11 +12,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mixer_lightning.data import decode as decoding
 from mixer_lightning.data.crops import crop_one
-from mixer_lightning.data.decode import decode, decode_crops, jpeg_size, pixels
+from mixer_lightning.data.decode import (
+    decode,
+    decode_crops,
+    header,
+    jpeg_size,
+    only_raster_formats,
+    orientation,
+    pixels,
+    raster_formats,
+    turned,
+)
+from mixer_lightning.data.sources.names import RASTER_FORMATS
 from mixer_lightning.data.transforms import Augment
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
@@ -114,7 +127,7 @@ def picture(width: int = 37, height: int = 29) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def turned() -> Image.Exif:
+def turned_exif() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
     return exif
@@ -130,7 +143,7 @@ FILES: dict[str, bytes] = {
     "progressive": encoded(picture(), "JPEG", progressive=True),
     "restarts": encoded(picture(), "JPEG", restart_marker_blocks=1),
     "not YCbCr": encoded(picture(), "JPEG", keep_rgb=True),
-    "rotated": encoded(picture(), "JPEG", exif=turned()),
+    "rotated": encoded(picture(), "JPEG", exif=turned_exif()),
     "one pixel": encoded(picture(1, 1), "JPEG"),
     "a row": encoded(picture(33, 1), "JPEG"),
     "a column": encoded(picture(1, 33), "JPEG"),
@@ -328,3 +341,129 @@ def test_crops_of_nothing_that_can_be_decoded():
     )
     assert [position for position, _ in bad] == [0, 1]
     assert (out == 7).all()
+
+
+# ---- formats
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def no_programs(monkeypatch):
+    """Whoever starts a program is found out."""
+    started: list[object] = []
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **_: started.append(args) or pytest.fail("a program")
+    )
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    return started
+
+
+def test_postscript_is_no_image_and_starts_no_program(no_programs, tmp_path):
+    (tmp_path / "evil.jpg").write_bytes(POSTSCRIPT)
+    for read in (decode, pixels, header):
+        with pytest.raises(ValueError, match="not an image of a known format"):
+            read(POSTSCRIPT)
+    out = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    bad = decode_crops(
+        [POSTSCRIPT], lambda _, w, h: Augment().eval_crops(w, h, 8), list(out), exif_orientation=True
+    )
+    assert [position for position, _ in bad] == [0]
+    with only_raster_formats(), pytest.raises(UnidentifiedImageError):
+        Image.open(tmp_path / "evil.jpg").load()
+    assert not no_programs
+    assert "EPS" in Image.ID  # as before, for others
+
+
+@pytest.mark.parametrize("form", [form for form in RASTER_FORMATS if form not in ("MPO", "HEIF")])
+def test_every_format_is_decoded(form):
+    plain = picture().convert("P") if form in ("GIF", "PCX") else picture()
+    if form in ("PSD", "SUN"):
+        pytest.skip("Pillow reads but does not write it")
+    options = (
+        {"lossless": True} if form in ("WEBP", "JPEG2000") else {"sizes": [(37, 29)]} if form == "ICO" else {}
+    )
+    found = decode(encoded(plain, form, **options))
+    assert found.size == (37, 29)
+    near = np.abs(np.asarray(found).astype(int) - np.asarray(plain.convert("RGB"))).mean()
+    assert near < 8
+
+
+def test_heic_is_decoded_where_its_plugin_is_there():
+    pytest.importorskip("pillow_heif")
+    raster_formats()
+    found = decode(encoded(picture(64, 48), "HEIF", quality=95))
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(picture(64, 48))).mean() < 8
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("x"),
+        struct.error("x"),
+        SyntaxError("x"),
+        MemoryError(),
+        KeyError("x"),
+        RecursionError("x"),
+        AttributeError(),
+    ],
+)
+def test_whatever_a_decoder_raises_is_the_images_fault(monkeypatch, error):
+    def raises(self):
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", raises)
+    with pytest.raises(ValueError, match=r"memory|x|AttributeError") as found:
+        pixels(FILES["PNG"])
+    assert str(found.value)
+
+
+def test_a_tiff_whose_tags_are_texts_is_damaged():
+    """Pillow raises TypeError then."""
+    whole = FILES["TIFF"]
+    begin, *_ = struct.unpack_from("<I", whole, 4)
+    (entries,) = struct.unpack_from("<H", whole, begin)
+    causes = []
+    for entry in range(entries):
+        damaged = bytearray(whole)
+        struct.pack_into("<H", damaged, begin + 2 + 12 * entry + 2, 2)  # ASCII
+        try:
+            pixels(bytes(damaged))
+        except ValueError as error:
+            causes.append(type(error.__cause__))
+    assert TypeError in causes
+
+
+# ---- orientation
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("code", range(1, 10))
+def test_an_image_is_turned_as_pillow_turns_it(form, code):
+    exif = Image.Exif()
+    exif[0x0112] = code
+    file = encoded(picture(37, 29), form, exif=exif)
+    with Image.open(io.BytesIO(file)) as image:
+        expected = in_planes(ImageOps.exif_transpose(image).convert("RGB"))
+    assert torch.equal(turned(pixels(file), orientation(file)), expected)
+    out = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    augment = Augment(eval_crop=0.9)
+    sizes: list[tuple[int, int]] = []
+
+    def crops_of(positions, widths, heights):
+        sizes.extend(zip(widths.tolist(), heights.tolist(), strict=True))
+        return augment.eval_crops(widths, heights, 16)
+
+    assert not decode_crops([file, COLOURS], crops_of, list(out), exif_orientation=True)
+    width, height = expected.shape[2], expected.shape[1]
+    crop = augment.eval_crops(np.array([width]), np.array([height]), 16)
+    assert sizes == [(width, height), (2, 2)]
+    assert torch.equal(out[0], crop_one(expected, crop, 0, 16))
+
+
+def test_damaged_metadata_turn_nothing():
+    whole = encoded(picture(), "JPEG", exif=turned_exif())
+    assert orientation(whole) == 6
+    assert orientation(whole.replace(b"Exif", b"Exix")) == 1
+    assert orientation(b"<html>") == orientation(COLOURS) == 1

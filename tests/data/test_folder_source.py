@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from mixer_lightning.data.decode import decode
 from mixer_lightning.data.sources import Images
-from mixer_lightning.data.sources.folder import folder
+from mixer_lightning.data.sources.folder import FolderImages, folder
 from mixer_lightning.data.splits import choose
 
 
@@ -156,4 +159,81 @@ def test_unknown_classes_in_another_split_are_listed(birds):
     draw(birds / "val/kiwi/0.png")
     draw(birds / "val/emu/0.png")
     with pytest.raises(ValueError, match=r"val has 2 class folder\(s\) that train/ lacks: 'emu', 'kiwi'"):
+        folder(root=str(birds))
+
+
+# ---- what is an image, and what is left out
+
+
+@pytest.fixture
+def said(caplog):
+    """What the source says while it is opened."""
+    caplog.set_level("INFO", logger="mixer_lightning.data.sources.folder")
+    logging.getLogger("mixer_lightning").propagate = True
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_all_that_pillow_reads_is_an_image_and_the_rest_is_counted_once(birds, said):
+    for ending in ("jfif", "gif", "JPE", "avif", "pgm", "jp2"):
+        draw(birds / f"train/owl/a.{ending}".replace("jfif", "jpg"))
+        if ending == "jfif":
+            (birds / "train/owl/a.jpg").rename(birds / "train/owl/a.jfif")
+    for name in ("train/owl/a.txt", "train/crow/b.TXT", "val/owl/c.xml", "val/owl/README"):
+        (birds / name).write_text("no image")
+    data = folder(root=str(birds), name="birds")
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 12, "val": 2}
+    assert said() == ["birds: 4 files are not read, by ending: 2 .txt, 1 .xml, 1 without an ending"]
+
+
+def test_nothing_is_said_where_nothing_is_left_out(birds, said):
+    (birds / "train/owl/.DS_Store").write_text("hidden")
+    (birds / "train/owl/._0.png").write_text("hidden")
+    assert len(folder(root=str(birds)).splits["train"]) == 6
+    assert said() == []
+
+
+def test_pipes_and_sockets_are_not_read(birds, said):
+    os.mkfifo(birds / "train/owl/pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(birds / "train/owl/socket.jpg"))
+        data = folder(root=str(birds), name="birds")
+    assert len(data.splits["train"]) == 6
+    assert said() == ["birds: 2 files are not read, by ending: 2 .jpg"]
+    images = FolderImages(birds / "train", ["owl/pipe.jpg"], [0])  # became one after it was found
+    with pytest.raises(ValueError, match="a named pipe, not a file"):
+        images.read(0)
+
+
+def test_links_are_followed_but_not_in_circles(birds):
+    (birds / "train/owl/again").symlink_to(birds / "train/owl")
+    (birds / "train/owl/up").symlink_to(birds / "train")
+    draw(birds / "elsewhere/x.png")
+    (birds / "train/owl/more").symlink_to(birds / "elsewhere")
+    (birds / "train/owl/gone.png").symlink_to(birds / "nowhere.png")
+    (birds / "train/owl/frames.jpg").mkdir()
+    draw(birds / "train/owl/frames.jpg/y.png")
+    train = folder(root=str(birds)).splits["train"]
+    keys = {train.key(i) for i in range(len(train))}
+    assert len(train) == len(keys) == 9
+    assert {
+        "owl/more/x.png",
+        "owl/gone.png",
+        "owl/frames.jpg/y.png",
+    } < keys  # the link to nothing is a bad image
+
+
+def test_names_that_are_not_utf8_are_read_and_shown(birds):
+    owls = os.fsencode(birds / "train/owl")
+    shutil.rmtree(birds / "val/owl")
+    os.rename(owls, owls[:-3] + b"ow\xe9")  # noqa: PTH104
+    draw(birds / "x.png")
+    os.rename(os.fsencode(birds / "x.png"), owls[:-3] + b"ow\xe9/\xff.png")  # noqa: PTH104
+    data = folder(root=str(birds))
+    train = data.splits["train"]
+    assert data.classes == ["crow", r"ow\xe9"]
+    assert [train.key(i) for i in (5, 6)] == [r"ow\xe9/2.png", r"ow\xe9/\xff.png"]
+    assert train.name(6).endswith(r"train/ow\xe9/\xff.png")
+    assert decode(train.read(6)).size == (4, 3)
+    draw(birds / "val/owl/0.png")
+    with pytest.raises(ValueError, match=r"train/ lacks: 'owl'"):
         folder(root=str(birds))

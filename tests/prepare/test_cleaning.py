@@ -211,3 +211,46 @@ def test_lists_of_hashes_are_read_and_checked(tmp_path):
     path.write_text("00000000000000ff\nff\n")
     with pytest.raises(ValueError, match=r"line 2 .* is 'ff', not 16 hexadecimal digits"):
         read_hashes(path)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "AVIF", "CMYK"])
+def test_what_is_written_anew_is_turned_as_before(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "a camera"
+    file = io.BytesIO()
+    image = drawing(0).convert("CMYK" if form == "CMYK" else "RGB")
+    image.save(file, "JPEG" if form == "CMYK" else form, exif=exif)
+    for options in ({"short_side": 100}, {} if form != "JPEG" else {"short_side": 50}):
+        found = opened(cleaned(file.getvalue(), **options).encoded)
+        assert dict(found.getexif()) == {0x0112: 6}
+        assert found.size[0] > found.size[1]  # the pixels are as stored
+
+
+def test_whatever_a_decoder_raises_leaves_one_image_out(monkeypatch):
+    def fails(self):
+        raise TypeError("'str' object cannot be interpreted as an integer")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fails)
+    found = cleaned(picture(1, "PNG"), "png")
+    assert not found.kept
+    assert [note.kind for note in found.notes] == ["damaged"]
+    assert "TypeError" in found.notes[0].reason
+
+
+def test_an_image_too_long_for_a_jpeg_is_left_out_with_the_reason():
+    file = io.BytesIO()
+    Image.new("RGB", (70_000, 4)).save(file, "PNG")
+    found = cleaned(file.getvalue(), "png", short_side=3)  # [3, 52,500] would do, so let it not
+    assert found.kept
+    file = io.BytesIO()
+    Image.new("RGB", (90_000, 4)).save(file, "PNG")
+    found = cleaned(file.getvalue(), "png", short_side=3)
+    assert not found.kept
+    assert [note.kind for note in found.notes] == ["damaged"]
+
+
+def test_postscript_is_left_out_unopened(monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program"))
+    encoded = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+    assert [note.kind for note in cleaned(encoded).notes] == ["not an image"]

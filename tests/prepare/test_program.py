@@ -800,3 +800,67 @@ def test_the_histogram_is_drawn_from_the_report(prepare, photos, tmp_path, monke
     PLOT(tmp_path / "other.json", tmp_path / "other.png")
     after = np.asarray(Image.open(tmp_path / "other.png").convert("RGB"))
     assert before.shape != after.shape or (before != after).any()
+
+
+# ---- what is no image by its ending
+
+
+def test_files_beside_images_are_listed_and_are_not_bad(prepare, tmp_path):
+    for name in CLASSES[:2]:
+        folder = tmp_path / "set/train" / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            (folder / f"{number}.jpg").write_bytes(picture(number))
+        (folder / "a.gif").write_bytes(picture(9, "GIF"))
+        (folder / "notes.txt").write_text("no image")
+        (folder / "._0.jpg").write_bytes(b"\0\5\26\7")
+    os.mkfifo(tmp_path / "set/train/newt/pipe.jpg")
+    code, said = prepare(
+        "data=folder", f"source={tmp_path / 'set'}", f"output={tmp_path / 'out'}", "shards=1"
+    )
+    assert code == 0, said
+    assert "other file: 3" in said
+    lines = [json.loads(line) for line in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
+    others = {line["key"]: line["reason"] for line in lines if line["kind"] == "other file"}
+    assert others == {
+        "elk/notes.txt": ".txt is not the ending of an image that is read",
+        "newt/notes.txt": ".txt is not the ending of an image that is read",
+        "newt/pipe.jpg": "it is a pipe, a device or a socket, not a file",
+    }
+    assert {line["kind"] for line in lines} == {"other file", "other format"}
+    assert len(contents(tmp_path / "out", "train")) == 10
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["images_read"] == 10
+
+
+def test_names_that_are_not_utf8_go_into_shards_and_back(prepare, tmp_path):
+    root = os.fsencode(tmp_path) + b"/set/train/"
+    for name in (b"caf\xe9", b"wren"):
+        os.makedirs(root + name)  # noqa: PTH103
+        for number in range(3):
+            with open(root + name + b"/\xff%d.jpg" % number, "wb") as file:  # noqa: PTH123
+                file.write(picture(number))
+    code, said = prepare(
+        "data=folder", f"source={tmp_path / 'set'}", f"output={tmp_path / 'out'}", "shards=1"
+    )
+    assert code == 0, said
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["classes"] == [r"caf\xe9", "wren"]
+    assert r"caf\xe9/\xff0" in contents(tmp_path / "out", "train")
+
+
+def test_a_list_in_latin_1(prepare, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    with open(os.fsencode(tmp_path) + b"/\xe9.jpg", "wb") as file:  # noqa: PTH123
+        file.write(picture(1))
+    (tmp_path / "train.tsv").write_bytes(b"a.jpg\tcaf\xe9\n\xe9.jpg\twren\n")
+    code, said = prepare("data=list", f"source={tmp_path / 'train.tsv'}", f"output={tmp_path / 'out'}")
+    assert code == 0, said
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["classes"] == [r"caf\xe9", "wren"]
+    assert len(contents(tmp_path / "out", "train")) == 2
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfwren\ncaf\xe9\n")
+    code, said = prepare(
+        *("data=list", f"source={tmp_path / 'train.tsv'}", f"output={tmp_path / 'other'}"),
+        f"classes={tmp_path / 'names.txt'}",
+    )
+    assert code == 0, said
+    assert json.loads((tmp_path / "other/dataset.json").read_text())["classes"] == ["wren", r"caf\xe9"]

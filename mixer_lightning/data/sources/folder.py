@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources import Dataset, Images
-from mixer_lightning.data.sources.names import FOLDER_ENDINGS
+from mixer_lightning.data.sources import Dataset, names
+from mixer_lightning.data.sources.disk import image_files, open_regular, read_regular
+from mixer_lightning.files import readable
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 MARKED_BYTES = 2**16  # of a file, which hardly any other begins with
@@ -24,12 +29,16 @@ SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "test
 
 
 class FolderImages:
-    """Image files under `root` with their labels, in sorted order of class and path."""
+    """Image files under `root` with their labels, in sorted order of class and path.
 
-    def __init__(self, root: Path, files: list[str], labels: list[int]) -> None:
+    `left_out` names the visible files beside them that are not images by their ending.
+    """
+
+    def __init__(self, root: Path, files: list[str], labels: list[int], left_out: Sequence[str] = ()) -> None:
         self._root = str(root)
         self._files = files  # relative to root
         self._labels = np.asarray(labels, dtype=np.int32)
+        self.left_out = left_out
 
     def __len__(self) -> int:
         return len(self._files)
@@ -39,22 +48,24 @@ class FolderImages:
         return self._labels[indices].astype(np.int64)
 
     def read(self, index: int) -> bytes:
-        """The file."""
-        with open(self.name(index), "rb") as file:  # noqa: PTH123  (a million times an epoch)
-            return file.read()
+        """The file; ValueError for a pipe or a device."""
+        return read_regular(self._path(index))
 
     def key(self, index: int) -> str:
         """The path under root."""
-        return self._files[index]
+        return readable(self._files[index])
 
     def mark(self, index: int) -> int:
         """A checksum of the file's size and first bytes."""
-        with open(self.name(index), "rb") as file:  # noqa: PTH123
+        with open_regular(self._path(index)) as file:
             return zlib.crc32(file.read(MARKED_BYTES), os.fstat(file.fileno()).st_size)
 
     def name(self, index: int) -> str:
         """The file's path."""
-        return os.path.join(self._root, self._files[index])  # noqa: PTH118
+        return readable(self._path(index))
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self._root, self._files[index])  # noqa: PTH118  (a million times an epoch)
 
 
 def folder(*, root: str, name: str = "folder") -> Dataset:
@@ -62,8 +73,8 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
 
     Class folders directly under `root`, with no split's folder among them, are train alone; data/splits.py slices
     others from it. Classes are the folder names of train in sorted order; images may be in subfolders of their class.
-    Files that are not images by their suffix (any case of jpg, jpeg, png, webp, bmp, ppm, tif, tiff) and hidden ones
-    are skipped. `name` is the data set's name in messages and results.
+    Hidden files are skipped, and so are those that do not end as images do (names.py), whose number the log says.
+    `name` is the data set's name in messages and results.
 
     Raises FileNotFoundError or ValueError naming the folder that is missing, empty or has classes unknown to train.
     """
@@ -81,8 +92,16 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
     classes = class_folders(present["train"])
     if not classes:
         raise _no_classes(name, present["train"])
-    splits: dict[str, Images] = {split: scan(name, path, classes) for split, path in present.items()}
-    return Dataset(name=name, classes=classes, splits=splits)
+    splits = {split: scan(name, path, classes) for split, path in present.items()}
+    say_left_out(name, splits)
+    return Dataset(name=name, classes=[readable(each) for each in classes], splits={**splits})
+
+
+def say_left_out(name: str, splits: Mapping[str, FolderImages]) -> None:
+    """One line for all files that are not images by their endings."""
+    counts = Counter(names.ending_of(path) for images in splits.values() for path in images.left_out)
+    if counts:
+        log.info("%s: %s", name, names.left_out(counts))
 
 
 def existing_root(name: str, root: str) -> Path:
@@ -114,43 +133,33 @@ def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
+    left_out: list[str] = []
     for each in found:
-        inside = sorted(_image_files(split, each))
+        inside = sorted(image_files(str(split), each, left_out))
         if not inside:
             empty.append(each)
         files += inside
         labels += [labels_of[each]] * len(inside)
+    others = f" There, {names.left_out(Counter(map(names.ending_of, left_out)))}." if left_out else ""
     if not files:
-        raise ValueError(
-            f"{name}: no images under {split}. Expected {LAYOUT}, files ending in {' '.join(FOLDER_ENDINGS)}."
-        )
+        raise ValueError(f"{name}: no images under {split}. Expected {LAYOUT}.{others}")
     if empty:
         raise ValueError(
             f"{name}: {len(empty)} class folder(s) under {split} hold no image: {_some(empty)}. "
-            f"Fill or remove them; images end in {' '.join(FOLDER_ENDINGS)}."
+            f"Fill or remove them.{others}"
         )
-    return FolderImages(split, files, labels)
-
-
-def _image_files(split: Path, inside: str) -> Iterator[str]:
-    """Paths relative to `split` of the images anywhere under `split/inside`."""
-    with os.scandir(f"{split}/{inside}") as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(FOLDER_ENDINGS):
-                yield f"{inside}/{entry.name}"
-            elif entry.is_dir():
-                yield from _image_files(split, f"{inside}/{entry.name}")
+    return FolderImages(split, files, labels, left_out)
 
 
 def _no_classes(name: str, split: Path) -> ValueError:
     with os.scandir(split) as entries:
-        loose = sum(entry.name.lower().endswith(FOLDER_ENDINGS) for entry in entries)
+        loose = sum(
+            bool(names.suffix_of(entry.name)) and not names.is_hidden(entry.name) for entry in entries
+        )
     beside = f", but {loose:,} image files, whose classes nothing tells" if loose else ""
     return ValueError(f"{name}: {split} holds no class folders{beside}. Expected {LAYOUT}.")
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(each) for each in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def _some(some: list[str]) -> str:
+    shown = ", ".join(repr(readable(each)) for each in some[:5])
+    return shown if len(some) <= 5 else f"{shown} and {len(some) - 5} more"

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from importlib.util import find_spec
 
+#: The raster formats that are decoded, by Pillow's names, and how their files end; the likeliest first, those without
+#: an unmistakable beginning last. Nothing else is tried, whatever a file is called: PostScript would start
+#: Ghostscript, and IPTC whatever lies inside it.
+RASTER_FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "GIF": ("gif",),
+    "BMP": ("bmp",),
+    "TIFF": ("tif", "tiff"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm"),
+    "MPO": ("mpo",),
+    "AVIF": ("avif", "avifs"),
+    "HEIF": ("heic", "heics", "heif", "heifs", "hif"),
+    "JPEG2000": ("jp2", "j2k", "jpc", "jpf", "jpx", "j2c"),
+    "DIB": ("dib",),
+    "QOI": ("qoi",),
+    "PSD": ("psd",),
+    "ICO": ("ico",),
+    "SGI": ("sgi", "rgb", "rgba", "bw"),
+    "SUN": ("ras",),
+    "PCX": ("pcx",),
+    "TGA": ("tga", "icb", "vda", "vst"),
+}
+#: The package that reads a format which Pillow does not, and the extra that installs it.
+PLUGINS = {"HEIF": ("pillow_heif", "heic")}
+#: What ends the name of an image, here and now: without a plugin, without its format's.
+IMAGE_SUFFIXES = tuple(
+    suffix
+    for form, suffixes in RASTER_FORMATS.items()
+    if form not in PLUGINS or find_spec(PLUGINS[form][0]) is not None
+    for suffix in suffixes
+)
 #: What the image of a sample in a shard may be: formats that every reader of shards decodes.
 SHARD_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-#: What is taken for an image in a class folder, where other files lie too; as torchvision, without its rare ones.
-FOLDER_SUFFIXES = (*SHARD_SUFFIXES, "bmp", "ppm", "tif", "tiff")
-#: What is taken for an image in archives and lists, which hold images alone: all that Pillow decodes is wanted.
-ARCHIVE_SUFFIXES = (*FOLDER_SUFFIXES, "jpe", "gif", "pgm", "jp2")
-#: FOLDER_SUFFIXES as a file's name ends.
-FOLDER_ENDINGS = tuple(f".{suffix}" for suffix in FOLDER_SUFFIXES)
 
 #: JPEGs alone, which some decoders take alone.
-JPEG_ENDINGS = (".jpg", ".jpeg")
+JPEG_ENDINGS = tuple(f".{suffix}" for suffix in RASTER_FORMATS["JPEG"])
+SHOWN_ENDINGS = 6  # of files that are left out
+NO_ENDING = "without an ending"
 
 _NUMBER = re.compile(r"(?<=[^/])(~~\d+)+$")
 
@@ -44,11 +75,54 @@ def unnumbered(key: str) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """'photos/x.JPEG' -> 'jpg'; '' where a name does not claim to be an image."""
+    """'photos/x.JPEG' -> 'jpg'; '' where a name does not claim to be an image that can be read here."""
     suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
-    if suffix not in ARCHIVE_SUFFIXES or "." not in name:
+    if suffix not in IMAGE_SUFFIXES or "." not in name:
         return ""
-    return "jpg" if suffix in ("jpeg", "jpe") else suffix
+    return "jpg" if suffix in RASTER_FORMATS["JPEG"] else suffix
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that programs leave beside images: .DS_Store, .cache, macOS's ._x.jpg."""
+    return name.rpartition("/")[2].startswith(".")
+
+
+def ending_of(name: str) -> str:
+    """How a file's name ends, for a count of those left out: '.txt', or 'without an ending'."""
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return f".{suffix.lower()}" if stem and dot else NO_ENDING
+
+
+def left_out(counts: dict[str, int]) -> str:
+    """'12 files are not read, by their endings: 10 .txt, 2 .heic (pip install ...)' of counts by `ending_of`."""
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    shown = [f"{count:,} {ending}" for ending, count in ordered[:SHOWN_ENDINGS]]
+    if more := sum(count for _, count in ordered[SHOWN_ENDINGS:]):
+        shown.append(f"{more:,} others")
+    total = sum(counts.values())
+    line = f"{total:,} {'file is' if total == 1 else 'files are'} not read, by ending: {', '.join(shown)}"
+    return line + _plugin_advice(counts)
+
+
+def not_read(name: str) -> str:
+    """Why a file beside images is left out."""
+    ending = ending_of(name)
+    if ending[1:] in IMAGE_SUFFIXES:
+        return "it is a pipe, a device or a socket, not a file"
+    why = (
+        "its name has no ending"
+        if ending == NO_ENDING
+        else f"{ending} is not the ending of an image that is read"
+    )
+    return why + _plugin_advice([ending])
+
+
+def _plugin_advice(endings: Iterable[str]) -> str:
+    """What to install for files with these endings, '' where nothing helps."""
+    for form, (_, extra) in PLUGINS.items():
+        if any(ending[1:] in RASTER_FORMATS[form] and ending[1:] not in IMAGE_SUFFIXES for ending in endings):
+            return f" (pip install 'mixer-lightning[{extra}]' reads {form})"
+    return ""
 
 
 def stem(name: str) -> str:

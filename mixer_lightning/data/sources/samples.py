@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mixer_lightning.data.sources.names import SHARD_SUFFIXES, unnumbered
 from mixer_lightning.data.sources.tar import BLOCK, Member, members
 from mixer_lightning.data.stateless_random import hash32
+from mixer_lightning.files import readable
 
 #: A row of the index. The image's first byte is number `block` * 512 of its shard; rows are in the order of shards.
 ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])
@@ -67,7 +68,7 @@ def _sample(
         )
     if image.size >= 2**32:
         raise ValueError(f"sample {key!r}: {image.name} has {image.size:,} bytes, too many for an image.")
-    text = os.pread(fd, note.size, note.offset).decode("utf-8", errors="replace").strip()
+    text = readable(os.pread(fd, note.size, note.offset).decode(errors="surrogateescape")).strip()
     labels = _labels(text, labels_of, is_json=note is files.get("json"))
     if not labels:
         raise ValueError(

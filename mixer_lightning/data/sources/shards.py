@@ -33,7 +33,7 @@ from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
-from mixer_lightning.files import cache_home
+from mixer_lightning.files import cache_home, readable
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
@@ -150,7 +150,7 @@ class ShardImages:
 
     def key(self, index: int) -> str:
         """The name of the sample's files in their shard, up to the first dot."""
-        return split_name(self._member(index).name)[0]
+        return readable(split_name(self._member(index).name)[0])
 
     def name(self, index: int) -> str:
         """The shard, the file's name inside and where it starts."""
@@ -159,7 +159,7 @@ class ShardImages:
         if self._store.has(self._files[shard]):  # a message is not worth fetching it
             with contextlib.suppress(OSError, ValueError):
                 member = self._member(index).name
-        return f"{self._files[shard].address}: {member} (at byte {offset:,})"
+        return readable(f"{self._files[shard].address}: {member} (at byte {offset:,})")
 
     def mark(self, index: int) -> int:
         """The image's size in bytes, of the index."""

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 
 from mixer_lightning.data.sources import Dataset, Images
 from mixer_lightning.data.sources.arrays import Arrays
-from mixer_lightning.data.sources.folder import FolderImages, class_folders, scan
+from mixer_lightning.data.sources.folder import FolderImages, class_folders, say_left_out, scan
 from mixer_lightning.data.sources.imagenet_archives import ARCHIVES_1K, DEVKIT, class_names, wnid_list
 from mixer_lightning.data.sources.names import JPEG_ENDINGS
 
@@ -103,8 +103,9 @@ def imagenet1k(*, root: str) -> Dataset:
     wnids = wnid_list("1k")
     for split in ARCHIVES_1K:
         _check_wnids(base / split, wnids)
-    splits: dict[str, Images] = {split: scan("imagenet1k", base / split, wnids) for split in ARCHIVES_1K}
-    return Dataset("imagenet1k", class_names(wnids), splits)
+    splits = {split: scan("imagenet1k", base / split, wnids) for split in ARCHIVES_1K}
+    say_left_out("imagenet1k", splits)
+    return Dataset("imagenet1k", class_names(wnids), {**splits})
 
 
 # ---- images
