@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+log = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of flock
 
 _HERE = Path(__file__).parent
 #: The recipes: in a checkout beside the package, in an installed package inside it.
@@ -89,6 +96,28 @@ def check_writable(run_dir: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
+def flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock an open file until it is closed; False where another process holds it and `wait` is False.
+
+    A file system without locks (Lustre mounted without `flock`, some FUSE and NFS) is said once, and counts as locked:
+    what the lock protects from is two processes at once, which the user can see to.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _say_unlocked(error.strerror)
+    return True
+
+
+@functools.cache
+def _say_unlocked(why: str) -> None:
+    log.warning("a file system here has no locks (%s): see to it that one process at a time works there", why)
+
+
 @contextlib.contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for one run at a time, for as long as the process lives.
@@ -97,16 +126,26 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         ValueError: another run holds it.
     """
     path = run_dir / ".lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is at work in {run_dir}: wait for it, or use name=<another>"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with path.open("a") as file:
+            if not flock(file.fileno(), wait=False):
+                raise ValueError(
+                    f"another process is at work in {run_dir}: wait for it, or use name=<another>"
+                )
+            if not is_at(
+                file.fileno(), path
+            ):  # its holder removed it after it was opened here: a lock of nothing
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)  # while it is still held, or it might be another's
+            return
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether a path is still that of an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -7,6 +7,7 @@ line.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -31,6 +32,7 @@ METRICS = "metrics.jsonl"
 METRICS_CSV = "metrics.csv"
 RESULT = "result.json"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"  # the one before it
 BEST = "best.ckpt"
 CURVES = "curves.png"
 CONFUSION = "confusion.npz"
@@ -66,23 +68,48 @@ def append_metrics(run_dir: Path, row: Mapping[str, float]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl; a last line cut by a crash is left out."""
+def flush_metrics(run_dir: Path) -> None:
+    """Bring metrics.jsonl and log.txt to the disk: what a checkpoint has seen must outlive a power cut as it does."""
+    for name in (METRICS, LOG):
+        # A file that cannot be flushed (a pipe, some FUSE) is no reason to stop: a failing disk fails the checkpoint.
+        with contextlib.suppress(OSError), (run_dir / name).open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def read_metrics(run_dir: Path, *, damaged: list[int] | None = None) -> list[dict[str, float]]:
+    """Rows of metrics.jsonl. Damaged lines are left out; their numbers go into `damaged`.
+
+    A last line without its end was cut by a crash; that is no damage, as a resumed run writes it again.
+    """
     rows = []
     path = run_dir / METRICS
     if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, line in enumerate(lines, start=1):
+            row = _metrics_row(line)
+            if row is not None:
+                rows.append(row)
+            elif damaged is not None and number < len(lines):
+                damaged.append(number)
     return rows
 
 
-def keep_metrics_until(run_dir: Path, step: int) -> None:
-    """Drop the rows after `step`: a resumed run writes them again."""
-    rows = [row for row in read_metrics(run_dir) if row["step"] <= step]
+def _metrics_row(line: str) -> dict[str, float] | None:
+    """A line of metrics.jsonl; None where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    is_row = isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
+    return row if is_row and "step" in row else None
+
+
+def keep_metrics_until(run_dir: Path, step: int) -> list[int]:
+    """Drop the rows after `step`, which a resumed run writes again, and damaged lines; the numbers of these."""
+    damaged: list[int] = []
+    rows = [row for row in read_metrics(run_dir, damaged=damaged) if row["step"] <= step]
     write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    return damaged
 
 
 def write_metrics_csv(run_dir: Path) -> None:
@@ -106,39 +133,65 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, digits: int | N
 # ----------------------------------------------------------------------------------------------- result
 
 
+#: What a result says, and the types of what is read of a record without a further look.
+RESULT_KEYS = ("recipe", "metrics", "best", "images_per_second", "wall_seconds")
+_RECORD_TYPES: dict[str, Any] = {
+    "recipe": dict,
+    "metrics": dict,
+    "best": dict | None,
+    "images_per_second": int | float,
+    "wall_seconds": int | float,
+    "classes": list,
+    "images": dict,
+}
+
+
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
     """result.json: the closing record of a run, written once."""
     write_text(run_dir / RESULT, json.dumps(dict(result), indent=2) + "\n")
 
 
-def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The closing record, or None while the run has not finished.
+def read_result(run_dir: Path, *, whole: bool = False) -> dict[str, Any] | None:
+    """The closing record, or None while the run has not finished. `whole`: with everything that a closing table shows.
 
     Raises:
-        ValueError: result.json is there but is not JSON.
+        ValueError: result.json is there but damaged.
     """
-    path = run_dir / RESULT
-    if not path.exists():
-        return None
-    try:
-        return dict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete it, and the run finishes again.") from error
+    return _read_record(run_dir / RESULT, RESULT_KEYS if whole else ("metrics",), "the run finishes again")
 
 
-def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
-    """What an evaluation wrote; None where there is none.
+def read_evaluation(run_dir: Path, *, whole: bool = False) -> dict[str, Any] | None:
+    """What an evaluation wrote; None where there is none. `whole`: with the recipe that it was made by.
 
     Raises:
         ValueError: evaluation.json is damaged.
     """
-    path = run_dir / EVALUATION
+    return _read_record(
+        run_dir / EVALUATION, ("metrics", "recipe") if whole else ("metrics",), "evaluate again"
+    )
+
+
+def _read_record(path: Path, needed: Iterable[str], remedy: str) -> dict[str, Any] | None:
+    """A closing record with what is `needed`; None where there is none."""
     try:
-        return dict(json.loads(path.read_text()))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"a {type(record).__name__} where a record is expected")
+        bad = [key for key in needed if key not in record]
+        bad += [
+            key for key in record.keys() & _RECORD_TYPES if not isinstance(record[key], _RECORD_TYPES[key])
+        ]
+        numbers = dict(record["metrics"]) if isinstance(record.get("metrics"), dict) else {}
+        if isinstance(best := record.get("best"), dict):
+            numbers |= {f"best.{key}": best.get(key) for key in ("value", "step")}
+        bad += [key for key, value in numbers.items() if not isinstance(value, int | float)]
+        if bad:
+            raise ValueError(f"nothing, or nothing that makes sense, in: {', '.join(sorted(set(bad)))}")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete it, and evaluate again.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and {remedy}.") from error
+    return record
 
 
 def versions() -> dict[str, str]:

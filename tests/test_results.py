@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -18,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import TINY
-from mixer_lightning import results
+from mixer_lightning import files, results
 from mixer_lightning.config.check import check
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.recipe import Recipe, load_recipe
+from mixer_lightning.data.sources.locks import once_per_machine
 from mixer_lightning.engine import run
-from mixer_lightning.files import atomic_write, check_writable, write_text
+from mixer_lightning.files import atomic_write, check_writable, lock_run_dir, write_text
 
 # --------------------------------------------------------------------------------------------- atomic writes
 
@@ -108,6 +110,57 @@ def test_a_directory_is_tried_before_anything_is_done(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write into the run directory .*file/run: .*hydra\.run\.dir="):
         check_writable(tmp_path / "file" / "run")
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from mixer_lightning.files import lock_run_dir
+folder, held, twice = Path(sys.argv[1]), 0, 0
+end = time.monotonic() + 1.0
+while time.monotonic() < end:
+    try:
+        with lock_run_dir(folder):
+            held += 1
+            try:
+                os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                twice += 1
+            else:
+                (folder / "inside").unlink()
+    except ValueError:
+        pass
+print(held, twice)
+"""
+
+
+def test_one_of_eight_processes_holds_a_directory(tmp_path):
+    """Each takes and leaves it as fast as it can: the moment between leaving and removing the file is met often."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    counts = [[int(word) for word in process.communicate(timeout=60)[0].split()] for process in processes]
+    assert sum(held for held, _ in counts) > 100
+    assert sum(twice for _, twice in counts) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # Lustre mounted without its option `flock`
+
+    said = []
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(files.log, "warning", lambda text, *args: said.append(text % args))
+    files._say_unlocked.cache_clear()
+    for _ in range(2):
+        with lock_run_dir(tmp_path):
+            pass
+        with once_per_machine([tmp_path], "index", "f", name="data") as lock:
+            assert lock.folder == tmp_path
+    assert len(said) == 1
+    assert "no locks (Function not implemented)" in said[0]
 
 
 # -------------------------------------------------------------------------------------------------- metrics

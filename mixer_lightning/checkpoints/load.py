@@ -65,7 +65,8 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is unreadable (see `read`), its tensors are not this model's, or its head may not be kept.
+        ValueError: the file is unreadable (see `read`), its tensors are not this model's or not finite, or its
+            head may not be kept.
     """
     if head not in ("auto", "keep", "new"):
         raise ValueError(f"head must be auto, keep or new, found {head!r}")
@@ -91,6 +92,10 @@ def load(
         found.pop(key, None)
     if misfits := _misfits(model, checkpoint, found, shapes, fresh):
         raise ValueError(_does_not_fit(model, checkpoint, misfits))
+    if bad := [key for key, tensor in found.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{checkpoint.path} holds weights that are not finite ({some_of(bad)}): its training had diverged"
+        )
 
     if growth.widening > 1:
         assert isinstance(model, Mixer)

@@ -6,7 +6,6 @@ pickled objects are refused, and a recipe in it names no code.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import zipfile
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import flax, hub, metadata, run_format, state_dicts
+from mixer_lightning.checkpoints import flax, hub, metadata, run_format, state_dicts, torch_file
 from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.families import (
     PREPROCESSING,
@@ -100,7 +98,7 @@ def read(path: str | Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _from_state_dict(path, *_read_safetensors(path))
     if path.suffix in TORCH_SUFFIXES:
-        content = _read_torch(path)
+        content = torch_file.load(path)
         return _from_state_dict(path, _state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
@@ -129,8 +127,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
             arrays = {key: content[key] for key in content.files}
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a broken file
         if "Object arrays" in str(error):
-            raise ValueError(_pickled(path, "Python objects")) from error
-        raise ValueError(_broken(path, "NumPy .npz archive")) from error
+            raise ValueError(torch_file.pickled(path, "Python objects")) from error
+        raise ValueError(torch_file.broken(path, "NumPy .npz archive")) from error
     return {key: _from_bfloat16(array) if array.dtype == "V2" else array for key, array in arrays.items()}
 
 
@@ -162,56 +160,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
     except Exception as error:  # its own SafetensorError, OSError, or a KeyError for an unknown dtype
-        raise ValueError(_broken(path, "safetensors file")) from error
+        raise ValueError(torch_file.broken(path, "safetensors file")) from error
     if metadata.KEY not in texts:
         return tensors, {}
     stated = metadata.from_json(texts[metadata.KEY], f"{path}: its metadata '{metadata.KEY}'")
     return tensors, {metadata.KEY: stated} if stated else {}
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    try:
-        # timm's trainer, which the ConvMixer authors used, keeps its options in a Namespace: harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle can fail with any exception
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))  # a class or function that the pickle asks for
-        if refused:
-            raise ValueError(_pickled(path, refused[1])) from error
-        raise ValueError(_broken(path, "torch file")) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    return {str(key): value for key, value in content.items()}
-
-
-def _broken(path: Path, what: str) -> str:
-    return (
-        f"{path} is not a readable {what}: {_looks_like(path) or 'it is damaged or cut short; copy it again'}"
-    )
-
-
-def _pickled(path: Path, what: str) -> str:
-    return (
-        f"{path} holds pickled objects ({what}), and to load those would let the file run code. "
-        "Save the weights alone where you trust it: torch.save(model.state_dict(), path)"
-    )
-
-
-def _looks_like(path: Path) -> str | None:
-    """What the first bytes of a broken file betray about how it came here."""
-    with path.open("rb") as file:
-        start = file.read(256)
-    text = start.lstrip().lower()
-    if not text:
-        return "it is empty"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page; the download needs another address or a login"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself with git lfs pull"
-    torch_magic = b"\x80\x02\x8a\x0a"  # torch before 1.6 wrote pickles too, of a number first
-    if start.startswith(b"\x80") and not start.startswith(torch_magic):
-        return "it is a plain pickle, and to load one would let it run code"
-    return None
 
 
 def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +192,7 @@ def _from_shards(index: Path) -> Checkpoint:
     tensors: dict[str, Any] = {}
     for name in names:
         shard = index.with_name(name)
-        tensors |= _read_safetensors(shard)[0] if shard.suffix == ".safetensors" else _read_torch(shard)
+        tensors |= _read_safetensors(shard)[0] if shard.suffix == ".safetensors" else torch_file.load(shard)
     if missing := sorted(places.keys() - tensors.keys()):
         raise ValueError(f"{index} names tensors that its files do not hold: {some_of(missing)}")
     found = _from_state_dict(index, {key: tensors[key] for key in places}, {})

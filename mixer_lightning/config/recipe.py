@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from mixer_lightning.results import differing_keys
+
 #: What the code supplies when it builds a node, and where a user sets it instead (None: nowhere).
 RUNTIME_ARGS: dict[str, dict[str, str | None]] = {
     "model": {
@@ -138,6 +140,21 @@ FREE_KEYS = (
     "data.cache",
     "data.cache_bytes",
 )
+
+
+def refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """See that two recipes of one directory are the same but for FREE_KEYS. A key that one lacks is null there.
+
+    Raises:
+        ValueError: they are not; `what` the directory holds, with the keys that differ.
+    """
+    changes = [
+        change for change in differing_keys(before, now, ignore=FREE_KEYS) if change[1:] != (None, None)
+    ]
+    if changes:
+        lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]
+        remedy = "Give this one a name of its own (name=<word>), or delete that directory."
+        raise ValueError("\n".join([f"{what}:", *lines, remedy]))
 
 
 def load_recipe(root: type[AnyRecipe], values: Mapping[str, Any]) -> AnyRecipe:

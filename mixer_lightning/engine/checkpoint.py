@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,37 +15,55 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import run_format
+from mixer_lightning.checkpoints import run_format, torch_file
 from mixer_lightning.engine.callbacks import MetricsLog, StepCallback
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.files import atomic_write
-from mixer_lightning.screen import last_line
+
+log = logging.getLogger(__name__)
 
 
-def read_last(run_dir: Path) -> dict[str, Any] | None:
-    """last.ckpt of a run; None where it has not saved yet.
+#: What a checkpoint says at least, to go on from it.
+STATE_KEYS = ("recipe", "step", "state_dict", "optimizer", "precision", "window", "best", "metrics")
+
+
+def read_last(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last good checkpoint of a run, and its file: last.ckpt, or where that is damaged the one before it.
+
+    None where the run has not saved yet.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: neither can be read.
     """
-    path = run_dir / results.LAST
-    if not path.exists():
-        return None
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({last_line(error)}). Restore it from a copy, or delete it to train anew."
-        ) from error
+    damage = None
+    for path in (run_dir / results.LAST, run_dir / results.PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state = torch_file.load(path)
+            if missing := [key for key in STATE_KEYS if key not in state]:
+                raise ValueError(f"{path} is no checkpoint of a run: it does not hold {', '.join(missing)}")
+        except (ValueError, OSError) as error:
+            damage = damage or error
+            continue
+        if damage is not None:
+            log.warning(
+                "%s. Going on from the one before it, %s of step %s", damage, path.name, f"{state['step']:,}"
+            )
+        return path, state
+    if damage is not None:
+        raise ValueError(f"{damage}. Or delete {run_dir}, to train anew") from damage
+    return None
 
 
 class Checkpoints(StepCallback):
     """Keeps last.ckpt, and best.ckpt by the main metric of the val split; without one best.ckpt is the final state.
 
     A checkpoint is written to a temporary file that then takes the old one's place: killed at any moment, the run
-    directory holds a whole one. `record` is what every checkpoint says of its run besides. With the `state` of an
-    earlier session, fitting goes on where that one stood.
+    directory holds a whole one. The old one stays as previous.ckpt, until the run has finished, should a disk damage
+    the new one. `record` is what every checkpoint says of its run besides. With what `read_last` gave of an earlier
+    session, fitting goes on where that one stood.
     """
 
     def __init__(
@@ -53,10 +74,13 @@ class Checkpoints(StepCallback):
         total_steps: int,
         record: Mapping[str, Any],
         metrics: MetricsLog,
-        state: Mapping[str, Any] | None,
+        earlier: tuple[Path, Mapping[str, Any]] | None,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
-        self.record, self.metrics, self.state = dict(record), metrics, state
+        self.record, self.metrics = dict(record), metrics
+        path, state = earlier or (run_dir / results.LAST, None)
+        self.state = state
+        self._last_is_good = path.name == results.LAST  # or it must not become the previous one
         self.best: dict[str, Any] | None = None  # metric, value, step
         self.saved_step = -1
         self._began = time.perf_counter()
@@ -86,7 +110,9 @@ class Checkpoints(StepCallback):
         if metric is None or metric not in values:
             return
         value, sign = values[metric], -1 if results.is_better_lower(metric) else 1
-        if self.best is None or sign * value > sign * self.best["value"]:
+        is_best = self.best is None or sign * value > sign * self.best["value"]
+        if math.isfinite(value) and is_best:
+            _check_weights(module)
             self.best = {"metric": metric, "value": value, "step": module.step}
             self._write(trainer, results.BEST, self.record | best_state(module))
 
@@ -107,8 +133,14 @@ class Checkpoints(StepCallback):
         # best.ckpt first: a last.ckpt of the last step says that all is done.
         if module.step == self.total_steps and self.best is None:
             self._write(trainer, results.BEST, self.record | best_state(module))
+        if trainer.global_rank == 0:
+            results.flush_metrics(
+                self.run_dir
+            )  # before: a power cut must not take what a checkpoint has seen
+            if self._last_is_good:
+                _keep_previous(self.run_dir)
         self._write(trainer, results.LAST, state)
-        self.saved_step = module.step
+        self.saved_step, self._last_is_good = module.step, True
         self.metrics.resume()
 
     def _write(self, trainer: Trainer, name: str, state: Mapping[str, Any]) -> None:
@@ -120,6 +152,20 @@ class Checkpoints(StepCallback):
                 raise OSError(
                     f"cannot write {path}: {error}. The file that stood there before is intact"
                 ) from error
+
+
+def _keep_previous(run_dir: Path) -> None:
+    """Give last.ckpt a second name, under which it stays when the next one takes its place."""
+    last, previous = run_dir / results.LAST, run_dir / results.PREVIOUS
+    if last.exists():
+        new = previous.with_name(f".{previous.name}.part")
+        new.unlink(missing_ok=True)
+        try:
+            os.link(last, new)
+        except OSError:  # a file system without hard links: for a moment there is the previous one alone
+            last.replace(previous)
+        else:
+            new.replace(previous)
 
 
 # ------------------------------------------------------------------------------------- what a checkpoint holds
@@ -174,8 +220,11 @@ def restore_session(module: Classifier, state: Mapping[str, Any]) -> None:
 
 
 def _check_weights(module: Classifier) -> None:
-    """A finite loss may still have made a step to infinity."""
-    norms = torch._foreach_norm([p.detach() for p in module.model.parameters()])
+    """A finite loss may still have made a step to infinity; statistics and averages of such a step are no better."""
+    tensors = [*module.model.state_dict().values()]
+    if module.ema is not None:
+        tensors += module.ema.module.state_dict().values()
+    norms = torch._foreach_norm([tensor.detach() for tensor in tensors if tensor.is_floating_point()])
     if not torch.isfinite(torch.stack(norms)).all():
         raise NonFiniteLoss(
             f"step {module.step:,} made weights that are not finite. Lower optimizer.lr, lengthen the warm-up, "

@@ -20,6 +20,7 @@ from mixer_lightning.engine import setup
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.inference import Network, Predictions, evaluating
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.metrics import NonFiniteOutput
 from mixer_lightning.evals import Eval, metrics_of, uses_head
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import confusion
@@ -94,7 +95,7 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
         _evaluate(recipe, run_dir, parts, screen)
     except torch.OutOfMemoryError as error:
         screen.alarm(f"out of device memory: lower device_batch. {last_line(error)}")
-    except (ValueError, OSError) as error:  # an image that cannot be read, a full disk
+    except (ValueError, OSError, NonFiniteOutput) as error:  # an image that cannot be read, a full disk
         screen.alarm(last_line(error))
     except Exception as error:
         say_what_broke(screen, error, run_dir / results.LOG)

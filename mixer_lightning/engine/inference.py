@@ -16,8 +16,9 @@ from mixer_lightning.data.crops import Filter, Integers
 from mixer_lightning.data.loader import Loader
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
-from mixer_lightning.engine.distributed import all_gather_interleaved
+from mixer_lightning.engine.distributed import all_gather_interleaved, is_distributed
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.metrics import NonFiniteOutput
 from mixer_lightning.evals import Resize
 
 
@@ -55,7 +56,10 @@ class Network:
 
 
 class Predictions:
-    """The `Predict` of evaluations (evals/__init__.py): a network over the splits of a DataModule."""
+    """The `Predict` of evaluations (evals/__init__.py): a network over the splits of a DataModule.
+
+    After the last batch of a split it raises NonFiniteOutput, on all processes, if any output was not finite.
+    """
 
     def __init__(
         self, network: Network, module: DataModule, *, device: torch.device, folder: Path | None
@@ -71,7 +75,7 @@ class Predictions:
     def logits(self, split: str, *, eval_resize: Resize | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (logits [B, K], labels) of this process's images of a split."""
         augment = self._augment(eval_resize=eval_resize)
-        yield from self._batches(self.module.eval_loader(split, augment), self.network.logits)
+        yield from self._batches(split, self.module.eval_loader(split, augment), self.network.logits)
 
     def features(
         self,
@@ -88,10 +92,10 @@ class Predictions:
             eval_resize=eval_resize, eval_crop=eval_crop, eval_interpolation=eval_interpolation
         )
         if indices is None:
-            yield from self._batches(self.module.eval_loader(split, augment), self.network.features)
+            yield from self._batches(split, self.module.eval_loader(split, augment), self.network.features)
         else:
             with self.module.some_loader(split, indices, augment, mark_bad=mark_bad) as loader:
-                yield from self._batches(loader, self.network.features)
+                yield from self._batches(split, loader, self.network.features)
 
     def crops(self, split: str, indices: Integers) -> Tensor:
         """The pixels that the network gets of some images, uint8 [B, 3, S, S], on the CPU."""
@@ -104,10 +108,24 @@ class Predictions:
         """Values of all processes' images in their order, [N, ...], on the CPU of every process."""
         return all_gather_interleaved(batches, self.device)
 
-    def _batches(self, loader: Loader, infer: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(
+        self, split: str, loader: Loader, infer: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        counts = torch.zeros(2, dtype=torch.int64, device=self.device)  # images that are bad, images
         for batch in loader:
             batch = batch.to(self.device)
-            yield infer(self.module.normalised_crops(batch)), batch.labels
+            values = infer(self.module.normalised_crops(batch))
+            bad = ~values.isfinite().all(dim=1)
+            counts += torch.stack([bad.sum(), torch.full_like(counts[0], len(bad))])
+            yield values, batch.labels
+        if is_distributed():
+            torch.distributed.all_reduce(counts)
+        num_bad, num_images = counts.tolist()
+        if num_bad:
+            raise NonFiniteOutput(
+                f"the network's output is not finite for {num_bad:,} of {num_images:,} images of {split}: a figure "
+                "would mean nothing. Its weights are not finite, or overflow unless trainer.precision=32-true"
+            )
 
     def _augment(self, **asked: Any) -> Augment:
         """The recipe's, with what is asked for and not None."""

@@ -12,6 +12,10 @@ class NonFiniteLoss(RuntimeError):
     """The loss became infinite or not a number."""
 
 
+class NonFiniteOutput(NonFiniteLoss):
+    """A network gave an evaluation logits or features that are infinite or not a number."""
+
+
 class MetricAccumulator:
     """Sums over the steps since the last line of the log. They stay on the device until they are read."""
 

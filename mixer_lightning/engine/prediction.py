@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -126,6 +127,8 @@ def predictions(
                 row: dict[str, Any] = {"file": readable(str(files[index]))}
                 if index in loader.bad.reasons:
                     yield row | {"error": loader.bad.reasons[index]}
+                elif not math.isfinite(value[0]):
+                    yield row | {"error": "the network's output is not finite"}
                 else:
                     pairs = zip(label, value, strict=True)
                     yield row | {"classes": [{"class": names[k], "probability": p} for k, p in pairs]}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ import yaml
 
 from mixer_lightning import launcher, results
 from mixer_lightning.config.from_checkpoint import check_there
-from mixer_lightning.config.recipe import FREE_KEYS, EvaluationRecipe, Recipe
+from mixer_lightning.config.recipe import EvaluationRecipe, Recipe, refuse_differences
 from mixer_lightning.files import check_writable, lock_run_dir
 from mixer_lightning.screen import Screen, closing_table, say_what_broke, show_logging
 
@@ -169,20 +169,27 @@ def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the directory holds a run of another recipe, whose differing keys are listed, or on other data.
     """
-    started = any((run_dir / name).exists() for name in (results.LAST, results.RESULT))
-    stored = run_dir / results.RECIPE
-    if started and stored.exists():
-        try:
-            before = dict(yaml.safe_load(stored.read_text()))
-        except (yaml.YAMLError, TypeError, ValueError):
-            raise ValueError(
-                f"{stored} is damaged: write the recipe there again (--cfg job --resolve), or delete {run_dir}"
-            ) from None
-        _refuse_differences(f"{run_dir} holds a run of another recipe", before, recipe.to_dict())
-    result = results.read_result(run_dir)
+    what = f"{run_dir} holds a run of another recipe"
+    result = results.read_result(run_dir, whole=True)
+    before = _stored_recipe(run_dir) if result is None else result["recipe"]
+    if before is not None:
+        refuse_differences(what, before, recipe.to_dict())
     if result is not None:
         _refuse_other_data(result, recipe, run_dir)
     return result
+
+
+def _stored_recipe(run_dir: Path) -> dict[str, Any] | None:
+    """recipe.yaml of a run that has begun; None where it has not, or where that file is lost or damaged.
+
+    Nothing hangs on it: a checkpoint says its recipe itself, and is compared before a run goes on from it.
+    """
+    if not any((run_dir / name).exists() for name in (results.LAST, results.PREVIOUS)):
+        return None
+    try:
+        return dict(yaml.safe_load((run_dir / results.RECIPE).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, TypeError, ValueError):
+        return None
 
 
 def refuse_another_evaluation(recipe: EvaluationRecipe, run_dir: Path) -> None:
@@ -191,21 +198,13 @@ def refuse_another_evaluation(recipe: EvaluationRecipe, run_dir: Path) -> None:
     Raises:
         ValueError: the directory holds figures of another checkpoint, data set or setting.
     """
-    found = results.read_evaluation(run_dir)
+    found = results.read_evaluation(run_dir, whole=True)
     if found is not None:
         now = recipe.to_dict()
         before = {
             key: value for key, value in found["recipe"].items() if key in now
         }  # once, training's keys too
-        _refuse_differences(f"{run_dir} holds another evaluation", before, now)
-
-
-def _refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changes = results.differing_keys(before, now, ignore=FREE_KEYS)
-    if changes:
-        lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]
-        remedy = "Give this one a name of its own (name=<word>), or delete that directory."
-        raise ValueError("\n".join([f"{what}:", *lines, remedy]))
+        refuse_differences(f"{run_dir} holds another evaluation", before, now)
 
 
 def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) -> None:
@@ -220,7 +219,7 @@ def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) ->
     try:
         data = open_data(recipe)
     except OSError:
-        if result["recipe"]["data"].get("root") != recipe.data.get("root"):
+        if results.flatten(result["recipe"]).get("data.root") != recipe.data.get("root"):
             raise
         return
     identity.refuse_another(identity.record(data), result, run_dir)

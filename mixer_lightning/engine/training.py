@@ -14,7 +14,7 @@ from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
@@ -100,8 +100,10 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
-    of_data, state = identity.record(source), read_last(run_dir)
-    if state is not None:
+    of_data, earlier = identity.record(source), read_last(run_dir)
+    if earlier is not None:
+        path, state = earlier
+        refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
         identity.refuse_another(of_data, state, run_dir)
         module.step = data.start_step = state["step"]
         if state["device_batch"] != length.micro_batches.device_batch:
@@ -127,7 +129,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
             "device_batch": length.micro_batches.device_batch,
         },
         metrics=metrics,
-        state=state,
+        earlier=earlier,
     )
     trainer = setup.lightning_trainer(
         machine,
@@ -226,7 +228,10 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     try:
         if is_first:
             write_text(run_dir / results.RECIPE, recipe.to_yaml())
-            results.keep_metrics_until(run_dir, run.module.step)
+            damaged = results.keep_metrics_until(run_dir, run.module.step)
+            if damaged:
+                lines = ", ".join(map(str, damaged))
+                screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
         if run.module.step < run.total_steps:
             run.trainer.fit(run.module, datamodule=run.data)
         screen.stop_bar()
@@ -242,6 +247,7 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             results.write_metrics_csv(run_dir)
             _draw_pictures(run_dir, screen)
             results.write_result(run_dir, result)
+            (run_dir / results.PREVIOUS).unlink(missing_ok=True)
             closing_table(screen, result, run_dir)
         return 0
     except Stopped as stop:

@@ -217,12 +217,23 @@ def test_a_run_directory_that_cannot_be_made(tmp_path, capsys):
     assert "hydra.run.dir=" in said
 
 
-@pytest.mark.parametrize("word", ["[1", "just words", "- a\n- b"])
-def test_a_damaged_recipe_in_the_run_directory(tmp_path, capsys, word):
-    (tmp_path / "recipe.yaml").write_text(word)
-    (tmp_path / "last.ckpt").write_bytes(b"")
-    assert train(tmp_path) == 2
-    assert str(tmp_path / "recipe.yaml") in capsys.readouterr().out
+@pytest.mark.parametrize("word", ["[1", None])
+def test_a_lost_or_damaged_recipe_lets_no_other_recipe_in(tmp_path, capsys, word):
+    """The checkpoint holds its own, and so does the result."""
+    assert train(tmp_path) == 0
+    for _ in ("with a result", "with a checkpoint alone"):
+        (tmp_path / "recipe.yaml").unlink(missing_ok=True)
+        if word is not None:
+            (tmp_path / "recipe.yaml").write_text(word)
+        capsys.readouterr()
+        assert train(tmp_path, "optimizer.lr=0.5", "seed=1") == 2
+        said = capsys.readouterr().out
+        assert "of another recipe" in said
+        assert "optimizer.lr: 0.001 there, 0.5 here" in said
+        assert train(tmp_path) == 0
+        (tmp_path / "result.json").unlink()
+    assert train(tmp_path) == 0
+    assert "seed: 0" in (tmp_path / "recipe.yaml").read_text()
 
 
 @pytest.mark.parametrize(

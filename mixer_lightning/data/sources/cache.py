@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -21,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from mixer_lightning.data.sources.remote import File, fetch, sha256_of
+from mixer_lightning.files import flock, is_at
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Cache:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        flock(descriptor, shared=True)
         if file.bytes is not None and os.fstat(descriptor).st_size != file.bytes:
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -116,9 +116,9 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._folder_lock():  # or it might count as a leftover before it is locked
             own = part.open("a+b")
-            is_ours = _try_lock(own.fileno())
+            is_ours = flock(own.fileno(), wait=False)
         with own:
-            if not is_ours or not _is_at(own.fileno(), part):  # renamed or removed since it was opened
+            if not is_ours or not is_at(own.fileno(), part):  # renamed or removed since it was opened
                 return None
             try:
                 if path.exists():
@@ -135,9 +135,9 @@ class Cache:
                     f"data.cache_bytes ({self.max_bytes:,})"
                 ) from error
             finally:
-                if _is_at(own.fileno(), part):
+                if is_at(own.fileno(), part):
                     part.unlink()
-            fcntl.flock(own, fcntl.LOCK_SH)
+            flock(own.fileno(), shared=True)
             if file.bytes is None:
                 self._free_space(keep=path)
             return os.dup(own.fileno())
@@ -181,7 +181,7 @@ class Cache:
     @contextlib.contextmanager
     def _folder_lock(self) -> Iterator[None]:
         with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            flock(lock.fileno())
             yield
 
     def _warn(self, what: str) -> None:
@@ -195,23 +195,6 @@ class Cache:
             )
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Lock an open file exclusively without waiting; whether that succeeded."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether a path is still that of an open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _remove_unless_open(path: Path) -> bool:
     """Remove a file unless it is open anywhere; whether it is gone."""
     try:
@@ -219,9 +202,9 @@ def _remove_unless_open(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        if not _try_lock(descriptor):
+        if not flock(descriptor, wait=False):
             return False
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):
             path.unlink()
         return True
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -13,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO, TypeVar
+
+from mixer_lightning.files import flock
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,9 @@ def once_per_machine(
         except OSError:
             continue
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not flock(file.fileno(), wait=False):
                 log.info("%s: waiting for another process, which works on %s", name, what)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
-                pass  # a file system without locks
+                flock(file.fileno())
             error = _read_outcome(file, fingerprint)
             if error:
                 raise ValueError(error)

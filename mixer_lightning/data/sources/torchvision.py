@@ -6,7 +6,6 @@ the others wait for it.
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import logging
 import os
@@ -22,6 +21,7 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.folder import FolderImages, class_folders, say_left_out, scan
 from mixer_lightning.data.sources.imagenet_archives import ARCHIVES_1K, DEVKIT, class_names, wnid_list
 from mixer_lightning.data.sources.names import JPEG_ENDINGS
+from mixer_lightning.files import flock
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def _locked(base: Path, *, needed: bool) -> Iterator[None]:
         return
     base.mkdir(parents=True, exist_ok=True)
     with (base / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        flock(file.fileno())
         yield
 
 
