@@ -109,11 +109,12 @@ def _text(annotation: ast.expr | None) -> str:
 
 def describe(annotation: str, value: Any = None) -> str:
     """What an annotation takes, for a message; with the nearest of a few texts that were meant by `value`."""
-    node = ast.parse(annotation, mode="eval").body if annotation else None
+    node = ast.parse(annotation.removesuffix(" | None"), mode="eval").body if annotation else None
     if not isinstance(node, ast.Subscript) or not ast.unparse(node.value).endswith("Literal"):
         return annotation
     choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     texts = [str(ast.literal_eval(choice)) for choice in choices]
+    texts += ["null"] if annotation.endswith(" | None") else []
     hint = did_you_mean(value, texts).removeprefix(": ") if isinstance(value, str) else ""
     return f"one of {', '.join(texts)}{f' ({hint})' if hint else ''}"
 
