@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from mixer_lightning.config.signatures import defaults
 from mixer_lightning.results import differing_keys
 
 #: What the code supplies when it builds a node, and where a user sets it instead (None: nowhere).
@@ -142,14 +144,31 @@ FREE_KEYS = (
 )
 
 
+def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """`before`, and in its nodes the defaults of those keys that only `now` has."""
+    filled = dict(before)
+    for key, here in now.items():
+        if isinstance(here, Mapping) and isinstance(before.get(key), Mapping):
+            filled[key] = _with_defaults(before[key], here)
+    target = now.get("_target_")
+    if isinstance(target, str) and before.get("_target_") == target:
+        with contextlib.suppress(ValueError):  # nobody has that callable any more
+            filled |= {k: v for k, v in defaults(target).items() if k in now and k not in before}
+    return filled
+
+
 def refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """See that two recipes of one directory are the same but for FREE_KEYS. A key that one lacks is null there.
+
+    What a node of `before` lacks had the default of its callable: an earlier version may not have known it.
 
     Raises:
         ValueError: they are not; `what` the directory holds, with the keys that differ.
     """
     changes = [
-        change for change in differing_keys(before, now, ignore=FREE_KEYS) if change[1:] != (None, None)
+        change
+        for change in differing_keys(_with_defaults(before, now), now, ignore=FREE_KEYS)
+        if change[1:] != (None, None)
     ]
     if changes:
         lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]

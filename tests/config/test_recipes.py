@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from conftest import ROOT
 from mixer_lightning.config.compose import compose, compose_one
 from mixer_lightning.config.groups import groups
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data.crops import crop_one
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.stateless_random import sample_keys
@@ -331,3 +332,19 @@ def test_nothing_points_out_of_the_project():
     for path in files():
         assert str(ROOT) not in path.read_text()
         assert not re.search(r"/(home|root|Users|work|tmp)/", path.read_text()), path
+
+
+def test_a_recipe_of_an_earlier_version_is_the_same_where_what_it_lacks_is_the_default():
+    now = compose_one("train", []).to_dict()
+    before = copy.deepcopy(now)
+    for key in ("mix_per", "eval_rounding"):
+        del before["augment"][key]
+    del before["steps_per_epoch"], before["evals"]["accuracy"]
+    before["evals"]["accuracy"] = {"_target_": now["evals"]["accuracy"]["_target_"]}
+    refuse_differences("there is", before, now)
+    now["augment"]["mix_per"] = "batch"
+    with pytest.raises(ValueError, match=r"augment\.mix_per: 'device_batch' there, 'batch' here"):
+        refuse_differences("there is", before, now)
+    before["augment"]["_target_"] = "elsewhere.Augment"  # whose defaults are others
+    with pytest.raises(ValueError, match=r"augment\.eval_rounding: None there"):
+        refuse_differences("there is", before, now)
