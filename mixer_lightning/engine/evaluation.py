@@ -134,11 +134,13 @@ def _record(
 ) -> dict[str, Any]:
     """What evaluation.json says."""
     source, checkpoint = parts.data.source, parts.checkpoint
-    with checkpoint.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in (checkpoint.path, *checkpoint.shards):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return {
         "metrics": metrics,
-        "checkpoint": {"path": str(checkpoint.path), "kind": checkpoint.kind, "sha256": digest},
+        "checkpoint": {"path": str(checkpoint.path), "kind": checkpoint.kind, "sha256": digest.hexdigest()},
         "data": {
             "name": source.name,
             "num_classes": len(source.classes),
