@@ -117,10 +117,8 @@ def test_a_model_without_a_head(tmp_path: Path, name: str) -> None:
     torch.save(body.state_dict(), tmp_path / "body.pth")
     again = load(tmp_path / "body.pth")
     with torch.no_grad():
-        torch.testing.assert_close(
-            again.model(again.transform(picture("RGB", (8, 8)))[None]).shape,
-            (1, 96) if "conv" in name else (1, 64),
-        )
+        features = again.model(again.transform(picture("RGB", (8, 8)))[None])
+    assert features.shape == (1, whole.num_features)
 
 
 def test_own_sizes_and_their_way_back(tmp_path: Path) -> None:
