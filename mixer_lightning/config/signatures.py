@@ -6,11 +6,15 @@ import ast
 import importlib.util
 import inspect
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mixer_lightning.ranges import RANGES
 from mixer_lightning.screen import did_you_mean
 from mixer_lightning.targets import locate
+
+PACKAGE = __name__.partition(".")[0]
 
 
 class Parameter(NamedTuple):
@@ -29,23 +33,45 @@ def signature(target: str) -> dict[str, Parameter]:
     module, _, name = target.rpartition(".")
     path = _source_file(module)
     if path is not None:
-        body = ast.parse(path.read_text()).body
+        body = ast.parse(path.read_text(encoding="utf-8")).body
         defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         if name in defined:
             node = defined[name]
-            return _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
+            found = _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
+            aliases = _aliases(body)
+            return {
+                key: Parameter(re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), text), required)
+                for key, (text, required) in found.items()
+            }
         if name not in {found for node in body for found in _names(node)}:
             raise ValueError(f"there is no '{target}'{did_you_mean(name, sorted(defined), f'{module}.')}")
     try:
-        found = inspect.signature(locate(target))
+        parameters = inspect.signature(locate(target)).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
         raise ValueError(f"there is no '{target}'") from None
     return {
         key: Parameter(
             "" if p.annotation is p.empty else _annotation_text(p.annotation), p.default is p.empty
         )
-        for key, p in found.parameters.items()
+        for key, p in parameters.items()
     }
+
+
+def _aliases(body: list[ast.stmt]) -> dict[str, str]:
+    """What the types that a module names, or imports from this package, stand for: {"Filter": "Literal['box']"}."""
+    found: dict[str, str] = {}
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+            if ast.unparse(node.value.value).endswith("Literal"):
+                found |= {
+                    each.id: ast.unparse(node.value) for each in node.targets if isinstance(each, ast.Name)
+                }
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+            path = _source_file(str(node.module)) if any(a.name[0].isupper() for a in node.names) else None
+            if path is not None:
+                there = _aliases(ast.parse(path.read_text(encoding="utf-8")).body)
+                found |= {a.asname or a.name: there[a.name] for a in node.names if a.name in there}
+    return found
 
 
 def _names(node: ast.stmt) -> set[str]:
@@ -109,18 +135,44 @@ def _text(annotation: ast.expr | None) -> str:
 
 def describe(annotation: str, value: Any = None) -> str:
     """What an annotation takes, for a message; with the nearest of a few texts that were meant by `value`."""
-    node = ast.parse(annotation, mode="eval").body if annotation else None
-    if not isinstance(node, ast.Subscript) or not ast.unparse(node.value).endswith("Literal"):
-        return annotation
-    choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    texts = [str(ast.literal_eval(choice)) for choice in choices]
+    parts = _union(ast.parse(annotation, mode="eval").body) if annotation else []
+    literals = [
+        part
+        for part in parts
+        if isinstance(part, ast.Subscript) and ast.unparse(part.value).endswith("Literal")
+    ]
+    others = [part for part in parts if part not in literals]
+    if not literals or any(ast.unparse(part) != "None" for part in others):
+        return _without_ranges(annotation)
+    slices = [literal.slice for literal in literals]
+    choices = [each for s in slices for each in (s.elts if isinstance(s, ast.Tuple) else [s])]
+    texts = [str(ast.literal_eval(choice)) for choice in choices] + ["null" for _ in others]
     hint = did_you_mean(value, texts).removeprefix(": ") if isinstance(value, str) else ""
     return f"one of {', '.join(texts)}{f' ({hint})' if hint else ''}"
+
+
+def _union(node: ast.expr) -> list[ast.expr]:
+    """A and B of A | B."""
+    return [*_union(node.left), *_union(node.right)] if isinstance(node, ast.BinOp) else [node]
 
 
 def fits(annotation: str, value: Any) -> bool:
     """Whether a YAML value fits an annotation; annotations that a YAML file cannot write fit everything."""
     return not annotation or _fits(ast.parse(annotation, mode="eval").body, value)
+
+
+def out_of_range(annotation: str, value: Any) -> str | None:
+    """What numbers an annotation takes ("at least 1"), where a value is of its type and out of its range."""
+    if fits(annotation, value) or not fits(_without_ranges(annotation), value):
+        return None
+    ranges = {str(RANGES[name][1]) for name in re.findall(r"\w+", annotation) if name in RANGES}
+    return " or ".join(sorted(ranges))
+
+
+def _without_ranges(annotation: str) -> str:
+    return re.sub(
+        r"\w+", lambda name: RANGES[name[0]][0].__name__ if name[0] in RANGES else name[0], annotation
+    )
 
 
 def _fits(node: ast.expr, value: Any) -> bool:
@@ -145,6 +197,9 @@ def _fits(node: ast.expr, value: Any) -> bool:
             return isinstance(value, dict)
         return True
     name = ast.unparse(node).rpartition(".")[2]
+    if name in RANGES:
+        kind, numbers = RANGES[name]
+        return _fits(ast.Name(kind.__name__), value) and value in numbers
     if name == "bool":
         return isinstance(value, bool)
     if name == "int":
