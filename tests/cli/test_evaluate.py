@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_training_evaluates_and_draws_at_its_end(run_dir):
     assert [row["step"] for row in rows if "val/top1" in row] == [6, 12]
     assert [row["step"] for row in rows if "fewshot/digits_5shot" in row] == [12]
     assert {name for row in rows for name in row if not name.startswith("train/")} == {
-        *("step", "epoch", "val/top1", "val/top5", "test/top1", "test/top5"),
+        *("step", "epoch", "val/top1", "val/top5", "val/loss", "test/top1", "test/top5", "test/loss"),
         *("fewshot/digits_1shot", "fewshot/digits_5shot"),
     }
     for name in ("confusion.png", "misclassified.png", "misclassified.csv", "per_class_test.csv"):
@@ -89,12 +90,17 @@ def test_training_evaluates_and_draws_at_its_end(run_dir):
 # ------------------------------------------------------------------------------------------ with its recipe
 
 
+def evaluated(run_dir: Path) -> dict[str, float]:
+    """Metrics of a run's evaluations, but for losses: an evaluation trains nothing, and has none."""
+    metrics = results.read_result(run_dir)["metrics"]
+    return {k: v for k, v in metrics.items() if not k.startswith("train/") and not k.endswith("/loss")}
+
+
 def test_figures_are_those_of_the_run(run_dir, tmp_path):
     recipe = composed(given(run_dir / results.LAST), "evals=[accuracy,fewshot,confusion]", *WORDS)
     assert evaluate(recipe, tmp_path / "found") == 0
     record = read_evaluation(tmp_path / "found")
-    expected = results.read_result(run_dir)["metrics"]
-    assert record["metrics"] == {k: v for k, v in expected.items() if not k.startswith("train/")}
+    assert record["metrics"] == evaluated(run_dir)
     images = record["data"]["images"]
     assert (images["train"] + images["val"], images["test"]) == (1437, 360)
     assert 250 < images["val"] < 330
@@ -281,8 +287,7 @@ def test_two_processes_of_a_launcher_find_what_one_found(run_dir, tmp_path):
     assert "top1" not in nothing
     (file,) = tmp_path.glob(f"runs/evaluate/*/*/{results.EVALUATION}")
     record: dict[str, Any] = json.loads(file.read_text())
-    expected = results.read_result(run_dir)["metrics"]
-    assert record["metrics"] == {k: v for k, v in expected.items() if not k.startswith("train/")}
+    assert record["metrics"] == evaluated(run_dir)
     assert (file.parent / "misclassified.csv").read_text() == (run_dir / "misclassified.csv").read_text()
 
 
@@ -294,3 +299,53 @@ def test_a_slip_of_the_finger_is_answered(tmp_path):
     assert "unknown key 'evlas': did you mean 'evals'?" in said
     assert "did you mean 'evals.accuracy.splits'?" in said
     assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------------------------ with other folders
+
+
+@pytest.fixture(scope="module")
+def of_photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The photos, and a run that has learnt them."""
+    root = tmp_path_factory.mktemp("photos")
+    folder, run_dir = photos(root / "photos"), root / "mixer_digits-folder-seed0"
+    words = (*TINY, "data=folder", f"data.root={folder}", "image_size=8", "batch_size=6")
+    assert train(compose_one("train", [*words, "evals=accuracy"]), run_dir) == 0
+    return folder, run_dir
+
+
+def judged(run_dir: Path, out: Path, root: Path) -> dict[str, Any]:
+    """Image by image: what was hit, by file, and the figures."""
+    recipe = composed(given(run_dir), f"data.root={root}", "evals=[accuracy,confusion]", *WORDS[:2])
+    assert evaluate(recipe, out) == 0
+    with np.load(out / results.CONFUSION) as found:
+        matrix = found["matrix"]
+    return {"matrix": matrix, "metrics": read_evaluation(out)["metrics"]}
+
+
+def test_a_hold_out_folder_is_judged_by_the_names_of_its_classes(of_photos, tmp_path):
+    """Without train/, without some classes, in another order, or class folders alone: each image is judged the same."""
+    folder, run_dir = of_photos
+    whole = judged(run_dir, tmp_path / "whole", folder)
+    assert whole["matrix"].shape == (3, 3)
+    for place, classes in (("alone/test", "abc"), ("few/test", "cb"), ("bare", "cb")):
+        for name in classes:
+            shutil.copytree(folder / "test" / name, tmp_path / place / name)
+        root = (tmp_path / place).parent if place.endswith("test") else tmp_path / place
+        found = judged(run_dir, tmp_path / f"{root.name} judged", root)
+        rows = ["abc".index(name) for name in classes]
+        np.testing.assert_array_equal(found["matrix"][rows], whole["matrix"][rows])
+        assert found["matrix"].sum() == len(classes)
+        assert found["metrics"]["test/top1"] == found["matrix"].trace() / len(classes)
+
+
+def test_a_class_that_the_checkpoint_does_not_know_is_named(of_photos, tmp_path, capsys):
+    folder, run_dir = of_photos
+    shutil.copytree(folder / "test", tmp_path / "more/test")
+    (tmp_path / "more/test/b").rename(tmp_path / "more/test/emu")
+    recipe = composed(given(run_dir), f"data.root={tmp_path / 'more'}", *WORDS[:2])
+    assert evaluate(recipe, tmp_path / "out") == 2
+    assert "1 of its 3 classes are none of the 3 that the checkpoint knows: 'emu'" in capsys.readouterr().out
+    recipe = composed(given(run_dir), f"data.root={tmp_path / 'more'}", "evals=fewshot", *WORDS[:2])
+    assert evaluate(recipe, tmp_path / "out") == 2
+    assert "folder has no train split, from which few-shot takes its images" in capsys.readouterr().out

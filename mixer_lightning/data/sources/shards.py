@@ -114,8 +114,8 @@ def shards(
             files = [replace(file, bytes=size) for file, size in zip(files, sizes, strict=True)]
             splits[split] = ShardImages(files, index, store)
             largest = max(largest, index.largest_label)
-        elif split == "train":
-            raise _missing(name, base)
+    if not splits:
+        raise _missing(name, base)
     if about.classes is None and num_classes is None:
         _refuse_ids(name, base, largest, sum(map(len, splits.values())))
     return Dataset(name, _classes(name, base, about.classes, largest, num_classes), splits)
