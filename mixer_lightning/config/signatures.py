@@ -14,14 +14,13 @@ from mixer_lightning.ranges import RANGES
 from mixer_lightning.screen import did_you_mean
 from mixer_lightning.targets import locate
 
-PACKAGE = __name__.partition(".")[0]
-
 
 class Parameter(NamedTuple):
-    """One parameter of a callable: its annotation as text ("" without one), and whether it must be given."""
+    """One parameter of a callable: its annotation as text ("" without one), whether it must be given, its default."""
 
     annotation: str
     required: bool
+    default: str = ""  # as source text; "" without one
 
 
 def signature(target: str) -> dict[str, Parameter]:
@@ -37,12 +36,7 @@ def signature(target: str) -> dict[str, Parameter]:
         defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         if name in defined:
             node = defined[name]
-            found = _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
-            aliases = _aliases(body)
-            return {
-                key: Parameter(re.sub(r"\w+", lambda word: aliases.get(word[0], word[0]), text), required)
-                for key, (text, required) in found.items()
-            }
+            return _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
         if name not in {found for node in body for found in _names(node)}:
             raise ValueError(f"there is no '{target}'{did_you_mean(name, sorted(defined), f'{module}.')}")
     try:
@@ -51,26 +45,26 @@ def signature(target: str) -> dict[str, Parameter]:
         raise ValueError(f"there is no '{target}'") from None
     return {
         key: Parameter(
-            "" if p.annotation is p.empty else _annotation_text(p.annotation), p.default is p.empty
+            "" if p.annotation is p.empty else _annotation_text(p.annotation),
+            p.default is p.empty,
+            "" if p.default is p.empty else repr(p.default),
         )
         for key, p in parameters.items()
     }
 
 
-def _aliases(body: list[ast.stmt]) -> dict[str, str]:
-    """What the types that a module names, or imports from this package, stand for: {"Filter": "Literal['box']"}."""
-    found: dict[str, str] = {}
-    for node in body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
-            if ast.unparse(node.value.value).endswith("Literal"):
-                found |= {
-                    each.id: ast.unparse(node.value) for each in node.targets if isinstance(each, ast.Name)
-                }
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
-            path = _source_file(str(node.module)) if any(a.name[0].isupper() for a in node.names) else None
-            if path is not None:
-                there = _aliases(ast.parse(path.read_text(encoding="utf-8")).body)
-                found |= {a.asname or a.name: there[a.name] for a in node.names if a.name in there}
+def defaults(target: str) -> dict[str, Any]:
+    """What a callable takes for parameters that it is not given, as far as its source states plain values.
+
+    Raises:
+        ValueError: as `signature` does.
+    """
+    found = {}
+    for name, parameter in signature(target).items():
+        try:
+            found[name] = ast.literal_eval(parameter.default)
+        except (ValueError, SyntaxError):  # none, or an expression
+            continue
     return found
 
 
@@ -101,15 +95,14 @@ def _source_file(module: str) -> Path | None:
 def _from_function(node: ast.FunctionDef) -> dict[str, Parameter]:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
-    without_default = len(positional) - len(arguments.defaults)
-    found = {
-        a.arg: Parameter(_text(a.annotation), i < without_default)
-        for i, a in enumerate(positional)
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
+    pairs = [*zip(positional, defaults, strict=True)]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {
+        a.arg: Parameter(_text(a.annotation), default is None, _text(default))
+        for a, default in pairs
         if a.arg != "self"
     }
-    for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        found[a.arg] = Parameter(_text(a.annotation), default is None)
-    return found
 
 
 def _from_class(node: ast.ClassDef) -> dict[str, Parameter]:
@@ -117,7 +110,7 @@ def _from_class(node: ast.ClassDef) -> dict[str, Parameter]:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return _from_function(item)
     return {  # a dataclass
-        item.target.id: Parameter(_text(item.annotation), item.value is None)
+        item.target.id: Parameter(_text(item.annotation), item.value is None, _text(item.value))
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
@@ -135,25 +128,14 @@ def _text(annotation: ast.expr | None) -> str:
 
 def describe(annotation: str, value: Any = None) -> str:
     """What an annotation takes, for a message; with the nearest of a few texts that were meant by `value`."""
-    parts = _union(ast.parse(annotation, mode="eval").body) if annotation else []
-    literals = [
-        part
-        for part in parts
-        if isinstance(part, ast.Subscript) and ast.unparse(part.value).endswith("Literal")
-    ]
-    others = [part for part in parts if part not in literals]
-    if not literals or any(ast.unparse(part) != "None" for part in others):
+    node = ast.parse(annotation.removesuffix(" | None"), mode="eval").body if annotation else None
+    if not isinstance(node, ast.Subscript) or not ast.unparse(node.value).endswith("Literal"):
         return _without_ranges(annotation)
-    slices = [literal.slice for literal in literals]
-    choices = [each for s in slices for each in (s.elts if isinstance(s, ast.Tuple) else [s])]
-    texts = [str(ast.literal_eval(choice)) for choice in choices] + ["null" for _ in others]
+    choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    texts = [str(ast.literal_eval(choice)) for choice in choices]
+    texts += ["null"] if annotation.endswith(" | None") else []
     hint = did_you_mean(value, texts).removeprefix(": ") if isinstance(value, str) else ""
     return f"one of {', '.join(texts)}{f' ({hint})' if hint else ''}"
-
-
-def _union(node: ast.expr) -> list[ast.expr]:
-    """A and B of A | B."""
-    return [*_union(node.left), *_union(node.right)] if isinstance(node, ast.BinOp) else [node]
 
 
 def fits(annotation: str, value: Any) -> bool:

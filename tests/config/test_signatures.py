@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import re
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,23 +33,12 @@ def test_the_targets_are_found():
     assert elsewhere == ["lightning.pytorch.callbacks.rich_model_summary.RichModelSummary"]
 
 
-def _with_aliases(annotation: str, module: str) -> str:
-    """An annotation in which Filter = Literal["box"] is written out."""
-    known = vars(importlib.import_module(module))
-
-    def written_out(word: re.Match[str]) -> str:
-        choices = get_args(known.get(word[0])) if get_origin(known.get(word[0])) is Literal else ()
-        return f"Literal[{', '.join(map(repr, choices))}]" if choices else word[0]
-
-    return re.sub(r"\w+", written_out, ast.unparse(ast.parse(annotation)))
-
-
 @pytest.mark.parametrize("target", [t for t in targets() if t.startswith("mixer_lightning.")])
 def test_a_signature_read_from_source_is_the_real_one(target):
     module, _, name = target.rpartition(".")
     real = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    assert signature(target) == {
-        key: (_with_aliases(p.annotation, module), p.default is p.empty) for key, p in real.items()
+    assert {key: parameter[:2] for key, parameter in signature(target).items()} == {
+        key: (ast.unparse(ast.parse(p.annotation)), p.default is p.empty) for key, p in real.items()
     }
     assert list(signature(target)) == list(real)
     kinds = {p.kind for p in real.values()}
@@ -59,8 +47,8 @@ def test_a_signature_read_from_source_is_the_real_one(target):
 
 def test_a_signature_of_a_name_that_is_imported_from_elsewhere():
     found = signature("mixer_lightning.create_model")
-    assert found["num_classes"] == ("int", False)
-    assert found["name"] == ("str", True)
+    assert found["num_classes"][:2] == ("int", False)
+    assert found["name"][:2] == ("str", True)
 
 
 @pytest.mark.parametrize(
