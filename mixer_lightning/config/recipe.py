@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -58,11 +58,13 @@ class Recipe:
     duration: Duration
     eval_every: Duration
     checkpoint_every: Duration
+    checkpoint_minutes: float | None  # and after so many minutes
     log_every_steps: int
     clip_grad_norm: float | None
     ema_decay: float | None
     stochastic_depth: float
     head_bias: float
+    freeze: list[str] | None  # parts of the model that are not trained; [backbone]: all but the head
     repeats: int  # repeated augmentation: each sample of a batch this many times
     train_split: str  # "train", or a slice by hash, "train[:99%]", or "train+val": see data/splits.py
     val_split: str | None
@@ -122,6 +124,7 @@ FREE_KEYS = (
     "logger",
     "choices",
     "device_batch",
+    "checkpoint_minutes",
     "data.root",
     "data.download",
     "data.verify",
@@ -130,14 +133,18 @@ FREE_KEYS = (
 )
 
 
-def refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """See that two recipes of one directory are the same but for FREE_KEYS. A key that one lacks is null there.
+def refuse_differences(
+    what: str, before: Mapping[str, Any], now: Mapping[str, Any], *, free: Sequence[str] = ()
+) -> None:
+    """See that two recipes of one directory are the same but for FREE_KEYS and `free`. A key that one lacks is null.
 
     Raises:
         ValueError: they are not; `what` the directory holds, with the keys that differ.
     """
     changes = [
-        change for change in differing_keys(before, now, ignore=FREE_KEYS) if change[1:] != (None, None)
+        change
+        for change in differing_keys(before, now, ignore=(*FREE_KEYS, *free))
+        if change[1:] != (None, None)
     ]
     if changes:
         lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]

@@ -132,6 +132,11 @@ class Evaluations(StepCallback):
                 self.metrics.write(trainer, module.step, values)
             for listener in self.listeners:
                 listener(trainer, module, values)
+            late = {name: each for name, each in self.evals.items() if name not in due}
+            if module.ended is not None and late:  # what waits for the end, which is here
+                trainer.should_stop = True
+                if values := self.run(module, late):
+                    self.metrics.write(trainer, module.step, values)
             self.metrics.resume()
 
     def run(self, module: Classifier, evals: Mapping[str, Eval]) -> dict[str, float]:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, OnExceptionCheckpoint
 from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
-from mixer_lightning.config.recipe import Recipe, refuse_differences
+from mixer_lightning.config.recipe import Duration, Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
 from mixer_lightning.data.order import MicroBatches, split_batch
-from mixer_lightning.data.sources import BadImage
+from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.engine import setup
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.first_batch import FirstBatch
+from mixer_lightning.engine.lightning_callbacks import DRIVEN, DrivenCallbacks
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import Preemption, Stopped
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
+from mixer_lightning.optim.groups import freeze
 from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke
 from mixer_lightning.targets import build
 
@@ -103,9 +108,13 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     of_data, earlier = identity.record(source), read_last(run_dir)
     if earlier is not None:
         path, state = earlier
-        refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
+        refuse_differences(
+            f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict(), free=("duration",)
+        )
+        refuse_another_length(recipe, state, length, run_dir)
         identity.refuse_another(of_data, state, run_dir)
         module.step = data.start_step = state["step"]
+        module.ended = state.get("ended")
         if state["device_batch"] != length.micro_batches.device_batch:
             screen.say(
                 f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
@@ -119,9 +128,17 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         steps_per_epoch=steps_per_epoch,
         dashboards=dashboards,
     )
+    others = _lightning_callbacks(recipe)
+    _refuse_missing_monitor(others, source)
+    driven = DrivenCallbacks(
+        {name: each for name, each in others.items() if isinstance(each, DRIVEN)},
+        start_step=module.step,
+        states=state.get("callbacks", {}) if earlier is not None else {},
+    )
     checkpoints = Checkpoints(
         run_dir,
         every_steps=recipe.checkpoint_every.to_steps(steps_per_epoch),
+        every_minutes=recipe.checkpoint_minutes,
         total_steps=length.total_steps,
         record={
             "recipe": recipe.to_dict(),
@@ -129,13 +146,19 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
             "device_batch": length.micro_batches.device_batch,
         },
         metrics=metrics,
+        driven=driven,
         earlier=earlier,
     )
     trainer = setup.lightning_trainer(
         machine,
-        steps=length.total_steps - module.step,
+        steps=length.total_steps,
         accumulate=length.micro_batches.accumulate,
-        callbacks=_callbacks(recipe, parts, data, metrics, checkpoints, length, screen),
+        callbacks=[
+            *_callbacks(recipe, parts, data, checkpoints, length, screen),
+            *(each for each in others.values() if not isinstance(each, DRIVEN)),
+            # last: it ends the fit
+            Preemption(checkpoints, timeout_minutes=machine.process_timeout_minutes),
+        ],
         run_dir=run_dir,
     )
     device = str(machine) if machine.device_type == "cuda" else results.cpu_name()
@@ -148,12 +171,12 @@ def _callbacks(
     recipe: Recipe,
     parts: setup.Assembly,
     data: DataModule,
-    metrics: MetricsLog,
     checkpoints: Checkpoints,
     length: Length,
     screen: Screen,
 ) -> list[Callback]:
     """What happens between steps, in this order: what a checkpoint has seen is also in metrics.jsonl."""
+    metrics = checkpoints.metrics
     evaluations = Evaluations(
         parts.evals,
         every_steps=recipe.eval_every.to_steps(length.steps_per_epoch),
@@ -164,34 +187,71 @@ def _callbacks(
     progress = Progress(
         screen, metrics, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
     )
-    evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics]
+    evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics, checkpoints.driven.on_metrics]
     return [
         SameRecipe(recipe.to_yaml()),
+        FirstBatch(checkpoints.run_dir, parts.augment, parts.source.classes),
         metrics,
         evaluations,
+        checkpoints.driven,
         checkpoints,
         progress,
-        *_lightning_callbacks(recipe),
-        Preemption(
-            checkpoints, timeout_minutes=parts.machine.process_timeout_minutes
-        ),  # last: it ends the fit
     ]
 
 
-def _lightning_callbacks(recipe: Recipe) -> list[Callback]:
+def _lightning_callbacks(recipe: Recipe) -> dict[str, Callback]:
     """The recipe's further callbacks.
 
     Raises:
         ValueError: one waits for what a run does not have, and would fail at its beginning or, worse, at its end.
     """
-    found: dict[str, Callback] = {name: build(node) for name, node in recipe.callbacks.items()}
-    for name, callback in found.items():
-        if isinstance(callback, EarlyStopping | Checkpoint | LearningRateMonitor | DeviceStatsMonitor):
+    found: dict[str, Callback] = {}
+    for name, node in recipe.callbacks.items():
+        try:
+            found[name] = build(node)
+        except MisconfigurationException as error:
+            raise ValueError(f"callbacks.{name}: {last_line(error)}") from error
+        if isinstance(found[name], LearningRateMonitor | DeviceStatsMonitor | OnExceptionCheckpoint):
             raise ValueError(
-                f"callbacks.{name}: {type(callback).__name__} needs Lightning's own logger or validation metrics, and "
-                "a run has neither: its log, evaluations and checkpoints are written without them. Leave it out"
+                f"callbacks.{name}: {type(found[name]).__name__} needs Lightning's own logger or checkpoints, and a "
+                "run's log, rate and checkpoints are written without them. Leave it out"
             )
-    return list(found.values())
+    return found
+
+
+def _refuse_missing_monitor(callbacks: Mapping[str, Callback], source: Dataset) -> None:
+    """ValueError for a callback that waits for a metric of a split that is not there."""
+    for name, callback in callbacks.items():
+        split = str(getattr(callback, "monitor", None) or "").partition("/")[0]
+        if split in ("val", "test") and split not in source.splits:
+            cut = ": train_split='train[:90%]' val_split='train[90%:]' makes one" if split == "val" else ""
+            raise ValueError(f"callbacks.{name}.monitor: {source.name} has no {split} split here{cut}")
+
+
+def refuse_another_length(recipe: Recipe, state: Mapping[str, Any], length: Length, run_dir: Path) -> None:
+    """See that a run whose `state` is stored may end where `recipe` says: a longer run would have been the same so far.
+
+    Raises:
+        ValueError: it is shorter than what has been trained, or its schedule would have had other rates.
+    """
+    there, here = Duration(**state["recipe"]["duration"]), recipe.duration
+    before, now, done = there.to_steps(length.steps_per_epoch), length.total_steps, int(state["step"])
+    if now == before:
+        return
+    what = f"{run_dir} has trained {done:,} steps of {there}, and duration is {here} here"
+    if now <= done:
+        raise ValueError(f"{what}, which it is past. Give a longer one, or name=<word> for a run of its own")
+    rates = [
+        functools.partial(build(recipe.schedule), total_steps=steps, steps_per_epoch=length.steps_per_epoch)
+        for steps in (before, now)
+    ]
+    steps = range(0, done, max(1, done // 10_000))
+    if any(rates[0](step) != rates[1](step) for step in steps):
+        raise ValueError(
+            f"{what}, but its schedule depends on the length: it would have had other rates from the start. Use "
+            f"schedule=constant for runs that may be made longer. To train on from the weights of this one: "
+            f"checkpoint={run_dir} name=<word>, with a duration and rates of its own"
+        )
 
 
 def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Length) -> Classifier:
@@ -214,6 +274,7 @@ def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Lengt
         machine=machine,
         clip_grad_norm=recipe.clip_grad_norm,
         ema_decay=recipe.ema_decay,
+        frozen=freeze(model, recipe.freeze or []),
     )
 
 
@@ -221,21 +282,27 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     """Train to the end, from where an earlier session stopped, and write the result; the exit code (see README)."""
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
+    stood_at_end = run.module.ended is not None or run.module.step >= run.total_steps
     run.dashboards.open()
     run.dashboards.log_recipe(recipe.to_dict())
     run.dashboards.advise(run_dir)
     is_first = run.module.machine.rank == 0
     try:
         if is_first:
+            (run_dir / results.RESULT).unlink(missing_ok=True)  # of a run that is made longer
             write_text(run_dir / results.RECIPE, recipe.to_yaml())
             damaged = results.keep_metrics_until(run_dir, run.module.step)
             if damaged:
                 lines = ", ".join(map(str, damaged))
                 screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
-        if run.module.step < run.total_steps:
+        if not stood_at_end:
             run.trainer.fit(run.module, datamodule=run.data)
         screen.stop_bar()
-        if run.module.step < run.total_steps:
+        if run.module.ended is not None:
+            screen.say(
+                f"stopped early at step {run.module.step:,} of {run.total_steps:,}: {run.module.ended}"
+            )
+        elif run.module.step < run.total_steps:
             run.checkpoints.save(run.trainer, run.module)
             screen.say(
                 f"a callback ended the training at step {run.module.step:,} of {run.total_steps:,}, saved "
@@ -311,6 +378,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "best": run.checkpoints.best,
         "seed": recipe.seed,
         "steps": module.step,
+        "ended_early": module.ended,
         "num_parameters": run.num_parameters,
         **{key: run.checkpoints.record[key] for key in ("classes", "images", "identity")},
         "git_sha": results.git_sha(),
