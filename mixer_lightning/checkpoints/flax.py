@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,28 @@ FLAX_TO_TIMM = {
     "pre_head_layer_norm": "norm",
     "head": "head",
 }
+_NUMBERED = re.compile(r"(.+)_(\d+)")
 TIMM_TO_FLAX = {timm: flax for flax, timm in FLAX_TO_TIMM.items()}
 
 
 def from_flax(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     """Flax's arrays -> float32 tensors under timm's names; KeyError or ValueError for a name that no Mixer has."""
+    plain = _parameters(arrays)
+    names = _linen_names(plain)
     tensors = {}
-    for key, array in arrays.items():
-        key = re.sub(r"^(params|opt/target)/", "", key)
-        name, array = _timm_name(*_from_older(key, array))
+    for key, array in plain.items():
+        name, array = _timm_name(*_from_older(names[key], array))
         tensors[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     return tensors
+
+
+def _parameters(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A training checkpoint's parameters, without the state of its optimiser (big_vision/utils.py, `load_params`)."""
+    for root in ("params/", "opt/target/"):
+        found = {key.removeprefix(root): array for key, array in arrays.items() if key.startswith(root)}
+        if found:
+            return found
+    return dict(arrays)
 
 
 def to_flax(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
@@ -46,9 +57,38 @@ def is_older(arrays: Mapping[str, NDArray[Any]]) -> bool:
     return any("Mixer/" in key for key in arrays)  # the name of its root
 
 
+def _linen_names(keys: Iterable[str]) -> dict[str, str]:
+    """The names that Flax gives today, of those that it once gave.
+
+    Before Linen, the parts of a module were counted together: a block held LayerNorm_0 and, after its token mixing,
+    LayerNorm_2. Linen counts each kind by itself. Official loaders (vit_jax/checkpoint.py, big_vision's
+    models/mlp_mixer.py) therefore renumber every kind in its order: flax.training.checkpoints.convert_pre_linen.
+    """
+    members: dict[tuple[str, str], set[int]] = {}  # (path of a module, kind) -> numbers
+    for key in keys:
+        parts = key.split("/")
+        for depth, part in enumerate(parts):
+            if numbered := _NUMBERED.fullmatch(part):
+                members.setdefault(("/".join(parts[:depth]), numbered[1]), set()).add(int(numbered[2]))
+
+    def renamed(key: str) -> str:
+        parts = key.split("/")
+        for depth, part in enumerate(key.split("/")):
+            if numbered := _NUMBERED.fullmatch(part):
+                numbers = sorted(members["/".join(key.split("/")[:depth]), numbered[1]])
+                parts[depth] = f"{numbered[1]}_{numbers.index(int(numbered[2]))}"
+        return "/".join(parts)
+
+    return {key: renamed(key) for key in keys}
+
+
 def _from_older(key: str, array: NDArray[Any]) -> tuple[str, NDArray[Any]]:
-    """The layout before the public code, as big_vision/models/mlp_mixer.py converts it; others pass unchanged."""
-    key = key.replace("Mixer/encoder_norm/", "pre_head_layer_norm/").replace("Mixer/embedding/", "stem/")
+    """The layout before the public code, as big_vision/models/mlp_mixer.py converts it; others pass unchanged.
+
+    Its blocks and last norm stand under Mixer/, its stem (`embedding`) and head at the root.
+    """
+    key = re.sub(r"^embedding/", "stem/", key)
+    key = key.replace("Mixer/encoder_norm/", "pre_head_layer_norm/")
     key = re.sub(r"Mixer/encoderblock_(\d+)/", r"MixerBlock_\1/", key)
     mlp = re.fullmatch(r"(.*)/(token|channel)_mixing_phase_0/(kernel|bias)([12])", key)
     if not mlp:

@@ -11,7 +11,13 @@ from torch import nn
 from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.load import Report, load
 from mixer_lightning.checkpoints.read import Checkpoint, read
-from mixer_lightning.models.presets import build_model, default_image_size, list_models, model_node
+from mixer_lightning.models.presets import (
+    build_model,
+    default_image_size,
+    list_models,
+    model_node,
+    refuse_too_large,
+)
 
 
 @dataclass(frozen=True)
@@ -110,4 +116,9 @@ def _built(path: Path, there: Description, *, num_classes: int, image_size: int)
         parameters["activation"] = there.activation or named
         if parameters["activation"] is None:
             raise ValueError(f"{path} does not tell the activation of its {there}: say model=<name>")
-    return there.family.build(parameters, num_classes, image_size)
+
+    def make() -> nn.Module:
+        return there.family.build(parameters, num_classes, image_size)
+
+    refuse_too_large(make, num_classes=num_classes, image_size=image_size)
+    return make()

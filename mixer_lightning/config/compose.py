@@ -36,6 +36,7 @@ from mixer_lightning.config.overrides import (
     wrong_on_sight,
 )
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, load_recipe
+from mixer_lightning.config.untrusted import only_data
 from mixer_lightning.files import CONF
 
 #: The recipe of each program with a config of its name.
@@ -121,7 +122,8 @@ def compose(
     from_checkpoint = Overrides({}, {})
     if config_name in OVERRIDES_FROM_CHECKPOINT and not wrong:
         try:
-            from_checkpoint = OVERRIDES_FROM_CHECKPOINT[config_name](stated, known)
+            implied = OVERRIDES_FROM_CHECKPOINT[config_name](stated, known)
+            from_checkpoint = only_data(implied, stated, known, folders)
         except ValueError as error:
             return Composition([], [str(error)], [])
     keys = swept_keys(overrides) if multirun else []

@@ -6,6 +6,7 @@ stored or sorted; a slice of 1 % holds about, not exactly, a hundredth of the im
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from itertools import combinations
@@ -24,34 +25,84 @@ if TYPE_CHECKING:
 
     from mixer_lightning.data.sources import Indices, Pixels
 
+log = logging.getLogger(__name__)
+
 LABELS_PER_CALL = 2**18
 _SLICE = re.compile(r"(?P<split>\w+)(\[(?P<low>\d+(\.\d+)?%)?:(?P<high>\d+(\.\d+)?%)?\])?")
 
 
 def choose(
-    data: Dataset, *, train: str = "train", val: str | None = None, test: str | None = None
+    data: Dataset,
+    *,
+    train: str = "train",
+    val: str | None = None,
+    test: str | None = None,
+    training: bool = True,
 ) -> Dataset:
     """`data` with the splits described: each a split of `data`, a slice of one (`train[:99%]`), or several joined by +.
 
-    val and test default to the splits of that name, where no other split uses them; "none" leaves a split out.
+    val and test default to the splits of that name, where no other split uses them; "none" leaves a split out. Without
+    `training`, train may be missing, with all that is cut from it; and where it is all that there is, it is the test.
 
     Raises:
         ValueError: a description cannot be read, names no split, or holds no image; training and evaluation overlap.
     """
-    wanted = {"train": train, "val": val, "test": test}
+    wanted: dict[str, str | None] = {"train": train, "val": val, "test": test}
+    if "train" not in data.splits:
+        if training and re.search(r"\btrain\b", train):
+            raise ValueError(
+                f"{data.name}: there is no train split to learn from, only {' and '.join(data.splits)}. Add one (in "
+                f"folders, {LAYOUT}), or cut it: train_split='val[:90%]' val_split='val[90%:]'."
+            )
+        wanted = {
+            name: None if re.search(r"\btrain\b", text or "") else text for name, text in wanted.items()
+        }
+    elif not training and data.splits.keys() == {"train"} and (train, val, test) == ("train", None, None):
+        wanted = {"train": None, "val": None, "test": "train"}
     used = " ".join(text for text in wanted.values() if text is not None)
     for name in ("val", "test"):
         if wanted[name] is None and name in data.splits and not re.search(rf"\b{name}\b", used):
             wanted[name] = name
-    chosen = {name: text for name, text in wanted.items() if text not in (None, "none")}
+    chosen = {name: text for name, text in wanted.items() if text is not None and text != "none"}
+    if training and "train" not in chosen:
+        raise ValueError(f"{data.name}: train_split=none leaves no images to learn from.")
     _refuse_overlap(data, chosen)
     splits = {name: _part(data, f"{name}_split", text) for name, text in chosen.items()}
-    if len(splits) == 1:
+    if not splits.keys() & {"val", "test"}:
         raise ValueError(
             f"{data.name}: there is neither a val nor a test split to evaluate on. Set for example "
             "train_split='train[:90%]' and val_split='train[90%:]'."
         )
     return replace(data, splits=splits)
+
+
+def by_class_names(data: Dataset, classes: Sequence[str]) -> Dataset:
+    """`data` with the labels of a model of these classes, where they are by name some of them, in any order.
+
+    Data are left as they are whose classes are none of these, or which several of these are called like.
+
+    Raises:
+        ValueError: the model knows some of the classes, but not all; the others are named.
+    """
+    label_of = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in data.classes if name not in label_of]
+    if list(classes) == data.classes or len(unknown) == len(data.classes) or len(label_of) < len(classes):
+        return data
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
+        raise ValueError(
+            f"{data.name}: {len(unknown):,} of its {len(data.classes):,} classes are none of the {len(classes):,} that "
+            f"the checkpoint knows: {shown}. Leave their images out, or call them as it does."
+        )
+    log.info(
+        "%s: %s of the checkpoint's %s classes, by name",
+        data.name,
+        f"{len(data.classes):,}",
+        f"{len(classes):,}",
+    )
+    labels = np.array([label_of[name] for name in data.classes] + [-1])  # the last: no label, -1
+    splits: dict[str, Images] = {name: Relabelled(images, labels) for name, images in data.splits.items()}
+    return replace(data, classes=list(classes), splits=splits)
 
 
 def refuse_one_class(data: Dataset) -> None:
@@ -118,7 +169,7 @@ def _refuse_overlap(data: Dataset, wanted: dict[str, str]) -> None:
                 raise ValueError(f"{data.name}: {name}_split={wanted[name]} holds images of {split} twice.")
     for name in wanted.keys() - {"train"}:
         for split, low, high in ranges[name]:
-            for other, other_low, other_high in ranges["train"]:
+            for other, other_low, other_high in ranges.get("train", ()):
                 if split == other and max(low, other_low) < min(high, other_high):
                     raise ValueError(
                         f"{data.name}: train_split={wanted['train']} and {name}_split={wanted[name]} share images."
@@ -175,6 +226,18 @@ class Subset:
     def hashes(self) -> npt.NDArray[np.uint32]:
         """Of every chosen image's key."""
         return _hashes(self.images)[self.indices]
+
+
+class Relabelled(Subset):
+    """All images of a split, with other labels: `new_labels[label]`."""
+
+    def __init__(self, images: Images, new_labels: npt.NDArray[np.int64]) -> None:
+        super().__init__(images, np.arange(len(images)))
+        self.new_labels = new_labels
+
+    def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
+        """Class indices [B] or [B, L]."""
+        return self.new_labels[super().labels(indices)]
 
 
 class Joined:

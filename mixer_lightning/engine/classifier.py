@@ -47,6 +47,8 @@ class Classifier(LightningModule):
         self.micro_batches, self.machine, self.clip_grad_norm = micro_batches, machine, clip_grad_norm
         self.optimizer: Optimizer | None = None
         self.step = 0
+        self.evaluation_due = False  # after `step`: it was broken off
+        self.only_evaluates = False  # all steps were made in earlier sessions
         self.ended: str | None = None  # why this step is the last before the run's length, of an early stop
         self.frozen = list(frozen)
         self.accumulator = MetricAccumulator()
@@ -70,6 +72,10 @@ class Classifier(LightningModule):
         """Take the average to the device; its counter stays on the CPU, or every step would wait for the device."""
         if self.ema is not None:
             self.ema.module.to(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Lightning's hook: -1 ends the training where there is no step to be made."""
+        return -1 if self.only_evaluates else None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""

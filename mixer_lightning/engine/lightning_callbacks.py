@@ -11,13 +11,48 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+)
 
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.data.sources import Dataset
 from mixer_lightning.engine.callbacks import StepCallback
 from mixer_lightning.engine.classifier import Classifier
+from mixer_lightning.screen import last_line
+from mixer_lightning.targets import build
 
 DRIVEN = (EarlyStopping, ModelCheckpoint)
+
+
+def build_callbacks(recipe: Recipe, source: Dataset) -> dict[str, Callback]:
+    """The recipe's callbacks.
+
+    Raises:
+        ValueError: one waits for what a run does not have, and would fail at its beginning or, worse, at its end.
+    """
+    found: dict[str, Callback] = {}
+    for name, node in recipe.callbacks.items():
+        try:
+            found[name] = build(node)
+        except MisconfigurationException as error:
+            raise ValueError(f"callbacks.{name}: {last_line(error)}") from error
+        if isinstance(found[name], LearningRateMonitor | DeviceStatsMonitor | OnExceptionCheckpoint):
+            raise ValueError(
+                f"callbacks.{name}: {type(found[name]).__name__} needs Lightning's own logger or checkpoints, and a "
+                "run's log, rate and checkpoints are written without them. Leave it out"
+            )
+        split = str(getattr(found[name], "monitor", None) or "").partition("/")[0]
+        if split in ("val", "test") and split not in source.splits:
+            cut = ": train_split='train[:90%]' val_split='train[90%:]' makes one" if split == "val" else ""
+            raise ValueError(f"callbacks.{name}.monitor: {source.name} has no {split} split here{cut}")
+    return found
 
 
 class DrivenCallbacks(StepCallback):

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from mixer_lightning.checkpoints.load import Head, Report, load
+from mixer_lightning.checkpoints.read import read
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.data import splits
 from mixer_lightning.data.order import MicroBatches, seed_generators
@@ -18,7 +19,7 @@ from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.evals import Eval, checked_eval
+from mixer_lightning.evals import Eval, checked_eval, uses_head
 from mixer_lightning.targets import build
 
 
@@ -47,7 +48,11 @@ def open_data(recipe: Recipe | EvaluationRecipe) -> Dataset:
         ValueError, OSError: it is not there, or has no such splits.
     """
     return splits.choose(
-        build(recipe.data), train=recipe.train_split, val=recipe.val_split, test=recipe.test_split
+        build(recipe.data),
+        train=recipe.train_split,
+        val=recipe.val_split,
+        test=recipe.test_split,
+        training=isinstance(recipe, Recipe),
     )
 
 
@@ -63,6 +68,10 @@ def assemble(
     machine.configure_torch()
     source = open_data(recipe)
     evals = {name: checked_eval(name, build(node)) for name, node in recipe.evals.items()}
+    checkpoint = read(recipe.checkpoint) if recipe.checkpoint is not None else None
+    names = checkpoint.classes if checkpoint is not None and any(map(uses_head, evals.values())) else None
+    if names is not None and isinstance(recipe, EvaluationRecipe):
+        source = splits.by_class_names(source, names)
     for name, evaluation in evals.items():
         try:
             evaluation.check(source)
@@ -72,8 +81,8 @@ def assemble(
         recipe, num_classes=len(source.classes), stochastic_depth=stochastic_depth, head_bias=head_bias
     )
     report = None
-    if recipe.checkpoint is not None:
-        report = load(model, recipe.checkpoint, head=head, classes=source.classes)
+    if checkpoint is not None:
+        report = load(model, checkpoint, head=head, classes=source.classes)
     return Assembly(machine, source, model, build(recipe.augment), evals, report)
 
 

@@ -6,34 +6,34 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, OnExceptionCheckpoint
 from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
-from mixer_lightning.config.recipe import Duration, Recipe, refuse_differences
+from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
-from mixer_lightning.data.order import MicroBatches, split_batch
-from mixer_lightning.data.sources import BadImage, Dataset
+from mixer_lightning.data.order import split_batch
+from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.first_batch import FirstBatch
-from mixer_lightning.engine.lightning_callbacks import DRIVEN, DrivenCallbacks
+from mixer_lightning.engine.length import Length, refuse_another_length
+from mixer_lightning.engine.lightning_callbacks import DRIVEN, DrivenCallbacks, build_callbacks
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
-from mixer_lightning.engine.preemption import Preemption, Stopped
+from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.optim.groups import freeze
 from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke
+from mixer_lightning.stopping import Stopped, StopRequests, exit_code
 from mixer_lightning.targets import build
 
 
@@ -47,22 +47,21 @@ class Run:
     metrics: MetricsLog
     checkpoints: Checkpoints
     dashboards: Dashboards
+    requests: StopRequests
     total_steps: int
     num_parameters: int
     device: str
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are steps to make, or an evaluation that was broken off."""
+        is_at_end = self.module.step >= self.total_steps or self.module.ended is not None
+        return self.module.evaluation_due or not is_at_end
 
     def close(self) -> None:
         """End the threads of the data and the dashboards."""
         self.data.close()
         self.dashboards.close()
-
-
-class Length(NamedTuple):
-    """How long a run is, and how its batches are made up."""
-
-    micro_batches: MicroBatches
-    steps_per_epoch: float
-    total_steps: int
 
 
 def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto") -> Run:
@@ -79,14 +78,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     machine, source = parts.machine, parts.source
     splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
-    steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
-    length = Length(
-        split_batch(
-            batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=machine.world_size
-        ),
-        steps_per_epoch,
-        recipe.duration.to_steps(steps_per_epoch),
-    )
+    length = _length(recipe, num_images=len(source.splits["train"]), world_size=machine.world_size)
     module = classifier(recipe, parts.model, machine, length)
     _try_parts(module, num_classes=len(source.classes))
     data = setup.data_module(
@@ -107,37 +99,25 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
 
     of_data, earlier = identity.record(source), read_last(run_dir)
     if earlier is not None:
-        path, state = earlier
-        refuse_differences(
-            f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict(), free=("duration",)
-        )
-        refuse_another_length(recipe, state, length, run_dir)
-        identity.refuse_another(of_data, state, run_dir)
-        module.step = data.start_step = state["step"]
-        module.ended = state.get("ended")
-        if state["device_batch"] != length.micro_batches.device_batch:
-            screen.say(
-                f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
-                "here on: BatchNorm, mixing and dropped branches will not be those of an undisturbed run"
-            )
+        _refuse_another_run(recipe, *earlier, of_data, length)
+        _go_on(module, data, earlier[1], length, screen)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = MetricsLog(
         run_dir,
         every_steps=recipe.log_every_steps,
         total_steps=length.total_steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=length.steps_per_epoch,
         dashboards=dashboards,
     )
-    others = _lightning_callbacks(recipe)
-    _refuse_missing_monitor(others, source)
+    others = build_callbacks(recipe, source)
     driven = DrivenCallbacks(
         {name: each for name, each in others.items() if isinstance(each, DRIVEN)},
-        start_step=module.step,
-        states=state.get("callbacks", {}) if earlier is not None else {},
+        start_step=data.start_step,
+        states=earlier[1].get("callbacks", {}) if earlier is not None else {},
     )
     checkpoints = Checkpoints(
         run_dir,
-        every_steps=recipe.checkpoint_every.to_steps(steps_per_epoch),
+        every_steps=recipe.checkpoint_every.to_steps(length.steps_per_epoch),
         every_minutes=recipe.checkpoint_minutes,
         total_steps=length.total_steps,
         record={
@@ -149,22 +129,66 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         driven=driven,
         earlier=earlier,
     )
+    preemption = _preemption(machine, checkpoints, run_dir, screen)
     trainer = setup.lightning_trainer(
         machine,
         steps=length.total_steps,
         accumulate=length.micro_batches.accumulate,
-        callbacks=[
-            *_callbacks(recipe, parts, data, checkpoints, length, screen),
-            *(each for each in others.values() if not isinstance(each, DRIVEN)),
-            # last: it ends the fit
-            Preemption(checkpoints, timeout_minutes=machine.process_timeout_minutes),
-        ],
+        callbacks=_callbacks(recipe, parts, data, checkpoints, preemption, others, length, screen),
         run_dir=run_dir,
     )
     device = str(machine) if machine.device_type == "cuda" else results.cpu_name()
     return Run(
-        module, data, trainer, metrics, checkpoints, dashboards, length.total_steps, num_parameters, device
+        module,
+        data,
+        trainer,
+        metrics,
+        checkpoints,
+        dashboards,
+        preemption.requests,
+        length.total_steps,
+        num_parameters,
+        device,
     )
+
+
+def _length(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
+    steps_per_epoch = num_images / recipe.batch_size
+    return Length(
+        split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
+        steps_per_epoch,
+        recipe.duration.to_steps(steps_per_epoch),
+    )
+
+
+def _refuse_another_run(
+    recipe: Recipe, path: Path, state: Mapping[str, Any], of_data: Mapping[str, Any], length: Length
+) -> None:
+    """See that the checkpoint at `path` is of a run of this recipe, on these data, that may end where this one does.
+
+    Raises:
+        ValueError: it is not.
+    """
+    what = f"{path} is of a run of another recipe"
+    refuse_differences(what, state["recipe"], recipe.to_dict(), free=("duration",))
+    refuse_another_length(recipe, state, length, path.parent)
+    identity.refuse_another(of_data, state, path.parent)
+
+
+def _go_on(
+    module: Classifier, data: DataModule, state: Mapping[str, Any], length: Length, screen: Screen
+) -> None:
+    """Put the module and the order of the data where an earlier session stood."""
+    module.step = data.start_step = state["step"]
+    module.ended, module.evaluation_due = state.get("ended"), state.get("evaluation_due", False)
+    module.only_evaluates = module.step == length.total_steps and module.evaluation_due
+    if module.only_evaluates:
+        data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
+    if state["device_batch"] != length.micro_batches.device_batch:
+        screen.say(
+            f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
+            "here on: BatchNorm, mixing and dropped branches will not be those of an undisturbed run"
+        )
 
 
 def _callbacks(
@@ -172,86 +196,38 @@ def _callbacks(
     parts: setup.Assembly,
     data: DataModule,
     checkpoints: Checkpoints,
+    preemption: Preemption,
+    others: Mapping[str, Callback],
     length: Length,
     screen: Screen,
 ) -> list[Callback]:
     """What happens between steps, in this order: what a checkpoint has seen is also in metrics.jsonl."""
     metrics = checkpoints.metrics
+    progress = Progress(
+        screen, metrics, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
+    )
     evaluations = Evaluations(
         parts.evals,
         every_steps=recipe.eval_every.to_steps(length.steps_per_epoch),
         total_steps=length.total_steps,
         data=data,
         metrics=metrics,
-    )
-    progress = Progress(
-        screen, metrics, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
+        is_asked_to_stop=lambda: bool(preemption.received()),
+        on_batch=progress.on_evaluation,
     )
     evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics, checkpoints.driven.on_metrics]
     return [
         SameRecipe(recipe.to_yaml()),
         FirstBatch(checkpoints.run_dir, parts.augment, parts.source.classes),
+        progress,
         metrics,
         evaluations,
         checkpoints.driven,
         checkpoints,
-        progress,
+        *(each for each in others.values() if not isinstance(each, DRIVEN)),
+        preemption,  # last of a step: it ends the fit
+        PendingEvaluation(evaluations, checkpoints, preemption),
     ]
-
-
-def _lightning_callbacks(recipe: Recipe) -> dict[str, Callback]:
-    """The recipe's further callbacks.
-
-    Raises:
-        ValueError: one waits for what a run does not have, and would fail at its beginning or, worse, at its end.
-    """
-    found: dict[str, Callback] = {}
-    for name, node in recipe.callbacks.items():
-        try:
-            found[name] = build(node)
-        except MisconfigurationException as error:
-            raise ValueError(f"callbacks.{name}: {last_line(error)}") from error
-        if isinstance(found[name], LearningRateMonitor | DeviceStatsMonitor | OnExceptionCheckpoint):
-            raise ValueError(
-                f"callbacks.{name}: {type(found[name]).__name__} needs Lightning's own logger or checkpoints, and a "
-                "run's log, rate and checkpoints are written without them. Leave it out"
-            )
-    return found
-
-
-def _refuse_missing_monitor(callbacks: Mapping[str, Callback], source: Dataset) -> None:
-    """ValueError for a callback that waits for a metric of a split that is not there."""
-    for name, callback in callbacks.items():
-        split = str(getattr(callback, "monitor", None) or "").partition("/")[0]
-        if split in ("val", "test") and split not in source.splits:
-            cut = ": train_split='train[:90%]' val_split='train[90%:]' makes one" if split == "val" else ""
-            raise ValueError(f"callbacks.{name}.monitor: {source.name} has no {split} split here{cut}")
-
-
-def refuse_another_length(recipe: Recipe, state: Mapping[str, Any], length: Length, run_dir: Path) -> None:
-    """See that a run whose `state` is stored may end where `recipe` says: a longer run would have been the same so far.
-
-    Raises:
-        ValueError: it is shorter than what has been trained, or its schedule would have had other rates.
-    """
-    there, here = Duration(**state["recipe"]["duration"]), recipe.duration
-    before, now, done = there.to_steps(length.steps_per_epoch), length.total_steps, int(state["step"])
-    if now == before:
-        return
-    what = f"{run_dir} has trained {done:,} steps of {there}, and duration is {here} here"
-    if now <= done:
-        raise ValueError(f"{what}, which it is past. Give a longer one, or name=<word> for a run of its own")
-    rates = [
-        functools.partial(build(recipe.schedule), total_steps=steps, steps_per_epoch=length.steps_per_epoch)
-        for steps in (before, now)
-    ]
-    steps = range(0, done, max(1, done // 10_000))
-    if any(rates[0](step) != rates[1](step) for step in steps):
-        raise ValueError(
-            f"{what}, but its schedule depends on the length: it would have had other rates from the start. Use "
-            f"schedule=constant for runs that may be made longer. To train on from the weights of this one: "
-            f"checkpoint={run_dir} name=<word>, with a duration and rates of its own"
-        )
 
 
 def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Length) -> Classifier:
@@ -282,7 +258,6 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     """Train to the end, from where an earlier session stopped, and write the result; the exit code (see README)."""
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
-    stood_at_end = run.module.ended is not None or run.module.step >= run.total_steps
     run.dashboards.open()
     run.dashboards.log_recipe(recipe.to_dict())
     run.dashboards.advise(run_dir)
@@ -295,9 +270,10 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             if damaged:
                 lines = ", ".join(map(str, damaged))
                 screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
-        if not stood_at_end:
-            run.trainer.fit(run.module, datamodule=run.data)
-        screen.stop_bar()
+        if run.is_unfinished:
+            with run.requests:
+                run.trainer.fit(run.module, datamodule=run.data)
+        screen.stop_bars()
         if run.module.ended is not None:
             screen.say(
                 f"stopped early at step {run.module.step:,} of {run.total_steps:,}: {run.module.ended}"
@@ -318,24 +294,29 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             closing_table(screen, result, run_dir)
         return 0
     except Stopped as stop:
-        screen.stop_bar()
-        screen.say(f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there")
-        return stop.exit_code
+        screen.stop_bars()
+        if stop.saved:
+            screen.say(
+                f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there"
+            )
+        else:
+            screen.say(f"stopped by {stop} before another step. {_where_to_go_on(run_dir, run.checkpoints)}")
+        return exit_code(stop.number)
     except torch.OutOfMemoryError as error:
-        screen.stop_bar()
+        screen.stop_bars()
         screen.alarm(
             f"out of device memory: lower device_batch (the global batch_size stays). {last_line(error)}"
         )
     except NonFiniteLoss as error:  # all processes find it together
-        screen.stop_bar()
+        screen.stop_bars()
         screen.say(last_line(error))
     except (BadImage, OSError) as error:
-        screen.stop_bar()
+        screen.stop_bars()
         screen.alarm(last_line(error))
     except Exception as error:
-        screen.stop_bar()
+        screen.stop_bars()
         say_what_broke(screen, error, run_dir / results.LOG)
-    screen.say(_where_to_go_on(run_dir, run))
+    screen.say(_where_to_go_on(run_dir, run.checkpoints))
     return 1
 
 
@@ -399,9 +380,19 @@ def _draw_pictures(run_dir: Path, screen: Screen) -> None:
             screen.say(f"no {name}: {error}")
 
 
-def _where_to_go_on(run_dir: Path, run: Run) -> str:
-    if run.checkpoints.saved_step < 0:
+def _where_to_go_on(run_dir: Path, checkpoints: Checkpoints) -> str:
+    last = run_dir / results.LAST
+    if checkpoints.saved_step < 0:
         return "Nothing had been saved yet"
-    return (
-        f"The last good checkpoint, step {run.checkpoints.saved_step:,}, stands in {run_dir / results.LAST}"
-    )
+    if not last.exists():
+        return f"The last checkpoint, step {checkpoints.saved_step:,}, was {last}, which is gone"
+    return f"The last good checkpoint, step {checkpoints.saved_step:,}, stands in {last}"
+
+
+def _preemption(machine: Machine, checkpoints: Checkpoints, run_dir: Path, screen: Screen) -> Preemption:
+    def quitting() -> str:
+        screen.stop_bars()  # leave the terminal as it was found
+        return _where_to_go_on(run_dir, checkpoints)
+
+    requests = StopRequests(screen.say, first="saving after this step", quitting=quitting)
+    return Preemption(requests, checkpoints, timeout_minutes=machine.process_timeout_minutes)

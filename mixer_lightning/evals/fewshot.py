@@ -66,6 +66,8 @@ class Fewshot:
 
     def check(self, data: Dataset) -> None:
         """Refuse images with several labels, which have no one class to be drawn for."""
+        if "train" not in data.splits:
+            raise ValueError(f"{data.name} has no train split, from which few-shot takes its images")
         for split in ("train", eval_split(data, self.split)):
             if data.splits[split].labels(np.arange(1)).ndim > 1:
                 raise ValueError(f"images of {data.name} have several labels; few-shot needs one")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,14 +88,42 @@ def build_model(
         raise ValueError(f"num_classes must be at least 1, found {num_classes}")
     if not 0 <= stochastic_depth < 1:
         raise ValueError(f"stochastic_depth must be at least 0 and below 1, found {stochastic_depth}")
-    model: nn.Module = build(
-        node,
-        num_classes=num_classes,
-        image_size=default_image_size(name) if image_size is None else image_size,
-        stochastic_depth=stochastic_depth,
-        head_bias=head_bias,
-    )
-    return model
+    size = default_image_size(name) if image_size is None else image_size
+
+    def make() -> nn.Module:
+        model: nn.Module = build(
+            node,
+            num_classes=num_classes,
+            image_size=size,
+            stochastic_depth=stochastic_depth,
+            head_bias=head_bias,
+        )
+        return model
+
+    refuse_too_large(make, num_classes=num_classes, image_size=size)
+    return make()
+
+
+def refuse_too_large(make: Callable[[], nn.Module], *, num_classes: int, image_size: int) -> None:
+    """See that a model fits into this machine's memory, where so many classes or pixels let one doubt it.
+
+    `make` is called on torch's meta device, which has no memory to fill.
+
+    Raises:
+        ValueError: its weights alone are larger than the memory.
+    """
+    if num_classes <= 100_000 and image_size <= 1024:
+        return
+    import torch
+
+    with torch.device("meta"):
+        needed = sum(each.numel() * each.element_size() for each in make().parameters())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ValueError(
+            f"{num_classes:,} classes and images of {image_size:,} px need {needed / 1e9:,.0f} GB for the weights, and "
+            f"this machine has {there / 1e9:,.0f} GB of memory: is num_classes or image_size a misspelling?"
+        )
 
 
 class Cost(NamedTuple):

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mixer_lightning.data.sources.archives import ArchiveMember, ArchiveStream, archive_members, is_gzip
 from mixer_lightning.data.sources.imagenet_archives import (
     ARCHIVES_1K,
     ARCHIVES_21K,
@@ -29,7 +30,6 @@ from mixer_lightning.data.sources.imagenet_archives import (
 )
 from mixer_lightning.data.sources.names import is_hidden, not_read, stem, suffix_of
 from mixer_lightning.files import read_lines, readable
-from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members, is_gzip
 from mixer_lightning.prepare.cleaning import OtherFile
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import Cursor, Extent, Sample, Source, selected_splits

@@ -39,16 +39,34 @@ def mixer_arrays(model: Mixer) -> dict[str, np.ndarray]:
     return arrays
 
 
-def older_arrays(model: Mixer) -> dict[str, np.ndarray]:
-    """The layout that big_vision converts: one root, numbered kernels, singleton axes."""
-    arrays = {}
-    for key, array in mixer_arrays(model).items():
-        key = key.replace("pre_head_layer_norm", "Mixer/encoder_norm").replace("stem", "Mixer/embedding")
-        key = key.replace("MixerBlock_", "Mixer/encoderblock_").replace("_mixing/", "_mixing_phase_0/")
+def older_arrays(
+    model: Mixer, *, norms: tuple[int, int] = (0, 2), first_block: int = 0
+) -> dict[str, np.ndarray]:
+    """The layout that big_vision converts (`load` of models/mlp_mixer.py at 0127fb6), read backwards.
+
+    It takes `embedding` from the root, `encoder_norm` and `encoderblock_<i>` from `Mixer`, and of a block's
+    `token_mixing_phase_0` and `channel_mixing_phase_0` the leaves kernel1, bias1, kernel2, bias2, squeezed; before that
+    it renumbers (flax.training.checkpoints.convert_pre_linen): before Linen all parts of a module had one count, of
+    which the two LayerNorms of a block are `norms`.
+    """
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    arrays = {
+        "embedding/kernel": state["stem.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["stem.proj.bias"],
+        "Mixer/encoder_norm/scale": state["norm.weight"],
+        "Mixer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for i in range(len(model.blocks)):
+        ours, theirs = f"blocks.{i}", f"Mixer/encoderblock_{i + first_block}"
         for n in (0, 1):
-            for leaf in ("kernel", "bias"):
-                key = key.replace(f"Dense_{n}/{leaf}", f"{leaf}{n + 1}")
-        arrays[key] = array[None] if "_phase_0" in key else array
+            arrays[f"{theirs}/LayerNorm_{norms[n]}/scale"] = state[f"{ours}.norm{n + 1}.weight"]
+            arrays[f"{theirs}/LayerNorm_{norms[n]}/bias"] = state[f"{ours}.norm{n + 1}.bias"]
+            for kind in ("token", "channel"):
+                mlp = f"{theirs}/{kind}_mixing_phase_0"
+                arrays[f"{mlp}/kernel{n + 1}"] = state[f"{ours}.mlp_{kind}s.fc{n + 1}.weight"].T[None]
+                arrays[f"{mlp}/bias{n + 1}"] = state[f"{ours}.mlp_{kind}s.fc{n + 1}.bias"][None]
     return arrays
 
 
@@ -65,6 +83,36 @@ def test_flax_files_load(
     assert report.fresh == []
     assert str(report.checkpoint.model) == "mixer_digits at 8, 10 classes"
     assert ("older" in report.checkpoint.kind) == (layout is older_arrays)
+
+
+@pytest.mark.parametrize("norms", [(0, 1), (0, 2), (1, 3), (2, 10)])
+def test_norms_are_renumbered_in_their_order(tmp_path: Path, norms: tuple[int, int]) -> None:
+    """convert_pre_linen sorts by number (2 before 10), and counts each kind of part from 0."""
+    model, other = digits_model(), digits_model(seed=1)
+    np.savez(tmp_path / "mixer.npz", **older_arrays(model, norms=norms, first_block=norms[0]))
+    load(other, tmp_path / "mixer.npz")
+    assert_same_logits(model, other)
+
+
+@pytest.mark.parametrize("root", ["params/", "opt/target/"])
+def test_the_state_of_an_optimiser_is_left_out(tmp_path: Path, root: str) -> None:
+    model, other = digits_model(), digits_model(seed=1)
+    arrays = {root + key: array for key, array in mixer_arrays(model).items()}
+    arrays |= {"opt/state/step": np.int64(7), "opt/0/mu/stem/kernel": arrays[f"{root}stem/kernel"]}
+    np.savez(tmp_path / "checkpoint.npz", **arrays)
+    load(other, tmp_path / "checkpoint.npz")
+    assert_same_logits(model, other)
+
+
+def test_blocks_keep_their_order_beyond_ten(tmp_path: Path) -> None:
+    sizes = {"patch_size": 4, "hidden_dim": 8, "tokens_mlp_dim": 4, "channels_mlp_dim": 16, "num_blocks": 12}
+    model, other = (Mixer(**sizes, num_classes=10, image_size=8).eval() for _ in range(2))
+    nn.init.normal_(model.head.weight)
+    for arrays in (mixer_arrays(model), older_arrays(model, first_block=3)):
+        np.savez(tmp_path / "mixer.npz", **arrays)
+        load(other, tmp_path / "mixer.npz")
+        assert_same_logits(model, other)
+        nn.init.zeros_(other.head.weight)
 
 
 def test_rows_and_columns_of_stem_kernels_stay_apart(tmp_path: Path) -> None:

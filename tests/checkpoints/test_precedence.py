@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -215,15 +214,3 @@ def test_a_model_of_other_sizes_has_no_published_row(tmp_path: Path) -> None:
     odd = SuiteRuns(suite, folder=Path("x"), overrides=[f"checkpoint={tmp_path / 'odd.npz'}"], seeds=[0])
     known = SuiteRuns(suite, folder=Path("x"), overrides=["checkpoint=timm:mixer_b16_224"], seeds=[0])
     assert (odd.check(), known.check()) == ("", "mixer_b16")
-
-
-def test_arrays_of_a_lying_npz_are_never_asked_for(tmp_path: Path) -> None:
-    np.savez(tmp_path / "mixer.npz", **{"head/kernel": np.zeros(3, np.float32)})
-    content = (tmp_path / "mixer.npz").read_bytes()
-    shape = b"(3,), }"
-    assert shape in content
-    lying = content.replace(shape + b" " * 20, b"(1000000000000000000,), }".ljust(len(shape) + 20))
-    assert lying != content
-    (tmp_path / "mixer.npz").write_bytes(lying)
-    with pytest.raises(ValueError, match=r"mixer\.npz is not a readable NumPy"):
-        restore(tmp_path / "mixer.npz")

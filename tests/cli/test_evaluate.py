@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -294,3 +295,53 @@ def test_a_slip_of_the_finger_is_answered(tmp_path):
     assert "unknown key 'evlas': did you mean 'evals'?" in said
     assert "did you mean 'evals.accuracy.splits'?" in said
     assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------------------------------ with other folders
+
+
+@pytest.fixture(scope="module")
+def of_photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The photos, and a run that has learnt them."""
+    root = tmp_path_factory.mktemp("photos")
+    folder, run_dir = photos(root / "photos"), root / "mixer_digits-folder-seed0"
+    words = (*TINY, "data=folder", f"data.root={folder}", "image_size=8", "batch_size=6")
+    assert train(compose_one("train", [*words, "evals=accuracy"]), run_dir) == 0
+    return folder, run_dir
+
+
+def judged(run_dir: Path, out: Path, root: Path) -> dict[str, Any]:
+    """Image by image: what was hit, by file, and the figures."""
+    recipe = composed(given(run_dir), f"data.root={root}", "evals=[accuracy,confusion]", *WORDS[:2])
+    assert evaluate(recipe, out) == 0
+    with np.load(out / results.CONFUSION) as found:
+        matrix = found["matrix"]
+    return {"matrix": matrix, "metrics": read_evaluation(out)["metrics"]}
+
+
+def test_a_hold_out_folder_is_judged_by_the_names_of_its_classes(of_photos, tmp_path):
+    """Without train/, without some classes, in another order, or class folders alone: each image is judged the same."""
+    folder, run_dir = of_photos
+    whole = judged(run_dir, tmp_path / "whole", folder)
+    assert whole["matrix"].shape == (3, 3)
+    for place, classes in (("alone/test", "abc"), ("few/test", "cb"), ("bare", "cb")):
+        for name in classes:
+            shutil.copytree(folder / "test" / name, tmp_path / place / name)
+        root = (tmp_path / place).parent if place.endswith("test") else tmp_path / place
+        found = judged(run_dir, tmp_path / f"{root.name} judged", root)
+        rows = ["abc".index(name) for name in classes]
+        np.testing.assert_array_equal(found["matrix"][rows], whole["matrix"][rows])
+        assert found["matrix"].sum() == len(classes)
+        assert found["metrics"]["test/top1"] == found["matrix"].trace() / len(classes)
+
+
+def test_a_class_that_the_checkpoint_does_not_know_is_named(of_photos, tmp_path, capsys):
+    folder, run_dir = of_photos
+    shutil.copytree(folder / "test", tmp_path / "more/test")
+    (tmp_path / "more/test/b").rename(tmp_path / "more/test/emu")
+    recipe = composed(given(run_dir), f"data.root={tmp_path / 'more'}", *WORDS[:2])
+    assert evaluate(recipe, tmp_path / "out") == 2
+    assert "1 of its 3 classes are none of the 3 that the checkpoint knows: 'emu'" in capsys.readouterr().out
+    recipe = composed(given(run_dir), f"data.root={tmp_path / 'more'}", "evals=fewshot", *WORDS[:2])
+    assert evaluate(recipe, tmp_path / "out") == 2
+    assert "folder has no train split, from which few-shot takes its images" in capsys.readouterr().out

@@ -155,6 +155,38 @@ def test_an_empty_class_is_named(birds):
         folder(root=str(birds))
 
 
+def test_a_class_without_images_to_be_judged_by_is_no_mistake(birds, said):
+    """Whether its folder is missing or empty."""
+    (birds / "val/owl/0.png").unlink()
+    (birds / "val/kiwi").mkdir()  # a class that train lacks, and this split too
+    data = folder(root=str(birds))
+    assert data.classes == ["crow", "owl"]
+    assert labels(data.splits["val"]) == [0]
+    assert f"folder: no image of 'kiwi', 'owl' in {birds / 'val'}" in said()
+    (birds / "val/crow/0.png").unlink()
+    with pytest.raises(ValueError, match=r"no images under .*/val"):
+        folder(root=str(birds))
+
+
+def test_a_hold_out_set_needs_no_train_unless_something_is_to_be_learnt(birds):
+    shutil.rmtree(birds / "train")
+    draw(birds / "test/emu/0.png")
+    data = folder(root=str(birds))
+    assert data.classes == ["crow", "emu", "owl"]
+    assert labels(data.splits["val"]) == [0, 2]
+    assert labels(data.splits["test"]) == [1]
+    assert set(choose(data, training=False).splits) == {"val", "test"}
+    assert set(choose(data, train="train[:90%]", test="none", training=False).splits) == {"val"}
+    with pytest.raises(
+        ValueError, match=r"no train split to learn from, only val and test\. Add one .*<root>/train/"
+    ):
+        choose(data)
+    bare = folder(root=str(birds / "val"))
+    assert set(choose(bare, training=False).splits) == {"test"}
+    cut = choose(bare, train="train[:50%]", val="train[50%:]", training=False)
+    assert set(cut.splits) == {"train", "val"}
+
+
 def test_unknown_classes_in_another_split_are_listed(birds):
     draw(birds / "val/kiwi/0.png")
     draw(birds / "val/emu/0.png")

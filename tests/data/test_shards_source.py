@@ -349,7 +349,7 @@ def test_patterns_that_name_nothing_or_twice(root):
         (b"", "it is cut after 0 bytes"),
         (b"rubbish " * 300, "there is no tar header at byte 0"),
         (b"<html>not found</html>" * 200, "there is no tar header at byte 0"),
-        (bytes(10240), "from byte 0 on it is empty"),
+        (bytes(2**21), "from byte 0 on it is empty"),
     ],
 )
 @pytest.mark.parametrize("is_known", [False, True])
@@ -641,6 +641,11 @@ def test_a_dataset_json_that_contradicts_itself(made):
             shards(root=str(made))
     del about["splits"]["train"]
     (made / "dataset.json").write_text(json.dumps(about))
+    assert set(shards(root=str(made)).splits) == {"val"}  # enough to be judged by
+    del about["splits"]["val"]
+    (made / "dataset.json").write_text(json.dumps(about | {"splits": {}}))
+    for path in made.glob("*.tar"):
+        path.unlink()
     with pytest.raises(FileNotFoundError, match="no shards under"):
         shards(root=str(made))
 
@@ -685,6 +690,92 @@ def test_a_wrong_type_in_dataset_json_is_named(made, place, key, value):
 def test_patterns_go_before_a_prepared_split(made):
     data = shards(root=str(made), val="train-000.tar")
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 9, "val": 4}
+
+
+# -------------------------------------------------------------------------------------------- what lies beside samples
+
+
+def test_what_webdataset_passes_over_is_left_out_and_counted(root, said):
+    """Beside, before and between the files of samples; the samples are those of webdataset, in its order."""
+    names = ["LICENSE.txt", "README", "0.cls", "0.png", "._1.cls", "1.cls", ".DS_Store", "1.png", "._1.png"]
+    names += [
+        "a/2.cls",
+        "__MACOSX/a/._2.cls",
+        "a/Makefile",
+        "a/2.PNG",
+        "meta.json",
+        "a/.hidden.png",
+        "3.json",
+        "3.png",
+    ]
+    files = {name: picture(i) for i, name in enumerate(names)}
+    files |= {name: b"1" for name in names if name.endswith(".cls")} | {"3.json": b'{"label": 1}'}
+    write_files(root / "train-000.tar", files)
+    tarfile.open(root / "train-001.tar", "w").close()
+    train = shards(root=str(root)).splits["train"]
+    theirs = webdataset.WebDataset(
+        [str(root / "train-000.tar"), str(root / "train-001.tar")], shardshuffle=False, empty_check=False
+    )
+    expected = [(each["__key__"], each["png"]) for each in theirs if "png" in each]
+    assert [(train.key(i), train.read(i)) for i in range(len(train))] == expected
+    assert [key for key, _ in expected] == ["0", "1", "a/2", "3"]
+    assert sorted(each for each in said() if "left out" in each or "no sample" in each) == [
+        f"shards: 1 shards hold no sample, such as {root / 'train-001.tar'}",
+        "shards: 2 files beside which there is no image are left out, such as LICENSE.txt",
+        "shards: 2 files without a suffix are left out, such as README",
+        "shards: 5 hidden files are left out, such as ._1.cls",
+    ]
+
+
+def test_links_are_samples_and_none_vanishes(root, said):
+    """As GNU tar stores a folder in which files have two names: webdataset would give 1 of these 5."""
+    path = root / "train-000.tar"
+    with tarfile.open(path, "w") as tar:
+
+        def add(name: str, content: bytes | str, kind: bytes = tarfile.SYMTYPE) -> None:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = kind, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+        add("0.cls", b"0")
+        add("0.png", picture(0))
+        for number, (target, kind) in enumerate(
+            [("0.png", tarfile.LNKTYPE), ("0.png", tarfile.SYMTYPE), ("pool/p.jpeg", tarfile.SYMTYPE)],
+            start=1,
+        ):
+            add(f"{number}.cls", b"%d" % (number % 3))
+            add(f"{number}.png", target, kind)
+        add("4.cls", "1.cls", tarfile.LNKTYPE)
+        add("4.png", picture(4))
+        add("5.png", "/elsewhere/5.png")
+        add("pool/p.cls", b"2")
+        add("pool/p.jpeg", picture(7))
+    images = shards(root=str(root), train="train-000.tar").splits["train"]
+    assert [images.key(i) for i in range(6)] == ["0", "1", "2", "3", "4", "pool/p"]
+    pictures = [0, 0, 0, 7, 4, 7]
+    assert [images.read(i) for i in range(6)] == [picture(number) for number in pictures]
+    assert every(images).tolist() == [0, 1, 2, 0, 1, 2]
+    assert "3.png (at byte" in images.name(3)
+    assert "shards: 1 links to nothing in the archive are left out, such as 5.png" in said()
+
+
+@pytest.mark.parametrize("suffix", ["png", "cls"])
+def test_a_file_too_long_for_what_it_is(root, suffix):
+    """Its length is in the header; on the disk it is a hole."""
+    size = {"png": 2**28 + 1, "cls": 2**24 + 1}
+    with (root / "val-000.tar").open("wb") as file:
+        for name, length in (("a.cls", 1), ("a.png", 600)):
+            info = tarfile.TarInfo(name)
+            info.size = size[suffix] if name.endswith(suffix) else length
+            file.write(info.tobuf())
+            file.seek(-(-info.size // 512) * 512, 1)
+        file.truncate(file.tell() + 1024)
+    with pytest.raises(ValueError, match=rf"sample 'a': a\.{suffix} has .* bytes, too many for what it is"):
+        shards(root=str(root))
 
 
 # -------------------------------------------------------------------------------------------- the index and the shards

@@ -12,7 +12,7 @@ import pytest
 from mixer_lightning.data.sources import Dataset, Stored
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.digits import digits
-from mixer_lightning.data.splits import Joined, Subset, choose, refuse_one_class, shard_sizes
+from mixer_lightning.data.splits import Joined, Subset, by_class_names, choose, refuse_one_class, shard_sizes
 from mixer_lightning.data.stateless_random import hash32
 
 KEYS = [f"class{i % 7}/{i:05}.jpg" for i in range(3000)]
@@ -330,3 +330,23 @@ def test_images_of_one_class_teach_nothing(labels):
     other[(39, *([0] * (other.ndim - 1)))] = 2
     images = Arrays("flat", np.zeros((40, 1, 1, 3), np.uint8), other)
     refuse_one_class(Dataset("flat", list("abcde"), {"train": images}))
+
+
+def test_labels_follow_the_names_of_the_classes():
+    images = Arrays("few", np.zeros((4, 1, 1, 3), np.uint8), [0, 1, 1, 2])
+    several = Arrays("few", np.zeros((2, 1, 1, 3), np.uint8), [[2, -1], [0, 1]])
+    data = Dataset("few", ["owl", "crow", "emu"], {"val": images, "test": several})
+    known = ["ant", "crow", "emu", "owl"]
+    mapped = by_class_names(data, known)
+    assert mapped.classes == known
+    assert mapped.splits["val"].labels(np.arange(4)).tolist() == [3, 1, 1, 2]
+    assert mapped.splits["val"].labels(np.array([3, 0])).tolist() == [2, 3]
+    assert mapped.splits["test"].labels(np.arange(2)).tolist() == [[2, -1], [3, 1]]
+    assert mapped.splits["val"].key(3) == images.key(3)
+    assert by_class_names(data, data.classes) is data
+    assert by_class_names(data, ["x", "y", "z"]) is data
+    with pytest.raises(
+        ValueError, match=r"few: 1 of its 3 classes are none of the 2 .* knows: 'emu'\. Leave"
+    ):
+        by_class_names(data, ["crow", "owl"])
+    assert by_class_names(data, ["crow", "owl", "emu", "crow"]) is data  # which of the two, nobody knows

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from mixer_lightning.data.sources.archives import ArchiveStream, archive_members
 from mixer_lightning.data.sources.tar import Member, file_header, members
 
 FORMS = [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT]
@@ -106,7 +109,7 @@ def test_a_tar_cut_anywhere_is_noticed(tmp_path, form):
         (b"", "cut after 0 bytes"),
         (b"<html>not found</html>" * 200, "no tar header at byte 0"),
         (b"\x1f\x8b" + b"zipped" * 999, r"no tar header at byte 0 \(it is compressed"),
-        (bytes(10240), "from byte 0 on it is empty"),
+        (bytes(2**21), "from byte 0 on it is empty"),
     ],
 )
 def test_what_is_no_tar(tmp_path, content, complaint):
@@ -191,3 +194,121 @@ def test_checksums_of_signed_bytes_are_read_too(tmp_path):
     whole[148:156] = f"{signed:06o}\0 ".encode()
     path.write_bytes(whole)
     assert listed(path) == truth(path) == [Member("ä.jpg", 512, 0)]
+
+
+# ------------------------------------------------------------------------------------------------- links
+
+
+def with_links(path: Path, form: int = tarfile.PAX_FORMAT) -> Path:
+    """Links of both kinds, near and far, before and behind what they lead to, to each other and out of the tar."""
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, kind, target in (
+            ("early.jpg", tarfile.SYMTYPE, "pool/a.jpg"),
+            ("pool/a.jpg", None, b"a" * 700),
+            ("x/hard.jpg", tarfile.LNKTYPE, "pool/a.jpg"),
+            ("x/soft.jpg", tarfile.SYMTYPE, "../pool/./a.jpg"),
+            ("x/soft2.jpg", tarfile.SYMTYPE, "soft.jpg"),
+            (f"x/{'long' * 50}.jpg", tarfile.SYMTYPE, f"../pool/{'l' * 120}.jpg"),
+            (f"pool/{'l' * 120}.jpg", None, b"l" * 9),
+            ("x/out.jpg", tarfile.SYMTYPE, "/data/a.jpg"),
+            ("x/up.jpg", tarfile.SYMTYPE, "../../a.jpg"),
+            ("x/none.jpg", tarfile.LNKTYPE, "pool/b.jpg"),
+            ("x/round.jpg", tarfile.SYMTYPE, "round2.jpg"),
+            ("x/round2.jpg", tarfile.SYMTYPE, "round.jpg"),
+            ("end.jpg", None, b"e"),
+        ):
+            info = tarfile.TarInfo(name)
+            if isinstance(target, bytes):
+                info.size = len(target)
+                tar.addfile(info, io.BytesIO(target))
+            else:
+                info.type, info.linkname = kind, target
+                tar.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_links_are_the_files_that_tarfile_finds_behind_them(tmp_path, form):
+    path = with_links(tmp_path / "x.tar", form)
+    expected, lost = [], []
+    with tarfile.open(path) as tar:
+        for info in tar:
+            try:
+                file = tar.extractfile(info)
+            except (KeyError, RecursionError):
+                file = None
+            if file is None:
+                lost.append(info.name)
+            else:
+                expected.append((info.name, file.read()))
+    left_out: list[str] = []
+    with path.open("rb") as file:
+        found = list(members(file.fileno(), left_out=left_out.append))
+        assert [(each.name, os.pread(file.fileno(), each.size, each.offset)) for each in found] == expected
+    assert left_out == lost == ["x/out.jpg", "x/up.jpg", "x/none.jpg", "x/round.jpg", "x/round2.jpg"]
+    start = truth(path)[0]
+    assert listed(path, end_of(start)) == found[2:]
+
+
+# ------------------------------------------------------------------------------------------------- hostile headers
+
+
+def with_pax(path: Path, **headers: str) -> Path:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("a.jpg", "b.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 600, headers if name == "b.jpg" else {}
+            tar.addfile(info, io.BytesIO(bytes([7]) * 600))
+    return path
+
+
+@pytest.mark.parametrize("size", ["-1536", "-1", "1e9", "٣", "9" * 5000, " 600"])
+def test_a_size_that_is_none_is_an_error_with_its_place(tmp_path, size):
+    """tarfile reads the first of these for ever."""
+    path = with_pax(tmp_path / "x.tar", size=size)
+    with pytest.raises(ValueError, match=r"at byte 1,536: an extended header is damaged: size="):
+        listed(path)
+    stream = ArchiveStream(path)
+    with pytest.raises(ValueError, match=r"x\.tar is not a tar, or damaged .*: size=.*; at its byte 1,536\)"):
+        list(archive_members(stream, str(path)))
+    stream.close()
+
+
+def test_a_size_beyond_the_end_takes_no_memory(tmp_path):
+    path = with_pax(tmp_path / "x.tar", size=str(10**15))
+    with pytest.raises(ValueError, match=r"it is cut after .* inside b\.jpg"):
+        listed(path)
+    stream = ArchiveStream(path)
+    with pytest.raises(ValueError, match=r"b\.jpg has 1,000,000,000,000,000 bytes: that is no image"):
+        [file.read() for file in archive_members(stream, str(path))]
+    stream.close()
+
+
+@pytest.mark.parametrize("headers", [{"GNU.sparse.major": "1", "GNU.sparse.realsize": str(10**13)}])
+def test_files_without_their_holes_are_refused_by_name(tmp_path, headers):
+    path = with_pax(tmp_path / "x.tar", **headers)
+    with pytest.raises(
+        ValueError, match=r"at byte 2,560: b\.jpg is stored without its holes.*without --sparse"
+    ):
+        listed(path)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"L", b"K", b"g"])
+def test_the_data_of_an_extended_header_are_bounded(tmp_path, kind):
+    """Two megabytes of gzip may hold two gigabytes of it."""
+    info = tarfile.TarInfo("a.jpg")
+    info.type, info.size = kind, 2**31
+    data = info.tobuf(tarfile.GNU_FORMAT)
+    with gzip.open(tmp_path / "x.tar.gz", "wb", compresslevel=1) as file:
+        file.write(data + bytes(2**20))
+    stream = ArchiveStream(tmp_path / "x.tar.gz")
+    with pytest.raises(ValueError, match=r"an extended header of 2,147,483,648 bytes"):
+        list(archive_members(stream, "x.tar.gz"))
+    stream.close()
+
+
+def test_a_tar_without_a_file_is_read_as_one(tmp_path):
+    """As tar -T /dev/null writes it."""
+    tarfile.open(tmp_path / "x.tar", "w").close()
+    assert (tmp_path / "x.tar").read_bytes() == bytes(10240)
+    assert listed(tmp_path / "x.tar") == []

@@ -6,6 +6,7 @@ Which images a task takes is worked out again from the slices of TFDS that the b
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import sys
@@ -23,6 +24,7 @@ from vtab_miniatures import (
     example_message,
     load,
     make_caltech101,
+    make_cifar100,
     make_dmlab,
     make_dtd,
     make_patch_camelyon,
@@ -265,3 +267,26 @@ def test_drawn_images_are_not_passed_off_as_the_published_ones(tmp_path, caplog)
     assert data.classes == SCENES
     everything = {key for labels in made.labels.values() for key in labels}
     assert {f"/{images.key(i)}" for images in data.splits.values() for i in range(len(images))} == everything
+
+
+def test_a_pickle_of_a_data_set_runs_no_code(tmp_path):
+    make_cifar100(tmp_path)
+    path, trace = tmp_path / "cifar/cifar-100-python/meta", tmp_path / "trace"
+
+    class Program:
+        def __reduce__(self):
+            return os.mkdir, (str(trace),)
+
+    path.write_bytes(pickle.dumps({"fine_label_names": Program()}))
+    with pytest.raises(ValueError, match=f"cannot read {re.escape(str(path))} .* holds no code"):
+        load("cifar100", tmp_path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_arrays_are_unpickled_by_every_protocol(tmp_path, protocol):
+    made = make_cifar100(tmp_path)
+    for stored in made.labels:
+        path = tmp_path / "cifar/cifar-100-python" / stored
+        path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()), protocol))
+    assert len(load("cifar100", tmp_path).splits["test"]) == 12

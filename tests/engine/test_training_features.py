@@ -19,7 +19,7 @@ from mixer_lightning.checkpoints.read import read
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine import first_batch, training
-from mixer_lightning.engine.callbacks import MetricsLog
+from mixer_lightning.engine.callbacks import Evaluations, MetricsLog
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.run import train
 from mixer_lightning.reports import first_batch as picture
@@ -146,6 +146,32 @@ def test_an_early_stop_finishes_the_run_wherever_it_was_interrupted(tmp_path, mo
         assert json.loads((tmp_path / f"at{step}" / results.RESULT).read_text())["steps"] == 9
     assert run(tmp_path / "whole", *STOPPING) == 0
     assert "has finished this recipe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [3, 4], ids=["the evaluation that ends it", "what waits for the end"])
+def test_an_early_stop_whose_evaluation_was_broken_off(tmp_path, monkeypatch, number):
+    """Asked to stop within the evaluation that will end the run, or within those after it: made anew, counted once."""
+    words = [word for word in STOPPING if not word.startswith("checkpoint_every")]
+    assert run(tmp_path / "whole", *words) == 0
+    evaluate, calls = Evaluations.run, []
+
+    def interrupted(self, module, evals):
+        calls.append(module.step)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, module, evals)
+
+    monkeypatch.setattr(Evaluations, "run", interrupted)
+    assert run(tmp_path / "run", *words) == 143
+    monkeypatch.undo()
+    assert calls[-1] == state_of(tmp_path / "run")["step"] == 9
+    assert run(tmp_path / "run", *words) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert (tmp_path / "run" / results.CONFUSION).exists()
+    rows, expected = (
+        [row["step"] for row in results.read_metrics(tmp_path / name)] for name in ("run", "whole")
+    )
+    assert rows == expected
 
 
 def test_a_metric_that_there_is_not_is_refused(tmp_path, capsys):

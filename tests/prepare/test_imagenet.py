@@ -158,6 +158,22 @@ def test_the_devkit_is_read_as_torchvision_reads_it(archives, monkeypatch):
     assert truth == val_wnids == TRUTH
 
 
+def test_a_devkit_that_goes_back_is_not_read_for_ever(tmp_path):
+    """tarfile, and with it torchvision, goes from one of its headers to the one before, and so on."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as sink:
+        for number in range(3):
+            info = tarfile.TarInfo(f"data/{number}.txt")
+            info.pax_headers = {"size": "-1536"} if number else {}
+            sink.addfile(info)
+    path = tmp_path / imagenet_archives.DEVKIT
+    path.write_bytes(gzip.compress(file.getvalue()))
+    with pytest.raises(
+        ValueError, match=r"cannot read .*devkit.*size=-1536; at its byte 512\).*image-net\.org"
+    ):
+        imagenet_archives.read_devkit(path)
+
+
 def test_reading_goes_on_at_any_place(archives):
     opened = opened_source("data=imagenet1k", f"source={archives}")
     everything = list(opened.samples((0, 0)))

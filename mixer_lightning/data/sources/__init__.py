@@ -71,9 +71,9 @@ class Marked(Protocol):
 class Dataset:
     """Splits that share one list of classes.
 
-    `classes[label]` names a class, and `len(classes)` is the size of the head. `splits` has "train" and at least
-    one of "val" and "test". `label_changes_with` names what augmentation must not do, since the label would be wrong: a
-    random crop where something is counted, a flip where the label says left or right.
+    `classes[label]` names a class, and `len(classes)` is the size of the head. `splits` has "train", unless it is for
+    evaluation alone, and "val", "test" or both. `label_changes_with` names what augmentation must not do, since the
+    label would be wrong: a random crop where something is counted, a flip where the label says left or right.
     """
 
     name: str

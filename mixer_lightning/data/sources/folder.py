@@ -72,7 +72,8 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
     """Images in class folders: `<root>/train/<class>/...`, and `val/` or `test/` (or both) alike.
 
     Class folders directly under `root`, with no split's folder among them, are train alone; data/splits.py slices
-    others from it. Classes are the folder names of train in sorted order; images may be in subfolders of their class.
+    others from it. Classes are the folder names of train in sorted order, or of the other splits where there is no
+    train, for evaluation; images may be in subfolders of their class, and val and test may lack some of a class.
     Hidden files are skipped, and so are those that do not end as images do (names.py), whose number the log says.
     `name` is the data set's name in messages and results.
 
@@ -87,12 +88,15 @@ def folder(*, root: str, name: str = "folder") -> Dataset:
             raise ValueError(f"{name}: {base / each} is not a split. Call it {split}, for {LAYOUT}.")
     if not present:
         present = {"train": base}
-    if "train" not in present:
-        raise FileNotFoundError(f"{name}: no folder {base / 'train'}. Expected {LAYOUT}.")
-    classes = class_folders(present["train"])
+    learnt = [present["train"]] if "train" in present else list(present.values())
+    classes = sorted({each for path in learnt for each in class_folders(path)})
     if not classes:
+        if "train" not in present:
+            raise FileNotFoundError(f"{name}: no folder {base / 'train'}. Expected {LAYOUT}.")
         raise _no_classes(name, present["train"])
-    splits = {split: scan(name, path, classes) for split, path in present.items()}
+    splits = {
+        split: scan(name, path, classes, all_filled=split == "train") for split, path in present.items()
+    }
     say_left_out(name, splits)
     return Dataset(name=name, classes=[readable(each) for each in classes], splits={**splits})
 
@@ -118,18 +122,17 @@ def class_folders(split: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
-    """All images of one split, labelled by the position of their folder in `classes`."""
+def scan(name: str, split: Path, classes: list[str], *, all_filled: bool = True) -> FolderImages:
+    """All images of one split, labelled by the position of their folder in `classes`.
+
+    Raises:
+        ValueError: there are none, or some of a class that is unknown or, with `all_filled`, none in a class folder.
+    """
     labels_of = {each: label for label, each in enumerate(classes)}
     found = class_folders(split)
-    unknown_classes = [each for each in found if each not in labels_of]
-    if unknown_classes:
-        raise ValueError(
-            f"{name}: {split} has {len(unknown_classes)} class folder(s) that train/ lacks: {_some(unknown_classes)}. "
-            "Every class needs training images."
-        )
     if not found:
         raise _no_classes(name, split)
+    unknown_classes: list[str] = []
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
@@ -138,12 +141,23 @@ def scan(name: str, split: Path, classes: list[str]) -> FolderImages:
         inside = sorted(image_files(str(split), each, left_out))
         if not inside:
             empty.append(each)
+            continue
+        if each not in labels_of:
+            unknown_classes.append(each)
+            continue
         files += inside
         labels += [labels_of[each]] * len(inside)
+    if unknown_classes:
+        raise ValueError(
+            f"{name}: {split} has {len(unknown_classes)} class folder(s) that train/ lacks: {_some(unknown_classes)}. "
+            "Every class needs training images."
+        )
     others = f" There, {names.left_out(Counter(map(names.ending_of, left_out)))}." if left_out else ""
     if not files:
         raise ValueError(f"{name}: no images under {split}. Expected {LAYOUT}.{others}")
-    if empty:
+    if empty and not all_filled:
+        log.info("%s: no image of %s in %s", name, _some(empty), split)
+    elif empty:
         raise ValueError(
             f"{name}: {len(empty)} class folder(s) under {split} hold no image: {_some(empty)}. "
             f"Fill or remove them.{others}"

@@ -7,12 +7,14 @@ these class tars in a folder), imagenet21k_resized.tar.gz (class folders inside)
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import re
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from mixer_lightning.data.sources.archives import ArchiveStream, archive_members
 
 #: Archives of ImageNet-1k by split, and where the labels of val are.
 ARCHIVES_1K = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -63,18 +65,16 @@ def read_devkit(path: Path) -> tuple[list[str], list[str]]:
 
     tables = {}
     try:
-        with tarfile.open(path) as archive:
-            for info in archive:
-                name = info.name.rpartition("/")[2]
-                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and info.isreg():
-                    file = archive.extractfile(info)
-                    assert file is not None
+        with contextlib.closing(ArchiveStream(path)) as stream:
+            for file in archive_members(stream, str(path)):
+                name = file.name.rpartition("/")[2]
+                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
                     tables[name] = file.read()
         synsets = loadmat(io.BytesIO(tables["meta.mat"]), squeeze_me=True)["synsets"]
         wnid_of = {int(row[0]): str(row[1]) for row in synsets if int(row[4]) == 0}  # 4: number of children
         numbers = tables["ILSVRC2012_validation_ground_truth.txt"].split()
         truth = [wnid_of[int(number)] for number in numbers]
-    except (tarfile.TarError, KeyError, IndexError, OSError, EOFError, ValueError) as error:
+    except (KeyError, IndexError, OSError, EOFError, ValueError) as error:
         raise ValueError(f"cannot read {path} ({error}). Fetch it again from image-net.org.") from error
     return sorted(wnid_of.values()), truth
 

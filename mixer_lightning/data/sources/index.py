@@ -26,7 +26,7 @@ import numpy.typing as npt
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.locks import log_progress, once_per_machine
 from mixer_lightning.data.sources.remote import File, expand, find
-from mixer_lightning.data.sources.samples import ROW, samples
+from mixer_lightning.data.sources.samples import ROW, Samples, samples
 from mixer_lightning.data.sources.tar import BLOCK
 from mixer_lightning.files import atomic_write, write_text
 
@@ -170,10 +170,10 @@ def build(files: Sequence[File], classes: list[str] | None, *, name: str, store:
     """Read the headers of all shards."""
     labels_of = {each: label for label, each in enumerate(classes or [])}
 
-    def read_headers(file: File) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32], int]:
+    def read_headers(file: File) -> tuple[Samples, int]:
         descriptor = store.open(file)
         try:
-            return *samples(descriptor, labels_of), os.fstat(descriptor).st_size
+            return samples(descriptor, labels_of), os.fstat(descriptor).st_size
         except ValueError as error:
             raise ValueError(f"{name}: {file.address}: {error}") from error
         except OSError as error:
@@ -183,17 +183,26 @@ def build(files: Sequence[File], classes: list[str] | None, *, name: str, store:
 
     with ThreadPoolExecutor(min(NUM_THREADS, store.max_open(files))) as pool:
         parts = list(log_progress(pool.map(read_headers, files), f"{name}: indexed", len(files)))
-    rows = np.concatenate([rows for rows, _, _ in parts])
+    for reason in dict.fromkeys(reason for found, _ in parts for reason in found.left_out):
+        names = [name for found, _ in parts for name in found.left_out.get(reason, ())]
+        log.warning("%s: %s %s are left out, such as %s", name, f"{len(names):,}", reason, names[0])
+    empty = [file.address for file, (found, _) in zip(files, parts, strict=True) if not len(found.rows)]
+    if 0 < len(empty) < len(files):
+        log.warning("%s: %s shards hold no sample, such as %s", name, f"{len(empty):,}", empty[0])
+    rows = np.concatenate([found.rows for found, _ in parts])
     if len(rows) == 0:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         raise ValueError(f"{name}: no samples in {files[0].address}{more}.")
-    width = max(labels.shape[1] for _, labels, _ in parts)
+    width = max(found.labels.shape[1] for found, _ in parts)
     labels = None
     if width > 1:
         labels = np.concatenate(
-            [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for _, part, _ in parts]
+            [
+                np.pad(found.labels, ((0, 0), (0, width - found.labels.shape[1])), constant_values=-1)
+                for found, _ in parts
+            ]
         )
-    shards = [(file.name, size, len(rows)) for file, (rows, _, size) in zip(files, parts, strict=True)]
+    shards = [(file.name, size, len(found.rows)) for file, (found, size) in zip(files, parts, strict=True)]
     return Index(rows, labels, shards)
 
 
@@ -228,4 +237,4 @@ def _save(folder: Path, split: str, fingerprint: str, index: Index) -> None:
 def _fingerprint(files: Sequence[File], classes: list[str] | None) -> str:
     """Changes with any shard's name, size or time, and with the classes; not with the folder they are in."""
     states = [(file.name, file.bytes, file.version) for file in files]
-    return hashlib.sha256(json.dumps(["index 2", states, classes]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(["index 3", states, classes]).encode()).hexdigest()

@@ -184,7 +184,7 @@ def _not_of_shards(
         file, own = part
         descriptor = store.open(file)
         try:
-            rows, labels = samples(descriptor, labels_of)
+            rows, labels, _ = samples(descriptor, labels_of)
         except ValueError as error:
             return f"{file.address}: {error}"
         finally:

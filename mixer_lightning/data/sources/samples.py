@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources.names import SHARD_SUFFIXES, unnumbered
-from mixer_lightning.data.sources.tar import BLOCK, Member, members
+from mixer_lightning.data.sources.names import IMAGE_SUFFIXES, SHARD_SUFFIXES, unnumbered
+from mixer_lightning.data.sources.tar import BLOCK, MAX_IMAGE_BYTES, Member, members
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import readable
 
 #: A row of the index. The image's first byte is number `block` * 512 of its shard; rows are in the order of shards.
 ROW = np.dtype([("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("hash", "<u4")])
+
+MAX_NOTE_BYTES = 2**24  # of a .cls or .json file
+
+BROKEN_LINK, HIDDEN = "links to nothing in the archive", "hidden files"
+WITHOUT_SUFFIX, WITHOUT_IMAGE = "files without a suffix", "files beside which there is no image"
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -29,27 +37,52 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}{slash}{stem}", suffix.lower()) if stem else (name, "")
 
 
-def samples(fd: int, labels_of: dict[str, int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
-    """Rows [n] and labels [n, L] of the images in one shard."""
+class Samples(NamedTuple):
+    """The images in a shard."""
+
+    rows: npt.NDArray[Any]  # ROW [n]
+    labels: npt.NDArray[np.int32]  # [n, L]
+    left_out: dict[str, list[str]]  # names of files by the reason why they are part of no sample
+
+
+def samples(fd: int, labels_of: dict[str, int]) -> Samples:
+    """The images in one shard, and what beside them belongs to none, as webdataset passes it over."""
     rows: list[tuple[int, int, int, int]] = []
     labels: list[list[int]] = []
-    for key, group in groupby(members(fd), key=lambda member: split_name(member.name)[0]):
+    left_out: defaultdict[str, list[str]] = defaultdict(list)
+
+    def named() -> Iterator[tuple[str, str, Member]]:
+        for member in members(fd, left_out=left_out[BROKEN_LINK].append):
+            key, suffix = split_name(member.name)
+            if suffix:
+                yield key, suffix, member
+            else:
+                file = member.name.rpartition("/")[2]
+                left_out[HIDDEN if file.startswith(".") else WITHOUT_SUFFIX].append(member.name)
+
+    for key, group in groupby(named(), key=itemgetter(0)):
+        if key.rpartition("/")[2].startswith("__"):  # webdataset's mark for notes on the shard
+            continue
         files: dict[str, Member] = {}
-        for member in group:
-            suffix = split_name(member.name)[1]
-            if suffix in files and not key.rpartition("/")[2].startswith("__"):
+        for _, suffix, member in group:
+            if suffix in files:
                 raise ValueError(
                     f"sample {key!r} has {member.name} twice; samples side by side need other names."
                 )
-            if suffix:
-                files[suffix] = member
-        if files and not key.rpartition("/")[2].startswith("__"):  # webdataset's mark for notes on the shard
-            image, found = _sample(fd, key, files, labels_of)
-            rows.append((image.offset // BLOCK, image.size, found[0], hash32(unnumbered(key))))
-            labels.append(found)
+            files[suffix] = member
+        if "cls" not in files and not any(suffix in IMAGE_SUFFIXES for suffix in files):
+            left_out[WITHOUT_IMAGE] += [member.name for member in files.values()]
+            continue
+        image, found = _sample(fd, key, files, labels_of)
+        rows.append((image.offset // BLOCK, image.size, found[0], hash32(unnumbered(key))))
+        labels.append(found)
     width = max(map(len, labels), default=1)
     padded = [each + [-1] * (width - len(each)) for each in labels]
-    return np.array(rows, dtype=ROW), np.array(padded, dtype=np.int32).reshape(-1, width)
+    return Samples(
+        np.array(rows, dtype=ROW),
+        np.array(padded, dtype=np.int32).reshape(-1, width),
+        {reason: names for reason, names in left_out.items() if names},
+    )
 
 
 def _sample(
@@ -66,8 +99,9 @@ def _sample(
         raise ValueError(
             f"sample {key!r} has no label. Expected {key}.cls or {key}.json beside {image.name}."
         )
-    if image.size >= 2**32:
-        raise ValueError(f"sample {key!r}: {image.name} has {image.size:,} bytes, too many for an image.")
+    for file, limit in ((image, MAX_IMAGE_BYTES), (note, MAX_NOTE_BYTES)):
+        if file.size > limit:
+            raise ValueError(f"sample {key!r}: {file.name} has {file.size:,} bytes, too many for what it is.")
     text = readable(os.pread(fd, note.size, note.offset).decode(errors="surrogateescape")).strip()
     labels = _labels(text, labels_of, is_json=note is files.get("json"))
     if not labels:

@@ -28,11 +28,12 @@ import numpy.typing as npt
 from mixer_lightning.data.sources import Dataset, Images, prepared, remote
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, find_shards, load_or_build
-from mixer_lightning.data.sources.names import too_sparse
+from mixer_lightning.data.sources.names import too_sparse, unnumbered
 from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
+from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import cache_home, readable
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def shards(
             files = [replace(file, bytes=size) for file, size in zip(files, sizes, strict=True)]
             splits[split] = ShardImages(files, index, store)
             largest = max(largest, index.largest_label)
-        elif split == "train":
-            raise _missing(name, base)
+    if not splits:
+        raise _missing(name, base)
     if about.classes is None and num_classes is None:
         _refuse_ids(name, base, largest, sum(map(len, splits.values())))
     return Dataset(name, _classes(name, base, about.classes, largest, num_classes), splits)
@@ -130,6 +131,10 @@ class ShardImages:
         self._max_open = store.max_open(files)
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()  # the latest used last
         self._lock = threading.Lock()  # of the line above
+        self._listed: tuple[int, dict[tuple[int, int], Member]] = (
+            -1,
+            {},
+        )  # the files of the shard listed last
 
     def __len__(self) -> int:
         return len(self._size)
@@ -182,15 +187,23 @@ class ShardImages:
         return bisect_right(self._ends, index), int(self._block[index]) * BLOCK, int(self._size[index])
 
     def _member(self, index: int) -> Member:
-        """The file's tar header, searched from the end of the image before it."""
+        """The file's tar header, searched from the end of the image before it; a link's among all of its shard."""
         shard, offset, _ = self._place(index)
         start = 0
         if index > 0 and bisect_right(self._ends, index - 1) == shard:
             start = after(*self._place(index - 1)[1:])
-        descriptor = self._descriptor(shard)
-        for member in members(descriptor.number, start=start):
-            if member.offset == offset:
+        descriptor, wanted = self._descriptor(shard), (offset, int(self._hash[index]))
+        for member in members(descriptor.number, start=start, links=False) if start <= offset else ():
+            if _identity(member) == wanted:
                 return member
+            if member.offset >= offset:
+                break
+        listed_shard, listed = self._listed
+        if listed_shard != shard:
+            listed = {_identity(member): member for member in members(descriptor.number)}
+            self._listed = (shard, listed)
+        if wanted in listed:
+            return listed[wanted]
         raise ValueError(f"{self._files[shard].address} has no file at byte {offset:,}")
 
     def _descriptor(self, shard: int) -> _Descriptor:
@@ -206,6 +219,11 @@ class ShardImages:
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         return descriptor
+
+
+def _identity(member: Member) -> tuple[int, int]:
+    """Where a file of a shard begins, and the hash of its key: two names of one file differ in that."""
+    return member.offset, hash32(unnumbered(split_name(member.name)[0]))
 
 
 class _Descriptor:

@@ -88,22 +88,24 @@ def imagenet1k(*, root: str) -> Dataset:
     )
     if not base.is_dir():
         raise FileNotFoundError(f"imagenet1k: no folder {base}. {layout}")
-    with _locked(base, needed=not all((base / split).is_dir() for split in ARCHIVES_1K)):
-        for split, archive in ARCHIVES_1K.items():
-            if (base / split).is_dir():
-                continue
-            # torchvision reads the devkit for train too
-            missing = [file for file in (archive, DEVKIT) if not (base / file).is_file()]
-            if missing:
-                raise FileNotFoundError(
-                    f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
-                )
-            _unpack_imagenet(base, split)
+    if not (base / "val").is_dir() or _missing_1k(base, "train") != [ARCHIVES_1K["train"], DEVKIT]:
+        with _locked(base, needed=not all((base / split).is_dir() for split in ARCHIVES_1K)):
+            for split in ARCHIVES_1K:
+                if (base / split).is_dir():
+                    continue
+                if missing := _missing_1k(base, split):
+                    raise FileNotFoundError(
+                        f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
+                    )
+                _unpack_imagenet(base, split)
 
     wnids = wnid_list("1k")
-    for split in ARCHIVES_1K:
+    present = [
+        split for split in ARCHIVES_1K if (base / split).is_dir()
+    ]  # val alone is enough to be judged by
+    for split in present:
         _check_wnids(base / split, wnids)
-    splits = {split: scan("imagenet1k", base / split, wnids) for split in ARCHIVES_1K}
+    splits = {split: scan("imagenet1k", base / split, wnids) for split in present}
     say_left_out("imagenet1k", splits)
     return Dataset("imagenet1k", class_names(wnids), {**splits})
 
@@ -206,6 +208,11 @@ def _unpack_imagenet(base: Path, split: str) -> None:
             f"imagenet1k: could not unpack the {split} archive under {base} ({error}). "
             f"Remove {base / split} if it exists, check the archive and start again."
         ) from error
+
+
+def _missing_1k(base: Path, split: str) -> list[str]:
+    """What is not there of what a split is unpacked from; torchvision reads the devkit for train too."""
+    return [file for file in (ARCHIVES_1K[split], DEVKIT) if not (base / file).is_file()]
 
 
 def _check_wnids(split: Path, wnids: list[str]) -> None:

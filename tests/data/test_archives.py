@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mixer_lightning.data.sources.archives import ArchiveMember, ArchiveStream, archive_members
 from mixer_lightning.data.sources.tar import BLOCK
-from mixer_lightning.prepare.archives import ArchiveMember, ArchiveStream, archive_members
 
 NAMES = ("a.jpg", "folder/b.jpg", "empty.jpg", f"{'deep/' * 18}{'n' * 60}.jpg")
 LONGER = ("ä/ö.jpg", f"{'n' * 300}.jpg")

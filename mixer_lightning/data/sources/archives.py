@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mixer_lightning.data.sources import tar
+
+log = logging.getLogger(__name__)
 
 READ_BYTES = 2**20  # at a time
 
@@ -75,7 +78,9 @@ class ArchiveMember:
         self._stream, self._left = stream, size
 
     def read(self, count: int | None = None) -> bytes:
-        """The next `count` bytes or, without it, all that are left."""
+        """The next `count` bytes or, without it, all that are left; ValueError when they are too many for an image."""
+        if count is None and self._left > tar.MAX_IMAGE_BYTES:
+            raise ValueError(f"{self.where} has {self.size:,} bytes: that is no image.")
         count = self._left if count is None else min(count, self._left)
         data = self._stream.read(count)
         self._left -= len(data)
@@ -103,7 +108,8 @@ def archive_members(stream: Stream, where: str, *, nested: bool = False) -> Iter
 
     A tar ends with zeros. One inside another may also end where its own size says, because that much is there.
     """
-    extension = tar.Extension()
+    extension, num_links = tar.Extension(), 0
+    position = 0  # where the header begins
     while True:
         block = stream.read(tar.BLOCK)
         if not block and nested:
@@ -113,6 +119,8 @@ def archive_members(stream: Stream, where: str, *, nested: bool = False) -> Iter
         if not any(block):
             if not nested:
                 _check_end(stream, where)
+            if num_links:
+                log.warning("%s: %s links are left out: a stream does not go back", where, f"{num_links:,}")
             return
         try:
             header = extension.apply(tar.parse_header(block))
@@ -120,11 +128,15 @@ def archive_members(stream: Stream, where: str, *, nested: bool = False) -> Iter
             if header.is_extension:
                 extension.read(header, member.read())
         except tar.TarError as error:
-            raise ValueError(f"{where} is not a tar, or damaged ({error}). Fetch it again.") from error
+            raise ValueError(
+                f"{where} is not a tar, or damaged ({error}; at its byte {position:,}). Fetch it again."
+            ) from error
+        num_links += header.is_link
         if header.is_regular:
             yield member
         member.skip()
         stream.read(tar.padding(header.size))
+        position = tar.after(position + tar.BLOCK, header.size)
 
 
 def _check_end(stream: Stream, where: str) -> None:
