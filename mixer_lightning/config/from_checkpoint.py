@@ -30,7 +30,8 @@ from mixer_lightning.models.presets import list_models, model_node
 if TYPE_CHECKING:
     from mixer_lightning.checkpoints.read import Checkpoint
 
-#: How an image is resized and cropped for evaluation, of what a checkpoint may say of its images.
+#: Of what a checkpoint may say of its images: what holds for every crop, and how they are cropped for evaluation.
+IMAGE_KEYS = ("mean", "std", "exif_orientation")
 CROP_KEYS = tuple(key for key in PREPROCESSING if key.startswith("eval_"))
 
 Stated = Mapping[
@@ -131,7 +132,10 @@ def _facts(checkpoint: str, given_model: str | None, models: Collection[str]) ->
     if content is None:
         return _facts_without_tensors(checkpoint, given_model, models)
     if content.recipe is not None:
-        return _of_recipe(content.recipe, given_model, models)
+        from mixer_lightning.checkpoints.metadata import of_run  # torch: seconds
+
+        facts = _of_recipe(content.recipe, given_model, models)
+        return facts._replace(augment=of_run(facts.augment))
     there = content.model
     if there is None:  # of no family that tensors tell
         model = given_model or content.model_name
@@ -219,7 +223,7 @@ def _said_of_model(facts: _Facts, stated: Stated, models: Collection[str]) -> Ov
     values: dict[str, Any] = {f"model.{key}": value for key, value in facts.sizes.items()}
     if facts.image_size is not None:
         values["image_size"] = facts.image_size
-    values |= {f"augment.{key}": facts.augment[key] for key in ("mean", "std") if key in facts.augment}
+    values |= {f"augment.{key}": facts.augment[key] for key in IMAGE_KEYS if key in facts.augment}
     is_choice = facts.model is not None and facts.model in models
     return Overrides({"model": str(facts.model)} if is_choice else {}, values)
 

@@ -28,8 +28,6 @@ from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.screen import last_line
 from mixer_lightning.targets import build
 
-DRIVEN = (EarlyStopping, ModelCheckpoint)
-
 
 def build_callbacks(recipe: Recipe, source: Dataset) -> dict[str, Callback]:
     """The recipe's callbacks.
@@ -55,8 +53,13 @@ def build_callbacks(recipe: Recipe, source: Dataset) -> dict[str, Callback]:
     return found
 
 
+def is_driven(callback: Callback) -> bool:
+    """Whether it is not the Trainer's but called by DrivenCallbacks."""
+    return isinstance(callback, EarlyStopping | ModelCheckpoint)
+
+
 class DrivenCallbacks(StepCallback):
-    """Calls `callbacks`, EarlyStopping and ModelCheckpoint, by the names that the recipe gives them.
+    """Calls those of `callbacks` that are EarlyStopping or ModelCheckpoint, by the names that the recipe gives them.
 
     `module.ended` becomes the reason when one of them has stopped the training. `states` are of an earlier session.
     """
@@ -64,8 +67,9 @@ class DrivenCallbacks(StepCallback):
     def __init__(
         self, callbacks: Mapping[str, Callback], *, start_step: int, states: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        self.callbacks, self.start_step, self.earlier = callbacks, start_step, states
-        for callback in callbacks.values():
+        self.callbacks = {name: each for name, each in callbacks.items() if is_driven(each)}
+        self.start_step, self.earlier = start_step, states
+        for callback in self.callbacks.values():
             if isinstance(callback, EarlyStopping):
                 callback._check_on_train_epoch_end = False  # both look after evaluations
             elif isinstance(callback, ModelCheckpoint):

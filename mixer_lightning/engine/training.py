@@ -16,6 +16,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
+from mixer_lightning.data.checks import refuse_damaged
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -25,7 +26,7 @@ from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.first_batch import FirstBatch
 from mixer_lightning.engine.length import Length, refuse_another_length
-from mixer_lightning.engine.lightning_callbacks import DRIVEN, DrivenCallbacks, build_callbacks
+from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks, build_callbacks, is_driven
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
@@ -101,6 +102,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     if earlier is not None:
         _refuse_another_run(recipe, *earlier, of_data, length)
         _go_on(module, data, earlier[1], length, screen)
+    elif recipe.evals and machine.rank == 0:
+        refuse_damaged(source, threads=machine.threads)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = MetricsLog(
         run_dir,
@@ -110,11 +113,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         dashboards=dashboards,
     )
     others = build_callbacks(recipe, source)
-    driven = DrivenCallbacks(
-        {name: each for name, each in others.items() if isinstance(each, DRIVEN)},
-        start_step=data.start_step,
-        states=earlier[1].get("callbacks", {}) if earlier is not None else {},
-    )
+    states = earlier[1].get("callbacks", {}) if earlier is not None else {}
     checkpoints = Checkpoints(
         run_dir,
         every_steps=recipe.checkpoint_every.to_steps(length.steps_per_epoch),
@@ -126,7 +125,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
             "device_batch": length.micro_batches.device_batch,
         },
         metrics=metrics,
-        driven=driven,
+        driven=DrivenCallbacks(others, start_step=data.start_step, states=states),
         earlier=earlier,
     )
     preemption = _preemption(machine, checkpoints, run_dir, screen)
@@ -153,7 +152,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
 
 
 def _length(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
-    steps_per_epoch = num_images / recipe.batch_size
+    steps_per_epoch = recipe.optimizer_steps_per_epoch(num_images)
     return Length(
         split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
         steps_per_epoch,
@@ -184,6 +183,9 @@ def _go_on(
     module.only_evaluates = module.step == length.total_steps and module.evaluation_due
     if module.only_evaluates:
         data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
+    before = state["recipe"].get("max_bad_fraction", data.max_bad_fraction)
+    if before != data.max_bad_fraction:
+        screen.say(f"max_bad_fraction is {data.max_bad_fraction:g} from here on, {before:g} before")
     if state["device_batch"] != length.micro_batches.device_batch:
         screen.say(
             f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
@@ -224,7 +226,7 @@ def _callbacks(
         evaluations,
         checkpoints.driven,
         checkpoints,
-        *(each for each in others.values() if not isinstance(each, DRIVEN)),
+        *(each for each in others.values() if not is_driven(each)),
         preemption,  # last of a step: it ends the fit
         PendingEvaluation(evaluations, checkpoints, preemption),
     ]
