@@ -13,16 +13,17 @@ import torch
 from torch import nn
 
 from mixer_lightning.optim.groups import parameter_groups
+from mixer_lightning.ranges import BelowOne, NonNegativeFloat, PositiveFloat
 
 
 def adamw(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat,
+    beta1: BelowOne = 0.9,
+    beta2: BelowOne = 0.999,
+    eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
@@ -48,11 +49,11 @@ def adamw(
 def adam(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float = 0.0,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat = 0.0,
+    beta1: BelowOne = 0.9,
+    beta2: BelowOne = 0.999,
+    eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
@@ -77,9 +78,9 @@ def adam(
 def sgd(
     model: nn.Module,
     *,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
+    lr: PositiveFloat,
+    momentum: BelowOne = 0.9,
+    weight_decay: NonNegativeFloat = 0.0,
     nesterov: bool = False,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
@@ -116,12 +117,12 @@ def sgd(
 def lamb(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-6,
-    max_grad_norm: float | None = 1.0,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat,
+    beta1: BelowOne = 0.9,
+    beta2: BelowOne = 0.999,
+    eps: PositiveFloat = 1e-6,
+    max_grad_norm: PositiveFloat | None = 1.0,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
