@@ -168,7 +168,7 @@ def test_what_a_platform_or_a_shell_sets_is_no_launcher(monkeypatch, env):
 def test_several_processes_that_nothing_numbers_are_refused_once(monkeypatch):
     launch(monkeypatch, {"WORLD_SIZE": "2", "RANK": "1"})
     with pytest.raises(
-        ValueError, match="WORLD_SIZE=2 announces several processes.*unset WORLD_SIZE and RANK"
+        ValueError, match=r"WORLD_SIZE=2 announces several processes.*unset WORLD_SIZE and RANK"
     ):
         launcher.launched()
     assert not launcher.is_first()
