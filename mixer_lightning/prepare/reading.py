@@ -23,6 +23,7 @@ class Stopped(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.exit_code = 130 if number == signal.SIGINT else 143
 
 
@@ -81,6 +82,7 @@ def read_source(
         try:
             outcome = _outcome(future, flag)
         except Hanging:
+            submitted.appendleft((sample, future))
             with ThreadPoolExecutor(1) as fresh:
                 state.commit(fresh)
             raise
@@ -102,6 +104,11 @@ def read_source(
                 take()
         while submitted:
             take()
+    except Stopped as stop:
+        begun = [future for _, future in submitted if not future.cancel()]
+        if wait(begun, timeout=stopping.HANGING_SECONDS).not_done:
+            raise Hanging(stop.number) from stop
+        raise
     finally:
         for _, future in submitted:
             future.cancel()
