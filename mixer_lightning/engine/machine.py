@@ -200,7 +200,8 @@ class Machine:
         """Process-wide switches: TF32 products for what stays in float32, determinism, freed memory kept on CPUs."""
         if self.device_type == "cpu":
             keep_freed_memory()
-        rank_zero_only.rank = self.rank  # Lightning takes it from variables that a shell may have kept
+        # Lightning takes it from variables that a shell may have kept
+        rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
