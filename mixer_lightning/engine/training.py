@@ -18,7 +18,7 @@ from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
-from mixer_lightning.engine import setup
+from mixer_lightning.engine import setup, startup_checks
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
@@ -83,7 +83,13 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         recipe.duration.to_steps(steps_per_epoch),
     )
     module = classifier(recipe, parts.model, machine, length)
-    _try_parts(module, num_classes=len(source.classes))
+    startup_checks.try_parts(module, num_classes=len(source.classes))
+    startup_checks.refuse_one_value(
+        parts.model, image_size=recipe.image_size, device_batch=length.micro_batches.device_batch
+    )
+    slow = startup_checks.slow_average(decay=recipe.ema_decay, total_steps=length.total_steps)
+    if slow is not None:
+        screen.say(slow)
     data = setup.data_module(
         source,
         parts.augment,
@@ -281,23 +287,6 @@ def _dashboards(recipe: Recipe | None, run_dir: Path, screen: Screen) -> Dashboa
     nodes = recipe.logger.items() if recipe is not None else []
     makers = {key: functools.partial(build, node, run_dir=run_dir, run_name=name) for key, node in nodes}
     return Dashboards(makers, say=screen.say)
-
-
-def _try_parts(module: Classifier, *, num_classes: int) -> None:
-    """Call once what the first step would call, on next to nothing.
-
-    Raises:
-        ValueError: a part does not take its numbers.
-    """
-    try:
-        module.make_optimizer(module.model)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"optimizer: {last_line(error)}") from error
-    targets = torch.full((2, num_classes), 1 / num_classes)
-    try:
-        module.loss(torch.zeros_like(targets), targets)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"loss: {last_line(error)}") from error
 
 
 def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
