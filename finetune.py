@@ -1,8 +1,8 @@
-"""Transfer of a pretrained backbone to a data set."""
+"""Transfer of a pretrained backbone to a data set: mixer_lightning/cli/finetune.py."""
 
 import sys
 
-from mixer_lightning.cli.finetune import main
+from mixer_lightning.cli.start import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("finetune"))

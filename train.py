@@ -1,8 +1,8 @@
-"""Pretraining, or training from scratch."""
+"""Pretraining, or training from scratch: mixer_lightning/cli/train.py."""
 
 import sys
 
-from mixer_lightning.cli.train import main
+from mixer_lightning.cli.start import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("train"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from mixer_lightning.cli.console import main
+from mixer_lightning.cli.start import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

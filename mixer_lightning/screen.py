@@ -4,152 +4,154 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from mixer_lightning import launcher, results
+from mixer_lightning.stdio import printable
 
 
 class Screen:
-    """Prints on the terminal and into log.txt; silent on all processes but the first."""
+    """Prints on the terminal and into log.txt; silent on all processes but the first.
+
+    What is printed is text: brackets, colons and control characters of a name are shown, not obeyed. What cannot be
+    written is lost, and ends nothing.
+    """
 
     def __init__(self, *, silent: bool = False) -> None:
         self.silent = silent
-        width = None if sys.stdout.isatty() else 120
-        self.console = Console(quiet=silent, highlight=False, markup=False, width=width)
-        self.log: Console | None = None
-        self.silent_log = False  # the log broke off
-        self._said: list[Text | Table] = []  # before there was a log
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._total_steps, self._steps_per_epoch = 1, 1.0
+        self.console = plain_console(quiet=silent)
+        self.log: LogFile | None = None
+        self.on_close: list[Callable[[], None]] = []  # bars to be taken away
+        self._said: list[str] = []  # before there was a log
 
     def open_log(self, path: Path) -> None:
         """From here on everything is also appended to a file."""
         if not self.silent:
-            self.log = Console(file=path.open("a"), width=120, highlight=False, markup=False, no_color=True)
-            for what in self._said:
-                self._write(what)
+            self.log = LogFile(path, complain=self._complain)
+            for text in self._said:
+                self.log.write(text)
             self._said.clear()
 
     def close(self) -> None:
         """Take the bar away and close the log."""
-        self.stop_bar()
+        self.stop_bars()
         log, self.log = self.log, None
         if log is not None:
-            with contextlib.suppress(OSError):  # a full disk
-                log.file.close()
+            log.close()
+
+    def stop_bars(self) -> None:
+        """Take away what is shown in the last line."""
+        for stop in list(self.on_close):
+            stop()
 
     def say(self, text: str) -> None:
-        """One line."""
-        self._print(Text(text))
+        """One line, or several."""
+        self._print(Text(printable(text)))
 
     def alarm(self, text: str) -> None:
         """One line, from whatever process: those that are silent otherwise say it on stderr, with their number."""
         if self.silent:
-            print(f"process {launcher.rank()}: {text}", file=sys.stderr, flush=True)
+            print(printable(f"process {launcher.rank()}: {text}"), file=sys.stderr, flush=True)
         else:
             self.say(text)
+
+    def note(self, text: str) -> None:
+        """Into the log alone: a traceback."""
+        self._write(f"{printable(text)}\n")
 
     def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         """A table; the first column is left-aligned, numbers speak for themselves."""
         table = Table(
-            title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+            title=Text(printable(title)) if title else None,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 3, 0, 0),
         )
         for column in columns:
-            table.add_column(column, header_style="bold", overflow="fold")
+            table.add_column(Text(printable(column)), header_style="bold", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self._print(table)
 
     def _print(self, what: Text | Table) -> None:
-        self.console.print(what, soft_wrap=isinstance(what, Text))
-        self._write(what)
+        soft_wrap = isinstance(what, Text)
+        self.console.print(what, soft_wrap=soft_wrap)
+        file = io.StringIO()
+        plain_console(file=file).print(what, soft_wrap=soft_wrap)
+        self._write(file.getvalue())
 
-    def _write(self, what: Text | Table) -> None:
-        if self.log is None:
-            if not (self.silent or self.silent_log):  # a silent process never opens a log
-                self._said.append(what)
-        else:
-            try:
-                self.log.print(what, soft_wrap=isinstance(what, Text))
-                self.log.file.flush()
-            except OSError as error:  # training goes on without
-                log, self.log = self.log, None
-                self.silent_log = True
-                with contextlib.suppress(OSError):
-                    log.file.close()
-                self.console.print(Text(f"cannot write the log: {error}; it ends here"), soft_wrap=True)
+    def _write(self, text: str) -> None:
+        if self.log is not None:
+            self.log.write(text)
+        elif not self.silent:  # a silent process never opens a log
+            self._said.append(text)
 
-    # ---------------------------------------------------------------------------------------------- bar
-
-    def start_bar(self, total_steps: int, steps_per_epoch: float, step: int) -> None:
-        """Show the progress bar, if this is a terminal."""
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        if self.console.is_terminal and not self.silent:
-            self._progress = Progress(
-                TextColumn("{task.fields[epoch]}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-                refresh_per_second=4,
-            )
-            self._task = self._progress.add_task(
-                "", total=total_steps, completed=step, epoch=self._position(step), numbers=""
-            )
-            self._progress.start()
-
-    def move_bar(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` steps are done."""
-        if self._progress is not None:
-            self._progress.update(
-                self._task, completed=step, epoch=self._position(step), numbers=_numbers(metrics)
-            )
-
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A line with an evaluation: on a terminal it goes to the log only, the bar shows the rest."""
-        line = Text(f"{self._position(step)}  {_numbers(metrics)}")
-        if self._progress is None:
-            self._print(line)
-        else:
-            self._write(line)
-
-    def stop_bar(self) -> None:
-        """Take the bar away."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-    def _position(self, step: int) -> str:
-        epochs = self._total_steps / self._steps_per_epoch
-        if epochs >= 2:
-            return f"epoch {step / self._steps_per_epoch:.1f}/{epochs:.3g}"
-        return f"step {step:,}/{self._total_steps:,}"
+    def _complain(self, error: OSError) -> None:
+        self.console.print(Text(f"cannot write the log: {error}; training goes on without"), soft_wrap=True)
 
 
-def _numbers(metrics: Mapping[str, float]) -> str:
-    """'loss 0.61  train/top1 97.1  test/top1 98.3  3,100 images/s'."""
-    parts = []
-    for name, value in metrics.items():
-        if name == "train/loss":
-            parts.append(f"loss {value:.4g}")
-        elif name.endswith("/top1"):
-            parts.append(f"{name} {100 * value:.1f} %")
-    if "train/images_per_second" in metrics:
-        parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
-    return "  ".join(parts)
+class LogFile:
+    """log.txt: lines are appended as they come. What cannot be written is lost, which is said once."""
+
+    def __init__(self, path: Path, *, complain: Callable[[OSError], None]) -> None:
+        self.complain = complain
+        self._has_complained = False
+        self._file: io.FileIO | None = None
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            complain(error)
+
+    def write(self, text: str) -> None:
+        """Append lines."""
+        if self._file is None:
+            return
+        left = memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:  # the next line is tried again: a full disk may have room by then
+            if not self._has_complained:
+                self._has_complained = True
+                self.complain(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+
+def plain_console(*, quiet: bool = False, file: io.StringIO | None = None) -> Console:
+    """A console that takes text for text, as wide as the terminal; where there is none, 120 columns.
+
+    Args:
+        quiet: prints nothing.
+        file: instead of standard output.
+    """
+    width = None if file is None and sys.stdout.isatty() else 120
+    is_terminal = False if file is not None else None  # None: as it is
+    return Console(
+        quiet=quiet,
+        file=file,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=width,
+        force_terminal=is_terminal,
+    )
 
 
 def format_metric(metric: str, value: float) -> str:
@@ -168,7 +170,7 @@ def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> N
     rows += [
         ("images/s", f"{result['images_per_second']:,.0f}"),
         ("seconds", f"{result['wall_seconds']:,.0f}"),
-        ("checkpoint", str(run_dir / results.LAST)),
+        ("checkpoint", str(run_dir / results.BEST)),
         ("curves", str(run_dir / results.CURVES)),
         ("result", str(run_dir / results.RESULT)),
     ]
@@ -185,7 +187,7 @@ def refuse(messages: Sequence[str]) -> NoReturn:
     """Say what is wrong, once however many processes there are, and exit 2."""
     if launcher.is_first():
         for message in messages:
-            print(message, file=sys.stderr)
+            print(printable(message), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -203,7 +205,7 @@ def last_line(error: BaseException) -> str:
 def say_what_broke(screen: Screen, error: Exception, log: Path) -> None:
     """One line on the screen, the traceback of the error being handled in the log."""
     if screen.log is not None:
-        screen.log.print(traceback.format_exc(), soft_wrap=True)
+        screen.note(traceback.format_exc().rstrip())
     screen.alarm(f"{type(error).__name__}: {last_line(error)}. The traceback is in {log}")
 
 

@@ -40,7 +40,10 @@ FLOORS = {
     "launcher": 0,
     "targets": 0,
     "results": 1,
+    "stdio": 0,
+    "stopping": 0,
     "screen": 2,
+    "progress": 3,
     "kernels": 3,  # below the models that they speed up
     "models": 4,
     "optim": 4,
@@ -69,7 +72,7 @@ ALLOWED_ROOMS = {
     "torchmetrics": {"evals", "engine"},
     "matplotlib": {"reports"},
 }
-WITHOUT_TORCH = {"config", "results", "screen", "files", "cli", "reports"}
+WITHOUT_TORCH = {"config", "results", "screen", "progress", "stdio", "stopping", "files", "cli", "reports"}
 #: The one file that turns a dotted path into an object, and those that ask it for one that is not ours to import:
 #: a `_target_` of a foreign package, whose signature is looked up, and timm's class that an export is loaded into.
 MAY_LOCATE = {

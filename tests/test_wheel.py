@@ -99,7 +99,7 @@ def test_the_wheel_holds_every_file(wheel: Path):
         if path.parts[0] == "conf":
             expected.add(str("mixer_lightning" / path))
     assert {name for name in held if ".dist-info/" not in name} == expected
-    assert "mixer = mixer_lightning.cli.console:main" in scripts
+    assert "mixer = mixer_lightning.cli.start:start" in scripts
 
 
 def test_help_shows_the_recipes_inside(mixer: Mixer):

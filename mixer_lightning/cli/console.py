@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 
 import mixer_lightning
@@ -22,10 +21,9 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command that a command line names; the exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["--version"]:
+    if list(argv[:1]) == ["--version"]:
         print(f"mixer-lightning {mixer_lightning.__version__}")
         return 0
     chosen = choose("mixer", "command", COMMANDS, argv)

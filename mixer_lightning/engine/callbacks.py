@@ -21,6 +21,7 @@ from mixer_lightning.engine.distributed import is_distributed
 from mixer_lightning.engine.inference import Predictions
 from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
+from mixer_lightning.progress import Bar
 from mixer_lightning.screen import Screen
 
 
@@ -105,8 +106,19 @@ class MetricsLog(StepCallback):
         self.dashboards.log_metrics(step, {"epoch": epoch, **row})
 
 
+class EvaluationStopped(Exception):
+    """The run was asked to stop in the middle of an evaluation."""
+
+
 class Evaluations(StepCallback):
-    """Runs the recipe's evaluations every `every_steps` steps and after the last one."""
+    """Runs the recipe's evaluations every `every_steps` steps and after the last one.
+
+    Where the run is asked to stop, an evaluation is broken off after the batch, and made anew when the run goes on.
+
+    Args:
+        is_asked_to_stop: whether any process was; all of them ask equally often.
+        on_batch: hears how far a pass over images is: what, batches done, batches in all.
+    """
 
     def __init__(
         self,
@@ -116,18 +128,27 @@ class Evaluations(StepCallback):
         total_steps: int,
         data: DataModule,
         metrics: MetricsLog,
+        is_asked_to_stop: Callable[[], bool],
+        on_batch: Callable[[str, int, int], None],
     ) -> None:
         self.evals, self.every_steps, self.total_steps = evals, every_steps, total_steps
         self.data, self.metrics = data, metrics
+        self.is_asked_to_stop, self.on_batch = is_asked_to_stop, on_batch
         self.listeners: list[Callable[[Trainer, Classifier, dict[str, float]], None]] = []
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Evaluate if it is time."""
         last = module.step == self.total_steps
         due = self.evals if last else {name: each for name, each in self.evals.items() if not is_at_end(each)}
-        if due and (last or module.step % self.every_steps == 0):
+        module.evaluation_due = bool(due) and (last or module.step % self.every_steps == 0)
+        if module.evaluation_due:
             self.metrics.pause()
-            values = self.run(module, due)
+            try:
+                values = self.run(module, due)
+            except EvaluationStopped:
+                self.metrics.resume()
+                return
+            module.evaluation_due = False
             if values:
                 self.metrics.write(trainer, module.step, values)
             for listener in self.listeners:
@@ -135,34 +156,93 @@ class Evaluations(StepCallback):
             self.metrics.resume()
 
     def run(self, module: Classifier, evals: Mapping[str, Eval]) -> dict[str, float]:
-        """All metrics of some evaluations."""
+        """All metrics of some evaluations.
+
+        Raises:
+            EvaluationStopped: the run was asked to stop.
+        """
         with module.evaluating() as network:
             folder = self.metrics.run_dir if module.machine.rank == 0 else None
-            predict = Predictions(network, self.data, device=module.device, folder=folder)
+            predict = Predictions(
+                network,
+                self.data,
+                device=module.device,
+                folder=folder,
+                criterion=module.loss,
+                on_batch=self._on_batch,
+            )
             found = [metrics_of(name, each, predict) for name, each in evals.items()]
             return {metric: value for metrics in found for metric, value in metrics.items()}
 
+    def _on_batch(self, what: str, done: int, total: int) -> None:
+        self.on_batch(what, done, total)
+        if self.is_asked_to_stop():
+            raise EvaluationStopped
+
 
 class Progress(StepCallback):
-    """Draws the bar on a terminal; elsewhere prints a line per evaluation."""
+    """Shows how far the run is, after every micro-batch, and a line with every evaluation."""
 
     def __init__(
         self, screen: Screen, metrics: MetricsLog, *, total_steps: int, steps_per_epoch: float
     ) -> None:
         self.screen, self.metrics = screen, metrics
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self._bar: Bar | None = None
+        self._done = 0.0
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
         """Start the bar."""
-        self.screen.start_bar(self.total_steps, self.steps_per_epoch, module.step)
+        self._done = module.step
+        self._bar = Bar(
+            self.screen, total=self.total_steps, done=module.step, label=self._position(module.step)
+        )
 
-    def on_step(self, trainer: Trainer, module: Classifier) -> None:
-        """Move the bar."""
-        self.screen.move_bar(module.step, self.metrics.latest)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lightning's hook: move the bar, also by parts of a step."""
+        assert isinstance(pl_module, Classifier)
+        assert self._bar is not None
+        accumulate = pl_module.micro_batches.accumulate
+        self._done = pl_module.step + (batch_idx + 1) % accumulate / accumulate
+        self._bar.move(
+            self._done, label=self._position(self._done), parts=format_progress(self.metrics.latest)
+        )
+
+    def on_evaluation(self, what: str, done: int, total: int) -> None:
+        """So many batches of a pass over images are done."""
+        if self._bar is not None:
+            self._bar.move(
+                self._done,
+                parts=[f"evaluating {what} {done:,}/{total:,}", *format_progress(self.metrics.latest)],
+            )
 
     def on_metrics(self, trainer: Trainer, module: Classifier, values: Mapping[str, float]) -> None:
-        """One line per evaluation."""
-        self.screen.report(module.step, {**self.metrics.latest, **values})
+        """One line per evaluation, which stays."""
+        numbers = "  ".join(format_progress({**self.metrics.latest, **values}))
+        self.screen.say(f"{self._position(module.step)}  {numbers}")
+        if self._bar is not None:
+            self._bar.said()
+
+    def _position(self, step: float) -> str:
+        epochs = self.total_steps / self.steps_per_epoch
+        if epochs >= 2:
+            return f"epoch {step / self.steps_per_epoch:,.1f}/{f'{epochs:,.1f}'.removesuffix('.0')}"
+        return f"step {int(step):,}/{self.total_steps:,}"
+
+
+def format_progress(metrics: Mapping[str, float]) -> list[str]:
+    """'loss 0.61', 'val/top1 98.3 %', 'train/top1 97.1 %', '3,100 images/s': what matters most comes first."""
+    parts = [f"loss {metrics['train/loss']:.4g}"] if "train/loss" in metrics else []
+    accuracies = [name for name in metrics if name.endswith("/top1")]
+    parts += [
+        f"{name} {100 * metrics[name]:.1f} %"
+        for name in sorted(accuracies, key=lambda name: name == "train/top1")
+    ]
+    if "train/images_per_second" in metrics:
+        parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
+    return parts
 
 
 class SameRecipe(StepCallback):

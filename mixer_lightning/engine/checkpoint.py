@@ -83,10 +83,12 @@ class Checkpoints(StepCallback):
         self._last_is_good = path.name == results.LAST  # or it must not become the previous one
         self.best: dict[str, Any] | None = None  # metric, value, step
         self.saved_step = -1
+        self._evaluation_was_due = False  # in what was saved
         self._began = time.perf_counter()
         self._seconds_before = 0.0
         if state is not None:
             self.best, self.saved_step = state["best"], state["step"]
+            self._evaluation_was_due = state.get("evaluation_due", False)
             self._seconds_before = state["wall_seconds"]
             metrics.train_seconds, metrics.steps_timed = state["train_seconds"], state["steps_timed"]
             metrics.latest = dict(state["metrics"])
@@ -123,7 +125,7 @@ class Checkpoints(StepCallback):
 
     def save(self, trainer: Trainer, module: Classifier) -> None:
         """Write last.ckpt. All processes call it; the first writes."""
-        if self.saved_step == module.step:
+        if self.saved_step == module.step and self._evaluation_was_due == module.evaluation_due:
             return
         self.metrics.pause()
         state = self.record | snapshot(module)
@@ -140,7 +142,8 @@ class Checkpoints(StepCallback):
             if self._last_is_good:
                 _keep_previous(self.run_dir)
         self._write(trainer, results.LAST, state)
-        self.saved_step, self._last_is_good = module.step, True
+        self.saved_step, self._evaluation_was_due = module.step, module.evaluation_due
+        self._last_is_good = True
         self.metrics.resume()
 
     def _write(self, trainer: Trainer, name: str, state: Mapping[str, Any]) -> None:
@@ -183,6 +186,7 @@ def snapshot(module: Classifier) -> dict[str, Any]:
     module.average_batch_norm()
     state: dict[str, Any] = {
         "step": module.step,
+        "evaluation_due": module.evaluation_due,
         **run_format.with_weights(module.model.state_dict()),
         "optimizer": module.optimizer.state_dict(),
         "precision": module.trainer.precision_plugin.state_dict(),
@@ -202,6 +206,7 @@ def best_state(module: Classifier) -> dict[str, Any]:
 def restore_session(module: Classifier, state: Mapping[str, Any]) -> None:
     """Put a module where `snapshot` stood."""
     module.step = state["step"]
+    module.evaluation_due = state.get("evaluation_due", False)  # not in checkpoints of earlier versions
     module.model.load_state_dict(run_format.trained_weights(state))
     optimizer = module.configure_optimizers()
     optimizer.load_state_dict(state["optimizer"])

@@ -46,6 +46,8 @@ class Classifier(LightningModule):
         self.micro_batches, self.machine, self.clip_grad_norm = micro_batches, machine, clip_grad_norm
         self.optimizer: Optimizer | None = None
         self.step = 0
+        self.evaluation_due = False  # after `step`: it was broken off
+        self.only_evaluates = False  # all steps were made in earlier sessions
         self.accumulator = MetricAccumulator()
         # Both live outside the module tree: the names in a checkpoint are the backbone's, compiled or averaged or not.
         self._outside: dict[str, Any] = {"forward": torch.compile(model) if machine.compile else model}
@@ -67,6 +69,10 @@ class Classifier(LightningModule):
         """Take the average to the device; its counter stays on the CPU, or every step would wait for the device."""
         if self.ema is not None:
             self.ema.module.to(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Lightning's hook: -1 ends the training where there is no step to be made."""
+        return -1 if self.only_evaluates else None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""

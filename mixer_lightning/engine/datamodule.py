@@ -29,6 +29,8 @@ class EvalPlan:
 
     def __init__(self, num_images: int, *, batch_size: int, rank: int, world_size: int) -> None:
         self.images, self.batch_size = range(rank, num_images, world_size), batch_size
+        #: Batches of the process that has the most: the first.
+        self.most_batches = -(-len(range(0, num_images, world_size)) // batch_size)
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)

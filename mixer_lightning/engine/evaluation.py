@@ -23,6 +23,7 @@ from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteOutput
 from mixer_lightning.evals import Eval, metrics_of, uses_head
 from mixer_lightning.files import write_text
+from mixer_lightning.progress import PassBars
 from mixer_lightning.reports import confusion
 from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke
 
@@ -107,8 +108,13 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
 def _evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Screen) -> None:
     """Run the evaluations; the first process prints and writes."""
     is_first = parts.machine.rank == 0
+    bars = PassBars(screen)
     predict = Predictions(
-        parts.network, parts.data, device=parts.machine.device, folder=run_dir if is_first else None
+        parts.network,
+        parts.data,
+        device=parts.machine.device,
+        folder=run_dir if is_first else None,
+        on_batch=bars,
     )
     metrics: dict[str, float] = {}
     began = time.perf_counter()
@@ -119,13 +125,16 @@ def _evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scr
         return
     record = _record(recipe, parts, metrics, time.perf_counter() - began)
     try:
-        confusion.draw(run_dir)
+        pictures = confusion.draw(run_dir)
     except Exception as error:  # figures must not hang on a picture
         screen.say(f"no {confusion.CONFUSION_PNG}: {error}")
+        pictures = []
     write_text(run_dir / results.EVALUATION, json.dumps(record, indent=2) + "\n")
-    screen.table(
-        "", ("metric", "value"), [(name, format_metric(name, value)) for name, value in metrics.items()]
-    )
+    rows = [(name, format_metric(name, value)) for name, value in metrics.items()]
+    if rows:
+        screen.table("", ("metric", "value"), rows)
+    if pictures:
+        screen.say(f"pictures: {', '.join(map(str, pictures))}")
     screen.say(f"{record['wall_seconds']:,.0f} s; written to {run_dir / results.EVALUATION}")
 
 

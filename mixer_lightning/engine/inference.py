@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mixer_lightning.data.crops import Filter, Integers
 from mixer_lightning.data.loader import Loader
+from mixer_lightning.data.mixing import targets_of
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.datamodule import DataModule, EvalPlan
 from mixer_lightning.engine.distributed import all_gather_interleaved, is_distributed
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteOutput
@@ -58,14 +59,33 @@ class Network:
 class Predictions:
     """The `Predict` of evaluations (evals/__init__.py): a network over the splits of a DataModule.
 
-    After the last batch of a split it raises NonFiniteOutput, on all processes, if any output was not finite.
+    `on_batch` hears of a split how many batches are done of how many, before the first and after each: as often in
+    every process, whether or not it has a share of the last batch. After the last one NonFiniteOutput is raised, in
+    all processes, if any output was not finite.
     """
 
     def __init__(
-        self, network: Network, module: DataModule, *, device: torch.device, folder: Path | None
+        self,
+        network: Network,
+        module: DataModule,
+        *,
+        device: torch.device,
+        folder: Path | None,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        on_batch: Callable[[str, int, int], None] = lambda split, done, total: None,
     ) -> None:
         self.network, self.module, self.data = network, module, module.source
-        self.device, self.folder = device, folder
+        self.device, self.folder, self.on_batch = device, folder, on_batch
+        self._criterion = criterion
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The recipe's loss of a batch, of logits [B, K] and labels; None without a `criterion` for soft targets."""
+        return None if self._criterion is None else self._loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        assert self._criterion is not None
+        return self._criterion(logits, targets_of(labels, num_classes=logits.shape[1]))
 
     def local_indices(self, split: str) -> Integers:
         """Indices [n] of this process's images, in the order of `logits`."""
@@ -111,13 +131,19 @@ class Predictions:
     def _batches(
         self, split: str, loader: Loader, infer: Callable[[Tensor], Tensor]
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert isinstance(loader.plan, EvalPlan)
+        total = loader.plan.most_batches
+        self.on_batch(split, 0, total)
         counts = torch.zeros(2, dtype=torch.int64, device=self.device)  # images that are bad, images
-        for batch in loader:
+        for done, batch in enumerate(loader, start=1):
             batch = batch.to(self.device)
             values = infer(self.module.normalised_crops(batch))
             bad = ~values.isfinite().all(dim=1)
             counts += torch.stack([bad.sum(), torch.full_like(counts[0], len(bad))])
             yield values, batch.labels
+            self.on_batch(split, done, total)
+        for done in range(len(loader), total):
+            self.on_batch(split, done + 1, total)
         if is_distributed():
             torch.distributed.all_reduce(counts)
         num_bad, num_images = counts.tolist()

@@ -29,6 +29,7 @@ from mixer_lightning.engine import setup
 from mixer_lightning.engine.inference import Network, evaluating
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.files import read_lines, readable, write_text
+from mixer_lightning.progress import Bar
 from mixer_lightning.screen import Screen
 
 
@@ -211,8 +212,14 @@ def predict(chosen: argparse.Namespace, parts: Ready, screen: Screen) -> int:
     restored, (files, left_out), machine = parts
     for note in [*assumptions(restored), *([f"images: {left_out}"] if left_out else [])]:
         screen.say(note)
-    with _bad_images_unsaid():  # they are in the rows
-        rows = list(predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top))
+    rows = []
+    with (
+        _bad_images_unsaid(),  # they are in the rows
+        Bar(screen, total=len(files), label=f"{len(files):,} images") as bar,
+    ):
+        for row in predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top):
+            rows.append(row)
+            bar.move(len(rows), label=f"{len(rows):,}/{len(files):,} images")
     width = min(chosen.top, len(next((row["classes"] for row in rows if "classes" in row), [])))
     screen.table(
         "",

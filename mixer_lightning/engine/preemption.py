@@ -1,67 +1,67 @@
-"""Being asked to stop: save after the current step, and say so by the exit code."""
+"""Being asked to stop: save after the current step or batch of an evaluation, and say so by the exit code."""
 
 from __future__ import annotations
 
 import datetime
-import signal
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
-from mixer_lightning.engine.callbacks import StepCallback
+from mixer_lightning.engine.callbacks import Evaluations, StepCallback
 from mixer_lightning.engine.checkpoint import Checkpoints
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.distributed import is_distributed
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and has saved."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"{signal.Signals(number).name} at step {step:,}")
-        self.exit_code = 130 if number == signal.SIGINT else 143
+from mixer_lightning.stopping import Stopped, StopRequests
 
 
 class Preemption(StepCallback):
     """Saves and stops after the current step when any process got SIGTERM, SIGUSR1 or Ctrl-C.
 
     The handlers only set a flag: a signal may arrive in the middle of a collective operation. The processes agree
-    at the end of each step, through the CPU, so the accelerator is not waited for. A second Ctrl-C ends at once;
-    a second SIGTERM does not, because schedulers send several.
+    at the end of each step and batch of an evaluation, through the CPU, so the accelerator is not waited for.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def __init__(self, checkpoints: Checkpoints, *, timeout_minutes: float) -> None:
-        self.checkpoints, self.timeout = checkpoints, datetime.timedelta(minutes=timeout_minutes)
-        self.received = 0
+    def __init__(self, requests: StopRequests, checkpoints: Checkpoints, *, timeout_minutes: float) -> None:
+        self.requests, self.checkpoints = requests, checkpoints
+        self.timeout = datetime.timedelta(minutes=timeout_minutes)
         self._group: Any = None
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
         """Take over from Lightning's handlers, which talk to other processes from inside the handler."""
-        for number in self.SIGNALS:  # Lightning puts back what was there before, however fitting ends
-            signal.signal(number, self._receive)
+        self.requests.catch()
         if is_distributed():
             self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == self.received == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received = number
+    def received(self) -> int:
+        """The number of the signal that any process got, 0 for none. All processes call it equally often."""
+        if self._group is None:
+            return self.requests.received
+        flag = torch.tensor(self.requests.received)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(flag)
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Agree, and stop if anyone was asked to."""
-        received = self.received
-        if self._group is not None:
-            flag = torch.tensor(received)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
-            received = int(flag)
+        received = self.received()
         if received:
+            self.requests.keep_on.set()
             self.checkpoints.save(trainer, module)
             if self._group is not None:
                 # No process may end before the file is written: its launcher would kill them all.
                 torch.distributed.barrier(group=self._group)
-            raise Stopped(received, module.step)
+            raise Stopped(received, where=f" at step {module.step:,}", saved=True)
+
+
+class PendingEvaluation(StepCallback):
+    """Makes the evaluation in which an earlier session was asked to stop."""
+
+    def __init__(self, evaluations: Evaluations, checkpoints: Checkpoints, preemption: Preemption) -> None:
+        self.evaluations, self.checkpoints, self.preemption = evaluations, checkpoints, preemption
+
+    def on_begin(self, trainer: Trainer, module: Classifier) -> None:
+        """Evaluate and save, before the next step or after the last one."""
+        if module.evaluation_due:
+            self.evaluations.on_step(trainer, module)
+            self.checkpoints.save(trainer, module)
+            self.preemption.on_step(trainer, module)

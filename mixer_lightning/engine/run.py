@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -18,10 +19,14 @@ from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe, refuse_differences
 from mixer_lightning.files import check_writable, lock_run_dir
 from mixer_lightning.screen import Screen, closing_table, say_what_broke, show_logging
+from mixer_lightning.stopping import Stopped, exit_code
 
 NO_CHECKPOINT = (
     "'checkpoint' is missing: a .npz, .pth, .safetensors or .ckpt file, a run directory, or timm:<name>"
 )
+#: What one process finds wrong, mostly all find. The first says it and ends, whereupon a launcher ends the others: they
+#: wait for that long before they say it too.
+SECONDS_FOR_THE_FIRST = 3.0
 
 
 def train(recipe: Recipe, run_dir: Path) -> int:
@@ -136,9 +141,14 @@ def _exit_code(begin: Callable[[], int], run_dir: Path, screen: Screen) -> int:
     try:
         code = begin()
     except (ValueError, OSError) as error:
-        screen.say(str(error))
+        if screen.silent:
+            time.sleep(SECONDS_FOR_THE_FIRST)
+        screen.alarm(str(error))
         code = 2
-    except KeyboardInterrupt:  # before there was anything to save
+    except Stopped as stop:  # before there was anything to save
+        screen.say(f"stopped by {stop} before the first step; nothing was changed")
+        code = exit_code(stop.number)
+    except KeyboardInterrupt:
         code = 130
     if code:
         leave_no_empty(run_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +26,11 @@ from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
-from mixer_lightning.engine.preemption import Preemption, Stopped
+from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke
+from mixer_lightning.stopping import Stopped, StopRequests, exit_code
 from mixer_lightning.targets import build
 
 
@@ -42,6 +44,7 @@ class Run:
     metrics: MetricsLog
     checkpoints: Checkpoints
     dashboards: Dashboards
+    requests: StopRequests
     total_steps: int
     num_parameters: int
     device: str
@@ -74,14 +77,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     machine, source = parts.machine, parts.source
     splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
-    steps_per_epoch = len(source.splits["train"]) / recipe.batch_size
-    length = Length(
-        split_batch(
-            batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=machine.world_size
-        ),
-        steps_per_epoch,
-        recipe.duration.to_steps(steps_per_epoch),
-    )
+    length = _length(recipe, num_images=len(source.splits["train"]), world_size=machine.world_size)
     module = classifier(recipe, parts.model, machine, length)
     startup_checks.try_parts(module, num_classes=len(source.classes))
     startup_checks.refuse_one_value(
@@ -111,23 +107,18 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         path, state = earlier
         refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
         identity.refuse_another(of_data, state, run_dir)
-        module.step = data.start_step = state["step"]
-        if state["device_batch"] != length.micro_batches.device_batch:
-            screen.say(
-                f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
-                "here on: BatchNorm, mixing and dropped branches will not be those of an undisturbed run"
-            )
+        _go_on(module, data, state, length, screen)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = MetricsLog(
         run_dir,
         every_steps=recipe.log_every_steps,
         total_steps=length.total_steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=length.steps_per_epoch,
         dashboards=dashboards,
     )
     checkpoints = Checkpoints(
         run_dir,
-        every_steps=recipe.checkpoint_every.to_steps(steps_per_epoch),
+        every_steps=recipe.checkpoint_every.to_steps(length.steps_per_epoch),
         total_steps=length.total_steps,
         record={
             "recipe": recipe.to_dict(),
@@ -137,17 +128,51 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         metrics=metrics,
         earlier=earlier,
     )
+    preemption = _preemption(machine, checkpoints, run_dir, screen)
     trainer = setup.lightning_trainer(
         machine,
-        steps=length.total_steps - module.step,
+        steps=length.total_steps - data.start_step,
         accumulate=length.micro_batches.accumulate,
-        callbacks=_callbacks(recipe, parts, data, metrics, checkpoints, length, screen),
+        callbacks=_callbacks(recipe, parts, data, metrics, checkpoints, preemption, length, screen),
         run_dir=run_dir,
     )
     device = str(machine) if machine.device_type == "cuda" else results.cpu_name()
     return Run(
-        module, data, trainer, metrics, checkpoints, dashboards, length.total_steps, num_parameters, device
+        module,
+        data,
+        trainer,
+        metrics,
+        checkpoints,
+        dashboards,
+        preemption.requests,
+        length.total_steps,
+        num_parameters,
+        device,
     )
+
+
+def _length(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
+    steps_per_epoch = num_images / recipe.batch_size
+    return Length(
+        split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
+        steps_per_epoch,
+        recipe.duration.to_steps(steps_per_epoch),
+    )
+
+
+def _go_on(
+    module: Classifier, data: DataModule, state: Mapping[str, Any], length: Length, screen: Screen
+) -> None:
+    """Put the module and the order of the data where an earlier session stood."""
+    module.step = data.start_step = state["step"]
+    module.only_evaluates = module.step == length.total_steps and state.get("evaluation_due", False)
+    if module.only_evaluates:
+        data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
+    if state["device_batch"] != length.micro_batches.device_batch:
+        screen.say(
+            f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
+            "here on: BatchNorm, mixing and dropped branches will not be those of an undisturbed run"
+        )
 
 
 def _callbacks(
@@ -156,31 +181,33 @@ def _callbacks(
     data: DataModule,
     metrics: MetricsLog,
     checkpoints: Checkpoints,
+    preemption: Preemption,
     length: Length,
     screen: Screen,
 ) -> list[Callback]:
     """What happens between steps, in this order: what a checkpoint has seen is also in metrics.jsonl."""
+    progress = Progress(
+        screen, metrics, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
+    )
     evaluations = Evaluations(
         parts.evals,
         every_steps=recipe.eval_every.to_steps(length.steps_per_epoch),
         total_steps=length.total_steps,
         data=data,
         metrics=metrics,
-    )
-    progress = Progress(
-        screen, metrics, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
+        is_asked_to_stop=lambda: bool(preemption.received()),
+        on_batch=progress.on_evaluation,
     )
     evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics]
     return [
         SameRecipe(recipe.to_yaml()),
+        progress,
         metrics,
         evaluations,
         checkpoints,
-        progress,
         *_lightning_callbacks(recipe),
-        Preemption(
-            checkpoints, timeout_minutes=parts.machine.process_timeout_minutes
-        ),  # last: it ends the fit
+        preemption,  # last of a step: it ends the fit
+        PendingEvaluation(evaluations, checkpoints, preemption),
     ]
 
 
@@ -238,9 +265,10 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             if damaged:
                 lines = ", ".join(map(str, damaged))
                 screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
-        if run.module.step < run.total_steps:
-            run.trainer.fit(run.module, datamodule=run.data)
-        screen.stop_bar()
+        if run.module.step < run.total_steps or run.module.only_evaluates:
+            with run.requests:
+                run.trainer.fit(run.module, datamodule=run.data)
+        screen.stop_bars()
         if run.module.step < run.total_steps:
             run.checkpoints.save(run.trainer, run.module)
             screen.say(
@@ -257,24 +285,29 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             closing_table(screen, result, run_dir)
         return 0
     except Stopped as stop:
-        screen.stop_bar()
-        screen.say(f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there")
-        return stop.exit_code
+        screen.stop_bars()
+        if stop.saved:
+            screen.say(
+                f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there"
+            )
+        else:
+            screen.say(f"stopped by {stop} before another step. {_where_to_go_on(run_dir, run.checkpoints)}")
+        return exit_code(stop.number)
     except torch.OutOfMemoryError as error:
-        screen.stop_bar()
+        screen.stop_bars()
         screen.alarm(
             f"out of device memory: lower device_batch (the global batch_size stays). {last_line(error)}"
         )
     except NonFiniteLoss as error:  # all processes find it together
-        screen.stop_bar()
+        screen.stop_bars()
         screen.say(last_line(error))
     except (BadImage, OSError) as error:
-        screen.stop_bar()
+        screen.stop_bars()
         screen.alarm(last_line(error))
     except Exception as error:
-        screen.stop_bar()
+        screen.stop_bars()
         say_what_broke(screen, error, run_dir / results.LOG)
-    screen.say(_where_to_go_on(run_dir, run))
+    screen.say(_where_to_go_on(run_dir, run.checkpoints))
     return 1
 
 
@@ -320,9 +353,19 @@ def _draw_pictures(run_dir: Path, screen: Screen) -> None:
             screen.say(f"no {name}: {error}")
 
 
-def _where_to_go_on(run_dir: Path, run: Run) -> str:
-    if run.checkpoints.saved_step < 0:
+def _where_to_go_on(run_dir: Path, checkpoints: Checkpoints) -> str:
+    last = run_dir / results.LAST
+    if checkpoints.saved_step < 0:
         return "Nothing had been saved yet"
-    return (
-        f"The last good checkpoint, step {run.checkpoints.saved_step:,}, stands in {run_dir / results.LAST}"
-    )
+    if not last.exists():
+        return f"The last checkpoint, step {checkpoints.saved_step:,}, was {last}, which is gone"
+    return f"The last good checkpoint, step {checkpoints.saved_step:,}, stands in {last}"
+
+
+def _preemption(machine: Machine, checkpoints: Checkpoints, run_dir: Path, screen: Screen) -> Preemption:
+    def quitting() -> str:
+        screen.stop_bars()  # leave the terminal as it was found
+        return _where_to_go_on(run_dir, checkpoints)
+
+    requests = StopRequests(screen.say, first="saving after this step", quitting=quitting)
+    return Preemption(requests, checkpoints, timeout_minutes=machine.process_timeout_minutes)

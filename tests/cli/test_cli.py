@@ -101,7 +101,8 @@ def test_help_lists_every_choice_with_what_it_is(program, script, absent):
 @pytest.mark.parametrize(
     "words", [[], ["experiment=mixer_l16_imagenet21k", "trainer=ddp"], ["seed=3", "logger=wandb"]]
 )
-def test_the_shown_recipe_is_the_one_that_runs(program, tmp_path, words):
+def test_the_shown_recipe_is_the_one_that_runs(program, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)  # where the program runs, too: relative folders are shown as they are stored
     done = program("train.py", *words, "--cfg", "job", "--resolve")
     assert done.returncode == 0, done.stderr
     runs = compose_one("train", words).to_dict()
@@ -158,7 +159,7 @@ def test_a_run_says_what_it_does(first_minute):
     result = json.loads((folder / run_dir / "result.json").read_text())
     assert f"{result['num_parameters']:,} parameters" in first
     assert f"test/top1    {100 * result['metrics']['test/top1']:.2f} %" in done.stdout
-    assert str(run_dir / "last.ckpt") in done.stdout
+    assert str(run_dir / "best.ckpt") in done.stdout
     assert str(run_dir / "curves.png") in done.stdout
     assert "Traceback" not in done.stderr
 

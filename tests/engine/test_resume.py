@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, TINY
-from mixer_lightning import results
+from mixer_lightning import results, stopping
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine.callbacks import MetricsLog
+from mixer_lightning.engine.callbacks import MetricsLog, Progress
+from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.run import train
 from mixer_lightning.files import lock_run_dir
 
@@ -84,6 +85,49 @@ def test_asked_to_stop_at_any_step(tmp_path, undisturbed, monkeypatch, step, num
     assert outcome(tmp_path / "run")[0]["step"] == step
     assert train(recipe, tmp_path / "run") == 0
     assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_asked_to_stop_in_an_evaluation(tmp_path, undisturbed, monkeypatch, step):
+    """It is broken off after the batch, and made when the run goes on; also the last one, after all steps."""
+    recipe = compose_one("train", RICH)
+    batches = []
+    on_evaluation = Progress.on_evaluation
+
+    def interrupted(self, what, done, total):
+        on_evaluation(self, what, done, total)
+        batches.append((done, total))
+        if done == 2 and self._done == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "on_evaluation", interrupted)
+    assert train(recipe, tmp_path / "run") == 143
+    assert batches[-1] == (2, 12)  # 360 images, 30 at a time
+    monkeypatch.undo()
+    assert outcome(tmp_path / "run")[0]["step"] == step
+    assert not (tmp_path / "run" / results.RESULT).exists()
+    assert train(recipe, tmp_path / "run") == 0
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_before_the_first_step(tmp_path, monkeypatch, capsys, number, code):
+    """While images are decoded into memory, which may take long."""
+    before = [(each, signal.getsignal(each)) for each in (*stopping.SIGNALS, signal.SIGHUP)]
+
+    def decode(self):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(DataModule, "train_dataloader", decode)
+    try:
+        stopping.install()
+        assert train(compose_one("train", TINY), tmp_path / "run") == code
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
+    said = capsys.readouterr().out
+    assert f"stopped by {signal.Signals(number).name} before another step. Nothing had been saved yet" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("step", [2, 8])

@@ -1,0 +1,21 @@
+"""Where a process begins: its standard streams and signals are seen to, then comes the command."""
+
+from __future__ import annotations
+
+import sys
+
+from mixer_lightning import launcher, stdio, stopping
+
+
+def start(*command: str) -> int:
+    """Run `command`, or what the command line names, with the arguments of the command line; the exit code."""
+    stdio.secure()
+    stopping.install()
+    try:
+        from mixer_lightning.cli.console import main  # late: Ctrl-C during an import is Ctrl-C
+
+        return main([*command, *sys.argv[1:]])
+    except stopping.Stopped as stop:
+        if launcher.is_first():
+            print(f"stopped by {stop}", file=sys.stderr)
+        return stopping.exit_code(stop.number)

@@ -1,0 +1,130 @@
+"""Being asked to stop by a signal: exit codes, and what a second request does. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+#: With these a scheduler, a user or Ctrl-C asks a program to stop.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+#: A launcher passes on what its processes have got as well: so close together, two are one.
+SAME_REQUEST_SECONDS = 0.5
+
+
+class Stopped(SystemExit):
+    """A signal asked to stop; the program's exit code is 130 after Ctrl-C, else 143. `saved` says whether it has."""
+
+    def __init__(self, number: int, *, where: str = "", saved: bool = False) -> None:
+        super().__init__(exit_code(number))
+        self.number, self.where, self.saved = number, where, saved
+
+    def __str__(self) -> str:
+        return f"{signal.Signals(self.number).name}{self.where}"
+
+
+def exit_code(number: int) -> int:
+    """130 for Ctrl-C, 143 for the others."""
+    return 130 if number == signal.SIGINT else 143
+
+
+def install() -> None:
+    """From here on a signal of `SIGNALS` raises `Stopped`, a second one ends the process wherever it hangs.
+
+    A lost terminal (SIGHUP) is no request: what runs goes on, and says no more.
+    """
+    asked = False
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(exit_code(number))
+        asked = True
+        raise Stopped(number)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+class StopRequests:
+    """While entered and after `catch`, signals only set `received`, and it is said at once what comes of them.
+
+    A thread says it, which hears of a signal while the main thread is in the middle of a long operation: Python's own
+    handlers wait for its end. The work asks `received` where it can be broken off, and saves. Where that does not
+    come, a second Ctrl-C, or a third of the other signals (schedulers send several), ends the process without.
+
+    Args:
+        say: prints a line; called from the thread.
+        first: what is said to the first request: "saving after this step".
+        quitting: prepares for the end, and gives its last words; called from the thread.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, first: str, quitting: Callable[[], str]) -> None:
+        self.received = 0
+        self.say, self.first, self.quitting = say, first, quitting
+        self.keep_on = threading.Event()  # set where ending at once would lose what is being saved
+        self._count, self._last = 0, -SAME_REQUEST_SECONDS
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        self._fd_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def catch(self) -> None:
+        """Take over the signals; whoever has them gets them back at the end."""
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.set_wakeup_fd(self._fd_before)
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._receive:
+                signal.signal(number, handler)
+        with contextlib.suppress(OSError):
+            self._write.setblocking(True)
+            self._write.send(b"\0")
+        self._thread.join()
+        self._before = {}
+        self._read.close()
+        self._write.close()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def _listen(self) -> None:
+        while number := self._read.recv(1)[0]:
+            if number == signal.SIGHUP:
+                self.say(f"the terminal is gone; this goes on, and is stopped by: kill {os.getpid()}")
+            elif number in self._before:
+                self._answer(number)
+
+    def _answer(self, number: int) -> None:
+        now = time.monotonic()
+        if now - self._last < SAME_REQUEST_SECONDS:
+            return
+        self.received, self._last = number, now
+        self._count += 1
+        name = signal.Signals(number).name
+        is_key = number == signal.SIGINT
+        if self._count == 1:
+            self.say(f"{self.first}; press again to quit without" if is_key else f"{name}: {self.first}")
+        elif self.keep_on.is_set():
+            self.say("the save is being written; this ends after it")
+        elif self._count == 2 and not is_key:
+            self.say(f"{name} again: still {self.first}; the next one quits without")
+        else:
+            self.say(f"quit by {name} without saving. {self.quitting()}")
+            os._exit(exit_code(number))

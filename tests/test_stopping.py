@@ -1,0 +1,129 @@
+"""Being asked to stop is answered at once, and asking again does something."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from conftest import ROOT
+from mixer_lightning import stopping
+from mixer_lightning.stopping import Stopped, StopRequests
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """ask(numbers): what is said to signals, one after the other, with how the process would have ended."""
+    monkeypatch.setattr(stopping, "SAME_REQUEST_SECONDS", 0.0)
+
+    def ask(*numbers: int, saving: bool = False) -> list[str]:
+        said: list[str] = []
+        heard = threading.Semaphore(0)
+
+        def say(text: str) -> None:
+            said.append(text)
+            heard.release()
+
+        def end(code: int) -> None:
+            said.append(f"exit {code}")
+
+        monkeypatch.setattr(stopping.os, "_exit", end)
+        with StopRequests(say, first="saving after this step", quitting=lambda: "It is gone") as requests:
+            requests.catch()
+            if saving:
+                requests.keep_on.set()
+            for number in numbers:
+                signal.raise_signal(number)
+                assert requests.received == number
+                assert heard.acquire(timeout=20)
+        return said
+
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    yield ask
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+
+
+def test_ctrl_c_twice(ask):
+    first, *rest = ask(signal.SIGINT, signal.SIGINT)
+    assert first == "saving after this step; press again to quit without"
+    assert rest == ["quit by SIGINT without saving. It is gone", "exit 130"]
+
+
+def test_schedulers_may_ask_twice_but_not_for_ever(ask):
+    assert ask(signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1) == [
+        "SIGTERM: saving after this step",
+        "SIGTERM again: still saving after this step; the next one quits without",
+        "quit by SIGUSR1 without saving. It is gone",
+        "exit 143",
+    ]
+
+
+def test_a_save_that_is_being_written_is_kept(ask):
+    said = ask(signal.SIGTERM, signal.SIGINT, signal.SIGTERM, saving=True)
+    assert said[1:] == 2 * ["the save is being written; this ends after it"]
+
+
+def test_what_a_launcher_sends_a_second_time_is_one_request():
+    said: list[str] = []
+    with StopRequests(said.append, first="saving", quitting=lambda: "") as requests:
+        requests.catch()
+        for _ in range(3):  # the end of `with` waits until all are heard
+            signal.raise_signal(signal.SIGINT)
+    assert said == ["saving; press again to quit without"]
+
+
+def test_it_is_said_while_the_main_thread_is_busy():
+    """Python's own handlers wait for the end of what the main thread does in C."""
+    events: list[str] = []
+    with StopRequests(events.append, first="saving", quitting=lambda: "") as requests:
+        requests.catch()
+        killer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        killer.start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # one call, which signals do not end
+        events.append("done")
+        killer.join()
+    assert events == ["SIGTERM: saving", "done"]
+
+
+START = """
+import signal, sys, time
+from mixer_lightning.cli import console, start
+def main(argv):
+    print("begun", flush=True)
+    time.sleep(60)
+console.main = main
+sys.exit(start.start("train"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, None)],
+)
+def test_a_signal_while_a_program_starts(number, code):
+    """An exit code and a line, no traceback; a lost terminal ends nothing."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", START], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    if code is None:
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        code, number = 143, signal.SIGTERM
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors == f"stopped by {number.name}\n"
+
+
+def test_stopped_is_an_exit_with_a_code():
+    assert Stopped(signal.SIGUSR1).code == 143
+    assert Stopped(signal.SIGINT).code == 130
+    assert not isinstance(Stopped(signal.SIGINT), Exception)  # which somebody may catch on the way
