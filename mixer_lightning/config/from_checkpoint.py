@@ -131,7 +131,10 @@ def _facts(checkpoint: str, given_model: str | None, models: Collection[str]) ->
     if content is None:
         return _facts_without_tensors(checkpoint, given_model, models)
     if content.recipe is not None:
-        return _of_recipe(content.recipe, given_model, models)
+        from mixer_lightning.checkpoints.metadata import of_run  # torch: seconds
+
+        facts = _of_recipe(content.recipe, given_model, models)
+        return facts._replace(augment=of_run(facts.augment))
     there = content.model
     if there is None:  # of no family that tensors tell
         model = given_model or content.model_name
