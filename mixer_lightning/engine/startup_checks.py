@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.func import functional_call  # type: ignore[attr-defined]
+from torch.func import functional_call
 
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.screen import last_line
