@@ -90,6 +90,15 @@ def _say_left_without_images(data: Dataset, images: Images, text: str) -> None:
         )
 
 
+def class_counts(data: Dataset, split: str = "train") -> npt.NDArray[np.int64]:
+    """How many images of a split have each class, [K]; one with several labels counts for each."""
+    images, counts = data.splits[split], np.zeros(len(data.classes), np.int64)
+    for first in range(0, len(images), LABELS_PER_CALL):
+        labels = images.labels(np.arange(first, min(first + LABELS_PER_CALL, len(images))))
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+    return counts
+
+
 def _labels_seen(images: Images) -> set[int]:
     """The class indices that images have."""
     seen: set[int] = set()

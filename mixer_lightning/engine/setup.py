@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -111,6 +112,7 @@ def data_module(
     total_steps: int = 0,
     seed: int = 0,
     repeats: int = 1,
+    sampling: Literal["balanced"] | None = None,
     shuffle_window: int = 1,
     max_bad_fraction: float = 0.0,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -124,6 +126,7 @@ def data_module(
         total_steps=total_steps,
         seed=seed,
         repeats=repeats,
+        sampling=sampling,
         shuffle_window=shuffle_window,
         max_bad_fraction=max_bad_fraction,
         rank=machine.rank,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor
@@ -17,8 +18,8 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
-from mixer_lightning.data.order import MicroBatches, split_batch
-from mixer_lightning.data.sources import BadImage
+from mixer_lightning.data.order import MicroBatches, refuse_several_labels, split_batch
+from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.engine import setup, startup_checks
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
@@ -78,7 +79,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
     length = _length(recipe, num_images=len(source.splits["train"]), world_size=machine.world_size)
-    module = classifier(recipe, parts.model, machine, length)
+    module = classifier(recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source))
     startup_checks.try_parts(module, num_classes=len(source.classes))
     startup_checks.refuse_one_value(
         parts.model, image_size=recipe.image_size, device_batch=length.micro_batches.device_batch
@@ -95,6 +96,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         total_steps=length.total_steps,
         seed=recipe.seed,
         repeats=recipe.repeats,
+        sampling=recipe.sampling,
         shuffle_window=recipe.shuffle_window,
         max_bad_fraction=recipe.max_bad_fraction,
         memory_format=module.memory_format,
@@ -227,8 +229,28 @@ def _lightning_callbacks(recipe: Recipe) -> list[Callback]:
     return list(found.values())
 
 
-def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Length) -> Classifier:
-    """The LightningModule of a recipe around a model.
+def _class_counts(recipe: Recipe, source: Dataset) -> torch.Tensor | None:
+    """Training images of each class [K], where the loss weighs by them; one with several labels counts for each.
+
+    Raises:
+        ValueError: balanced sampling is asked for, and images have several labels.
+    """
+    if recipe.sampling is not None:
+        refuse_several_labels(source.splits["train"].labels(np.arange(1)))
+    if recipe.loss.get("class_weights") != "balanced":
+        return None
+    return torch.from_numpy(splits.class_counts(source))
+
+
+def classifier(
+    recipe: Recipe,
+    model: nn.Module,
+    machine: Machine,
+    length: Length,
+    *,
+    class_counts: torch.Tensor | None = None,
+) -> Classifier:
+    """The LightningModule of a recipe around a model; `class_counts` [K] is for a loss that weighs by them.
 
     Raises:
         ValueError: the schedule does not take a run of this length.
@@ -240,7 +262,7 @@ def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Lengt
         schedule(step)
     return Classifier(
         model,
-        loss=build(recipe.loss),
+        loss=build(recipe.loss, **({} if class_counts is None else {"class_counts": class_counts})),
         optimizer=build(recipe.optimizer),
         schedule=schedule,
         micro_batches=length.micro_batches,

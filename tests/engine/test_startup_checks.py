@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from conftest import TINY
 from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
+from mixer_lightning.engine.callbacks import MetricsLog
 from mixer_lightning.engine.startup_checks import refuse_one_value, slow_average
 
 
@@ -68,3 +71,26 @@ def test_a_slow_average_is_said_at_the_start(tmp_path, capsys):
     assert run.train(compose_one("train", [*TINY, "ema_decay=0.9999"]), tmp_path / "run") == 0
     said = capsys.readouterr().out
     assert "ema_decay=0.9999 is slow for 12 steps" in " ".join(said.split())
+
+
+def test_a_balanced_run_is_the_same_after_a_stop(tmp_path, capsys):
+    """Sampling and class weights together, from the command line."""
+    words = [*TINY, "sampling=balanced", "loss.class_weights=balanced", "evals=none"]
+    assert run.train(compose_one("train", words), tmp_path / "whole") == 0
+    recipe = compose_one("train", words)
+    assert recipe.sampling == "balanced"
+    stopped = tmp_path / "stopped"
+    on_step = MetricsLog.on_step
+
+    def stop(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsLog, "on_step", stop)
+        assert run.train(recipe, stopped) == 143
+    assert run.train(recipe, stopped) == 0
+    places = (tmp_path / "whole", stopped)
+    one, two = (torch.load(each / "last.ckpt", weights_only=True)["state_dict"] for each in places)
+    assert all(torch.equal(one[name], two[name]) for name in one)
