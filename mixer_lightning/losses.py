@@ -11,12 +11,14 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from mixer_lightning.ranges import BelowOne
+
 
 def softmax_cross_entropy(
     logits: torch.Tensor,
     targets: torch.Tensor,
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: BelowOne = 0.0,
     class_weights: Literal["balanced"] | list[float] | None = None,
     class_counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -46,7 +48,7 @@ def sigmoid_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def binary_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
+    logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: BelowOne = 0.0
 ) -> torch.Tensor:
     """Binary cross-entropy of every class, MEAN over classes and batch: 1/K of `sigmoid_cross_entropy`.
 
@@ -73,7 +75,7 @@ def _weights(
     return torch.tensor(class_weights, device=logits.device)
 
 
-def _smooth(targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+def _smooth(targets: torch.Tensor, label_smoothing: BelowOne) -> torch.Tensor:
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"loss.label_smoothing={label_smoothing} is not in [0, 1): it is a share of the target."
