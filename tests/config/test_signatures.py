@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer_lightning.config.signatures import fits, signature
+from mixer_lightning.config.signatures import defaults, fits, signature
 from mixer_lightning.files import CONF
 from mixer_lightning.targets import build
 
@@ -41,6 +41,8 @@ def test_a_signature_read_from_source_is_the_real_one(target):
         key: (ast.unparse(ast.parse(p.annotation)), p.default is p.empty) for key, p in real.items()
     }
     assert list(signature(target)) == list(real)
+    for key, value in defaults(target).items():
+        assert value == real[key].default
     kinds = {p.kind for p in real.values()}
     assert kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}  # no **kwargs
 
