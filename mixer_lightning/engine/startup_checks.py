@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.data.sources import Dataset
+from mixer_lightning.data.splits import refuse_one_class
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.screen import last_line
 
 #: So much of an average's weight may lie on the state after the first step when a run ends.
 MAX_WEIGHT_OF_BEGINNING = 0.1
+
+
+def check_training(
+    recipe: Recipe, module: Classifier, source: Dataset, *, total_steps: int, say: Callable[[str], object]
+) -> None:
+    """Make all checks of this file; `say` says what may be meant and hardly is.
+
+    Raises:
+        ValueError: there is one class only, a part does not take its numbers, or BatchNorm would have one value.
+    """
+    refuse_one_class(source)
+    try_parts(module, num_classes=len(source.classes))
+    refuse_one_value(
+        module.model, image_size=recipe.image_size, device_batch=module.micro_batches.device_batch
+    )
+    slow = slow_average(decay=recipe.ema_decay, total_steps=total_steps)
+    if slow is not None:
+        say(slow)
 
 
 def try_parts(module: Classifier, *, num_classes: int) -> None:

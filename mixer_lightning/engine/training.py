@@ -78,17 +78,10 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     if parts.report is not None:
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
-    splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
     length = _length(recipe, num_images=len(source.splits["train"]), world_size=machine.world_size)
     module = classifier(recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source))
-    startup_checks.try_parts(module, num_classes=len(source.classes))
-    startup_checks.refuse_one_value(
-        parts.model, image_size=recipe.image_size, device_batch=length.micro_batches.device_batch
-    )
-    slow = startup_checks.slow_average(decay=recipe.ema_decay, total_steps=length.total_steps)
-    if slow is not None:
-        screen.say(slow)
+    startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
     data = setup.data_module(
         source,
         parts.augment,
