@@ -126,8 +126,14 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, digits: int | N
     writer.writeheader()
     for row in rows:
         short = {k: f"{v:.{digits}g}" if digits and isinstance(v, float) else v for k, v in row.items()}
-        writer.writerow(short)
+        writer.writerow({k: _as_text(v) if isinstance(v, str) else v for k, v in short.items()})
     write_text(path, text.getvalue())
+
+
+def _as_text(text: str) -> str:
+    """A name that a spreadsheet would take for a formula, with the apostrophe that says it is text."""
+    is_number = re.fullmatch(r"[+-]?(\d[\d,.]*(e[+-]?\d+)?|inf|nan)", text, re.IGNORECASE)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number else text
 
 
 # ----------------------------------------------------------------------------------------------- result

@@ -77,6 +77,11 @@ def test_the_python_example_runs(tmp_path):
     import torch
 
     names: dict[str, object] = {"images": torch.zeros(1, 3, 224, 224)}
+    run_dir = tmp_path / "run"  # a checkpoint of a run, as far as it matters here
+    run_dir.mkdir()
+    small = create_model("mixer_digits", num_classes=10)
+    torch.save({f"model.{key}": value for key, value in small.state_dict().items()}, run_dir / "best.ckpt")
+    example = example.replace("runs/finetune/mixer_b16-folder-seed0", str(run_dir))
     exec(example.replace("Mixer-B_16.npz", str(tmp_path / "Mixer-B_16.npz")), names)
     assert names["features"].shape == (1, 196, 768)  # type: ignore[attr-defined]
 

@@ -82,6 +82,8 @@ def load(
         shapes |= {key: found[key].shape for key in shapes if is_token_mixing(key) and key in found}
 
     head_keys = [key for key in expected if key.startswith(f"{model.head_name}.")]
+    if not head_keys:  # num_classes=0: features alone are wanted
+        found = {key: tensor for key, tensor in found.items() if not key.startswith(f"{model.head_name}.")}
     why_new = _why_new_head(checkpoint, found, shapes, head_keys, classes)
     if head == "keep" and why_new:
         raise ValueError(f"head=keep, but {checkpoint.path} has another head: {why_new}. Use head=new")

@@ -161,7 +161,15 @@ def _preprocessing(stated: Mapping[str, Any], where: str) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{where}: {str(error).rstrip('.')}: {_REMEDY}") from None
         found[key] = value
+    if "eval_interpolation" in found:  # written before there were two roundings, of which this was the one
+        found.setdefault("eval_rounding", "torchvision")
     return found
+
+
+def of_run(augment: Mapping[str, Any]) -> dict[str, Any]:
+    """How the run with this augmentation looked at images in evaluation: what it leaves out was Augment's default."""
+    default = Augment()
+    return {key: getattr(default, key) for key in PREPROCESSING} | dict(augment)
 
 
 def _short(value: Any) -> str:

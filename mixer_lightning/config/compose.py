@@ -36,8 +36,10 @@ from mixer_lightning.config.overrides import (
     wrong_on_sight,
 )
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, load_recipe
+from mixer_lightning.config.settle import settled
 from mixer_lightning.config.untrusted import only_data
 from mixer_lightning.files import CONF
+from mixer_lightning.results import differing_keys
 
 #: The recipe of each program with a config of its name.
 ROOTS: dict[str, type[Any]] = {
@@ -148,7 +150,13 @@ def compose(
                         where = written_in(problem.key, config_name, choices, folders)
                     found.setdefault(problem.message, f"{problem.message}{where}")
                 if not found and not wrong:
-                    recipe = load_recipe(root, {**values, "choices": choices})
+                    whole = settled(values, stated=stated, choices=choices)
+                    if not multirun:  # --cfg shows what is settled, too
+                        lines += [
+                            f"++{key}={quoted(now) if isinstance(now, str) else now}"
+                            for key, _, now in differing_keys(values, whole)
+                        ]
+                    recipe = load_recipe(root, {**whole, "choices": choices})
                     job = Job(recipe, _run_dir(config, multirun), config, _varied(keys, recipe))
                     if not any(job.run_dir == other.run_dir and recipe == other.recipe for other in jobs):
                         jobs.append(job)

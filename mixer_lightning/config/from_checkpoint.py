@@ -14,8 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from mixer_lightning import results
 from mixer_lightning.checkpoints.families import (
     PREPROCESSING,
@@ -27,7 +25,6 @@ from mixer_lightning.checkpoints.families import (
     preprocessing_of,
 )
 from mixer_lightning.checkpoints.run_format import recipe_beside
-from mixer_lightning.files import CONF
 from mixer_lightning.models.presets import list_models, model_node
 
 if TYPE_CHECKING:
@@ -134,7 +131,10 @@ def _facts(checkpoint: str, given_model: str | None, models: Collection[str]) ->
     if content is None:
         return _facts_without_tensors(checkpoint, given_model, models)
     if content.recipe is not None:
-        return _of_recipe(content.recipe, given_model, models)
+        from mixer_lightning.checkpoints.metadata import of_run  # torch: seconds
+
+        facts = _of_recipe(content.recipe, given_model, models)
+        return facts._replace(augment=of_run(facts.augment))
     there = content.model
     if there is None:  # of no family that tensors tell
         model = given_model or content.model_name
@@ -228,17 +228,7 @@ def _said_of_model(facts: _Facts, stated: Stated, models: Collection[str]) -> Ov
 
 
 def _for_finetuning(checkpoint: str, stated: Stated, known: Known) -> Overrides:
-    facts = _facts(checkpoint, _given(stated, "model"), known["model"])
-    choices, values = _said_of_model(facts, stated, known["model"])
-    batch_size = _given(stated, "batch_size") or ""
-    if batch_size.isdecimal() and int(batch_size) < finetune_device_batch():  # a smaller batch is not split
-        values["device_batch"] = int(batch_size)
-    return Overrides(choices, values)
-
-
-def finetune_device_batch() -> int:
-    """What conf/finetune.yaml says of device_batch."""
-    return int(yaml.safe_load((CONF / "finetune.yaml").read_text())["device_batch"])
+    return _said_of_model(_facts(checkpoint, _given(stated, "model"), known["model"]), stated, known["model"])
 
 
 def _for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Overrides:

@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixer_lightning.config.compose import Composition, Job, chosen_files
 from mixer_lightning.config.hydra_internals import is_plain, run_composed
+from mixer_lightning.config.overrides import key_of
 from mixer_lightning.config.recipe import AnyRecipe, load_recipe
+from mixer_lightning.config.settle import settled
 from mixer_lightning.files import CONF
 from mixer_lightning.screen import refuse
 
@@ -87,7 +89,8 @@ class _Task(Generic[AnyRecipe]):
         values = OmegaConf.to_container(config, resolve=True)
         assert isinstance(values, dict)
         choices = chosen_files(HydraConfig.get().runtime.choices)
-        plain = {str(key): value for key, value in values.items()}
+        stated = {key_of(line) for line in HydraConfig.get().overrides.task}
+        plain = settled({str(key): value for key, value in values.items()}, stated=stated, choices=choices)
         recipe = load_recipe(self.root, {**plain, "choices": choices})
         self.codes.append(self.run(recipe, _output_dir()))
         if self.codes[-1] > STOPPED:

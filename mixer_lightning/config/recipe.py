@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
+from mixer_lightning.config.signatures import defaults
 from mixer_lightning.results import differing_keys
 
 #: What the code supplies when it builds a node, and where a user sets it instead (None: nowhere).
@@ -56,6 +59,7 @@ class Recipe:
     batch_size: int  # global: over all devices and accumulated micro-batches
     device_batch: int | None  # per device and micro-batch; None: batch_size / number of devices
     duration: Duration
+    steps_per_epoch: Literal["floor", "ceil"] | None  # rounding of images / batch_size; None: not rounded
     eval_every: Duration
     checkpoint_every: Duration
     log_every_steps: int
@@ -80,6 +84,16 @@ class Recipe:
     trainer: dict[str, Any]
     logger: dict[str, Any]
     choices: dict[str, str]  # the file taken from each group of conf/
+
+    def optimizer_steps_per_epoch(self, num_images: int) -> float:
+        """Optimiser steps that count as an epoch in `duration`, the schedule and so on; 1 at least if rounded.
+
+        Samples are not left out for it: the next epoch begins where one ends (data/order.py).
+        """
+        steps = num_images / self.batch_size
+        if self.steps_per_epoch is None:
+            return steps
+        return max(1.0, float(math.floor(steps) if self.steps_per_epoch == "floor" else math.ceil(steps)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, in the order of the fields: for recipe.yaml, checkpoints and comparison."""
@@ -130,14 +144,31 @@ FREE_KEYS = (
 )
 
 
+def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """`before`, and in its nodes the defaults of those keys that only `now` has."""
+    filled = dict(before)
+    for key, here in now.items():
+        if isinstance(here, Mapping) and isinstance(before.get(key), Mapping):
+            filled[key] = _with_defaults(before[key], here)
+    target = now.get("_target_")
+    if isinstance(target, str) and before.get("_target_") == target:
+        with contextlib.suppress(ValueError):  # nobody has that callable any more
+            filled |= {k: v for k, v in defaults(target).items() if k in now and k not in before}
+    return filled
+
+
 def refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """See that two recipes of one directory are the same but for FREE_KEYS. A key that one lacks is null there.
+
+    What a node of `before` lacks had the default of its callable: an earlier version may not have known it.
 
     Raises:
         ValueError: they are not; `what` the directory holds, with the keys that differ.
     """
     changes = [
-        change for change in differing_keys(before, now, ignore=FREE_KEYS) if change[1:] != (None, None)
+        change
+        for change in differing_keys(_with_defaults(before, now), now, ignore=FREE_KEYS)
+        if change[1:] != (None, None)
     ]
     if changes:
         lines = [f"  {name}: {was!r} there, {here!r} here" for name, was, here in changes]

@@ -14,10 +14,11 @@ from mixer_lightning.targets import locate
 
 
 class Parameter(NamedTuple):
-    """One parameter of a callable: its annotation as text ("" without one), and whether it must be given."""
+    """One parameter of a callable: its annotation as text ("" without one), whether it must be given, its default."""
 
     annotation: str
     required: bool
+    default: str = ""  # as source text; "" without one
 
 
 def signature(target: str) -> dict[str, Parameter]:
@@ -42,10 +43,27 @@ def signature(target: str) -> dict[str, Parameter]:
         raise ValueError(f"there is no '{target}'") from None
     return {
         key: Parameter(
-            "" if p.annotation is p.empty else _annotation_text(p.annotation), p.default is p.empty
+            "" if p.annotation is p.empty else _annotation_text(p.annotation),
+            p.default is p.empty,
+            "" if p.default is p.empty else repr(p.default),
         )
         for key, p in found.parameters.items()
     }
+
+
+def defaults(target: str) -> dict[str, Any]:
+    """What a callable takes for parameters that it is not given, as far as its source states plain values.
+
+    Raises:
+        ValueError: as `signature` does.
+    """
+    found = {}
+    for name, parameter in signature(target).items():
+        try:
+            found[name] = ast.literal_eval(parameter.default)
+        except (ValueError, SyntaxError):  # none, or an expression
+            continue
+    return found
 
 
 def _names(node: ast.stmt) -> set[str]:
@@ -75,15 +93,14 @@ def _source_file(module: str) -> Path | None:
 def _from_function(node: ast.FunctionDef) -> dict[str, Parameter]:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
-    without_default = len(positional) - len(arguments.defaults)
-    found = {
-        a.arg: Parameter(_text(a.annotation), i < without_default)
-        for i, a in enumerate(positional)
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + arguments.defaults
+    pairs = [*zip(positional, defaults, strict=True)]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {
+        a.arg: Parameter(_text(a.annotation), default is None, _text(default))
+        for a, default in pairs
         if a.arg != "self"
     }
-    for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        found[a.arg] = Parameter(_text(a.annotation), default is None)
-    return found
 
 
 def _from_class(node: ast.ClassDef) -> dict[str, Parameter]:
@@ -91,7 +108,7 @@ def _from_class(node: ast.ClassDef) -> dict[str, Parameter]:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return _from_function(item)
     return {  # a dataclass
-        item.target.id: Parameter(_text(item.annotation), item.value is None)
+        item.target.id: Parameter(_text(item.annotation), item.value is None, _text(item.value))
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
@@ -109,11 +126,12 @@ def _text(annotation: ast.expr | None) -> str:
 
 def describe(annotation: str, value: Any = None) -> str:
     """What an annotation takes, for a message; with the nearest of a few texts that were meant by `value`."""
-    node = ast.parse(annotation, mode="eval").body if annotation else None
+    node = ast.parse(annotation.removesuffix(" | None"), mode="eval").body if annotation else None
     if not isinstance(node, ast.Subscript) or not ast.unparse(node.value).endswith("Literal"):
         return annotation
     choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     texts = [str(ast.literal_eval(choice)) for choice in choices]
+    texts += ["null"] if annotation.endswith(" | None") else []
     hint = did_you_mean(value, texts).removeprefix(": ") if isinstance(value, str) else ""
     return f"one of {', '.join(texts)}{f' ({hint})' if hint else ''}"
 

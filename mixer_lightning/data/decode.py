@@ -147,6 +147,15 @@ def pixels(encoded: bytes | Pixels) -> Tensor:
         raise ValueError(reason(error)) from error
 
 
+def pixels_of(image: Image.Image) -> Tensor:
+    """RGB uint8 [3, H, W] of an opened image of any mode, as `decode` converts it: as stored, not turned.
+
+    Raises:
+        ValueError: its pixels are floating point.
+    """
+    return torch.from_numpy(np.array(_rgb(image))).permute(2, 0, 1)
+
+
 def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
     """Width and height from a JPEG's header, as stored (EXIF orientation is not applied); None for other bytes."""
     if encoded[:2] != b"\xff\xd8":

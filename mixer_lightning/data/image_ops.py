@@ -1,4 +1,4 @@
-"""Operations on uint8 image batches, wherever the batch is; the pixels come out as Pillow's.
+"""Operations on uint8 image batches, wherever the batch is; the pixels come out as Pillow's, or as big_vision's.
 
 Images with the same kind of operation go through it together: a look-up table per channel, a blend, or an affine
 resampling.
@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mixer_lightning.data import tensorflow_ops
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -43,22 +45,34 @@ class Operation(IntEnum):
     CONTRAST = 6  # factor
     AUTOCONTRAST = 7
     EQUALIZE = 8
+    TF_CONTRAST = 9  # factor
+    TF_AUTOCONTRAST = 10
     # from several channels or pixels
-    COLOR = 9  # factor
-    SHARPNESS = 10  # factor
-    BLUR = 11  # standard deviation in pixels
+    COLOR = 11  # factor
+    SHARPNESS = 12  # factor
+    BLUR = 13  # standard deviation in pixels
+    TF_COLOR = 14  # factor
+    TF_SHARPNESS = 15  # factor
+    CUTOUT = 16  # half the side of a square, in pixels
     # affine: the source of a pixel is at
-    SHEAR_X = 12  # x + argument * y
-    SHEAR_Y = 13  # y + argument * x
-    TRANSLATE_X = 14  # x + argument * S
-    TRANSLATE_Y = 15  # y + argument * S
-    SHIFT_X = 16  # x + argument * S, a whole number of pixels
-    SHIFT_Y = 17  # y + argument * S, a whole number of pixels
-    ROTATE = 18  # degrees, counterclockwise
+    SHEAR_X = 17  # x + argument * y
+    SHEAR_Y = 18  # y + argument * x
+    TRANSLATE_X = 19  # x + argument * S
+    TRANSLATE_Y = 20  # y + argument * S
+    SHIFT_X = 21  # x + argument * S, a whole number of pixels
+    SHIFT_Y = 22  # y + argument * S, a whole number of pixels
+    ROTATE = 23  # degrees, counterclockwise
+    # the same of big_vision: the nearest pixel, counted from the first
+    TF_SHEAR_X = 24  # x + argument * y
+    TF_SHEAR_Y = 25  # y + argument * x
+    TF_TRANSLATE_X = 26  # x + argument
+    TF_TRANSLATE_Y = 27  # y + argument
+    TF_ROTATE = 28  # degrees, counterclockwise
 
 
-_TABLES = (*range(Operation.INVERT, Operation.EQUALIZE + 1),)
+_TABLES = (*range(Operation.INVERT, Operation.TF_AUTOCONTRAST + 1),)
 _AFFINE = (*range(Operation.SHEAR_X, Operation.ROTATE + 1),)
+_TF_AFFINE = (*range(Operation.TF_SHEAR_X, Operation.TF_ROTATE + 1),)
 _ALONG_X = (Operation.SHEAR_X, Operation.TRANSLATE_X, Operation.SHIFT_X, Operation.ROTATE)
 _ALONG_Y = (Operation.SHEAR_Y, Operation.TRANSLATE_Y, Operation.SHIFT_Y, Operation.ROTATE)
 
@@ -66,19 +80,27 @@ _ALONG_Y = (Operation.SHEAR_Y, Operation.TRANSLATE_Y, Operation.SHIFT_Y, Operati
 _KIND = np.arange(len(Operation))
 _KIND[[*_TABLES]] = Operation.INVERT
 _KIND[[*_AFFINE]] = Operation.ROTATE
+_KIND[[*_TF_AFFINE]] = Operation.TF_ROTATE
 
 
 def apply_operations(
-    images: Tensor, operations: Integers, arguments: Floats, taps: Integers, *, fill: npt.NDArray[np.uint8]
+    images: Tensor,
+    operations: Integers,
+    arguments: Floats,
+    taps: Integers,
+    *,
+    fill: npt.NDArray[np.uint8],
+    centres: Floats | None = None,
 ) -> Tensor:
     """Apply its operations [B, N], in this order, to each of the images uint8 [B, 3, S, S].
 
-    taps [B, N] of affine operations, one of TAPS; `fill` [3]: the colour of what moves in from outside. Between
-    operations the images are sorted by kind, so that each kind is one call.
+    taps [B, N] of affine operations, one of TAPS; `fill` [3]: the colour of what moves in from outside, and of CUTOUT,
+    whose `centres` [B, N, 2] are line and column as shares of S. Between operations the images are sorted by kind, so
+    that each kind is one call.
     """
     images = images.contiguous()
     places = np.arange(len(images))  # of the original images among the sorted ones
-    for done, argument, tap in zip(operations.T, arguments.T, taps.T, strict=True):
+    for n, (done, argument, tap) in enumerate(zip(operations.T, arguments.T, taps.T, strict=True)):
         across = np.where(np.isin(done, _ALONG_X), tap, 1)
         down = np.where(np.isin(done, _ALONG_Y), tap, 1)
         groups = 64 * _KIND[done] + 8 * across + down
@@ -98,6 +120,7 @@ def apply_operations(
                 across=int(across[these[0]]),
                 down=int(down[these[0]]),
                 fill=fill,
+                centres=None if centres is None else centres[these, n],
             )
     return images.index_select(0, _to_device(places, images.device))
 
@@ -118,8 +141,10 @@ def _apply_kind(
     across: int,
     down: int,
     fill: npt.NDArray[np.uint8],
+    centres: Floats | None,
 ) -> Tensor:
     """Images [G, 3, S, S] through operations [G] of one kind."""
+    side, colour = images.shape[-1], _to_device(fill, images.device)
     match operations[0]:
         case Operation.COLOR:
             pixels = images.float()
@@ -128,10 +153,21 @@ def _apply_kind(
             return _blend(_smooth(images), images.float(), arguments)
         case Operation.BLUR:
             return _blur(images, arguments)
+        case Operation.TF_COLOR:
+            pixels = images.float()
+            return _blend(tensorflow_ops.grey(pixels), pixels, arguments)
+        case Operation.TF_SHARPNESS:
+            return _blend(tensorflow_ops.smooth(images), images.float(), arguments)
+        case Operation.CUTOUT:
+            assert centres is not None
+            edges = tensorflow_ops.square_edges(centres, arguments, side)
+            return _within(images, tensorflow_ops.outside(_to_device(edges, images.device), side), colour)
         case operation if operation < Operation.COLOR:
             return _look_up(images, operations, arguments)
-    matrices = _matrices(operations, arguments, images.shape[-1])
-    colour = _to_device(fill, images.device)
+    matrices = _matrices(operations, arguments, side)
+    if operations[0] in _TF_AFFINE:
+        line, column = tensorflow_ops.nearest(_to_device(matrices.astype(np.float32), images.device), side)
+        return _moved(images, line, column, colour)
     if across == down == 1:
         return _nearest(images, matrices, colour)
     return _interpolated(images, matrices, colour, across=across, down=down)
@@ -153,6 +189,8 @@ def _look_up(images: Tensor, operations: Integers, arguments: Floats) -> Tensor:
         (Operation.CONTRAST, _contrast_tables),
         (Operation.AUTOCONTRAST, _autocontrast_tables),
         (Operation.EQUALIZE, _equalize_tables),
+        (Operation.TF_CONTRAST, _tf_contrast_tables),
+        (Operation.TF_AUTOCONTRAST, lambda images, _: tensorflow_ops.autocontrast_tables(images)),
     ):
         start, stop = np.searchsorted(operations, [operation, operation + 1]).tolist()
         if start < stop:
@@ -185,6 +223,14 @@ def _contrast_tables(images: Tensor, factors: Floats) -> Tensor:
     mean = (2 * grey.sum(1, dtype=torch.int64) + size) // (2 * size)  # rounded, halves up
     levels = torch.arange(256, device=images.device, dtype=torch.float32)
     return _blend(mean.float()[:, None, None, None], levels, factors)[:, 0]
+
+
+def _tf_contrast_tables(images: Tensor, factors: Floats) -> Tensor:
+    """Away from one level, which depends on the size alone, [G, 1, 256]."""
+    level = tensorflow_ops.contrast_level(images[0, 0].numel())
+    start = torch.full((len(images), 1, 1, 1), level, device=images.device)
+    levels = torch.arange(256, device=images.device, dtype=torch.float32)
+    return _blend(start, levels, factors)[:, 0]
 
 
 def _autocontrast_tables(images: Tensor, _: Floats) -> Tensor:
@@ -274,9 +320,15 @@ def _matrices(operations: Integers, arguments: Floats, side: int) -> Floats:
         (Operation.TRANSLATE_Y, 5, arguments * side),
         (Operation.SHIFT_X, 2, np.trunc(arguments * side)),
         (Operation.SHIFT_Y, 5, np.trunc(arguments * side)),
+        (Operation.TF_SHEAR_X, 1, arguments),
+        (Operation.TF_SHEAR_Y, 3, arguments),
+        (Operation.TF_TRANSLATE_X, 2, arguments),
+        (Operation.TF_TRANSLATE_Y, 5, arguments),
     ):
         these = operations == operation
         matrices[these, column] = values[these]
+    these = operations == Operation.TF_ROTATE
+    matrices[these] = tensorflow_ops.rotations(arguments[these], side)
     these = operations == Operation.ROTATE
     radians = -np.radians(arguments[these] % 360.0)
     cos, sin, centre = np.round(np.cos(radians), 15), np.round(np.sin(radians), 15), side / 2
@@ -294,8 +346,14 @@ def _nearest(images: Tensor, matrices: Floats, fill: Tensor) -> Tensor:
     a, b, c, d, e, f = _to_device(fixed, images.device).T[..., None, None]  # each [G, 1, 1]
     h = torch.arange(side, device=images.device, dtype=torch.int32)[None, None]  # [1, 1, S]
     x, y = ((p * h + r + q * h.mT) >> 16 for p, q, r in ((a, b, c), (d, e, f)))  # [G, S, S]
-    column, line = x.clamp(0, side - 1), y.clamp(0, side - 1)
-    return _within(_at(images, line, column), (column == x) & (line == y), fill)
+    return _moved(images, y, x, fill)
+
+
+def _moved(images: Tensor, line: Tensor, column: Tensor, fill: Tensor) -> Tensor:
+    """The pixels of images at lines and columns int32 [G, S, S], `fill` where those lie outside."""
+    near_line, near_column = (place.clamp(0, images.shape[-1] - 1) for place in (line, column))
+    inside = (near_column == column) & (near_line == line)
+    return _within(_at(images, near_line, near_column), inside, fill)
 
 
 def _interpolated(images: Tensor, matrices: Floats, fill: Tensor, *, across: int, down: int) -> Tensor:

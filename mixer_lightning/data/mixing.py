@@ -6,6 +6,7 @@ Legend: B images of the batch, K classes, S side of an image.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ def mix(
     cutmix: float,
     probability: float,
     switch: float,
+    seed: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Images [B, 3, S, S] as float32 and soft targets [B, K], each image mixed with its predecessor in the batch.
 
@@ -41,16 +43,18 @@ def mix(
     statistics: weights (1 - lam, lam) on (x_i, x_i-1) are weights (lam, 1 - lam) on (x_j, x_j+1) with j = i - 1, the
     same set of mixtures with the successor as partner instead of the predecessor, and the order in a batch is random.
 
-    Samples from NumPy's global generator.
+    Samples from NumPy's global generator; with a `seed`, from one of its own: parts of a global batch that are given
+    the same seed share method, lam and box.
     """
     targets = targets_of(labels, num_classes=num_classes)
     images = images.float()
-    if (mixup <= 0 and cutmix <= 0) or np.random.rand() >= probability:
+    random: Any = np.random if seed is None else np.random.RandomState(seed % 2**32)
+    if (mixup <= 0 and cutmix <= 0) or random.rand() >= probability:
         return images, targets
-    if cutmix > 0 and (mixup <= 0 or np.random.rand() < switch):
-        images, lam = _cutmix(images, lam=float(np.random.beta(cutmix, cutmix)))
+    if cutmix > 0 and (mixup <= 0 or random.rand() < switch):
+        images, lam = _cutmix(images, lam=float(random.beta(cutmix, cutmix)), random=random)
     else:
-        lam = float(np.random.beta(mixup, mixup))
+        lam = float(random.beta(mixup, mixup))
         images = lam * images + (1 - lam) * images.roll(1, dims=0)
     return images, lam * targets + (1 - lam) * targets.roll(1, dims=0)
 
@@ -62,38 +66,44 @@ def targets_of(labels: Tensor, *, num_classes: int) -> Tensor:
     return targets.scatter_(1, several, 1.0)[:, 1:]
 
 
-def _cutmix(images: Tensor, *, lam: float) -> tuple[Tensor, float]:
+def _cutmix(images: Tensor, *, lam: float, random: Any) -> tuple[Tensor, float]:
     """The batch with a box of each predecessor pasted in, and the share of its own area each image keeps."""
     height, width = images.shape[-2:]
-    top, bottom, left, right = box(height=height, width=width, lam=lam)
+    top, bottom, left, right = box(height=height, width=width, lam=lam, random=random)
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images.roll(1, dims=0)[:, :, top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def box(*, height: int, width: int, lam: float) -> tuple[int, int, int, int]:
-    """top, bottom, left, right of a box of area (1 - lam) around a uniform centre, clipped at the border."""
+def box(*, height: int, width: int, lam: float, random: Any = np.random) -> tuple[int, int, int, int]:
+    """top, bottom, left, right of a box of area (1 - lam) around a uniform centre, clipped at the border.
+
+    As far on either side of the centre, so that an odd length loses a pixel: CutMix's own code (clovaai/CutMix-PyTorch,
+    train.py, rand_bbox) and the timm 0.5 of ConvMixer; later releases of timm keep it.
+    """
     ratio = math.sqrt(1 - lam)
     box_height, box_width = int(height * ratio), int(width * ratio)
     row, column = np.random.randint(height), np.random.randint(width)
-    top, bottom = max(row - box_height // 2, 0), min(row + (box_height + 1) // 2, height)
-    left, right = max(column - box_width // 2, 0), min(column + (box_width + 1) // 2, width)
+    top, bottom = max(row - box_height // 2, 0), min(row + box_height // 2, height)
+    left, right = max(column - box_width // 2, 0), min(column + box_width // 2, width)
     return top, bottom, left, right
 
 
 def erase(images: Tensor, *, probability: float, mode: str) -> Tensor:
     """Images [B, 3, S, S], already normalised, each with one rectangle erased with the given probability.
 
-    Random erasing (arXiv 1708.04896) as in timm/data/random_erasing.py: area uniform in [.02, 1/3] of the image,
-    aspect ratio log-uniform in [.3, 1/.3], position uniform; a rectangle that does not fit is sampled again, at most
-    ten times. `mode` "pixel" fills it with standard normal noise, "const" with 0 (the mean colour).
+    Random erasing (arXiv 1708.04896). `mode` "pixel", as in timm/data/random_erasing.py: area uniform in [.02, 1/3] of
+    the image, aspect ratio log-uniform in [.3, 1/.3], filled with standard normal noise. "const", as in torchvision's
+    RandomErasing: area in [.02, .33], aspect in [.3, 3.3], filled with 0 (the mean colour). The position is uniform; a
+    rectangle that does not fit is sampled again, at most ten times.
 
     Shapes come from torch's CPU generator, so they do not depend on the device; noise from the device's generator.
     """
     batch, _, height, width = images.shape
     chosen = torch.rand(batch) < probability  # [B]
-    area = torch.empty(10, batch).uniform_(0.02, 1 / 3) * (height * width)  # ten tries for each image
-    aspect = torch.empty(10, batch).uniform_(math.log(0.3), -math.log(0.3)).exp()
+    largest, longest = (1 / 3, 1 / 0.3) if mode == "pixel" else (0.33, 3.3)
+    area = torch.empty(10, batch).uniform_(0.02, largest) * (height * width)  # ten tries for each image
+    aspect = torch.empty(10, batch).uniform_(math.log(0.3), math.log(longest)).exp()
     heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (heights < height) & (widths < width)
     first = fits.int().argmax(dim=0, keepdim=True)  # [1, B], the first try that fits

@@ -9,7 +9,8 @@ permutation, however far into a run it is.
 A global batch is cut into micro-batches of `device_batch` samples, D. With W processes and A = G / (W D) accumulated
 micro-batches, process r gets the micro-batches a W + r, a = 0 ... A - 1. A micro-batch is what one forward pass sees:
 its mixing, dropout and batch statistics depend on (seed, step, index of the micro-batch) alone, so 8 devices, or 1
-that accumulates 8 micro-batches, do the same arithmetic.
+that accumulates 8 micro-batches, do the same arithmetic. (What a recipe mixes with per global batch depends on seed and
+step alone.)
 """
 
 from __future__ import annotations

@@ -26,12 +26,13 @@ Argument = Callable[[Floats, Floats], Floats]  # of an operation, from magnitude
 # ------------------------------------------------------------------------------------------ notations
 
 _TORCHVISION = re.compile(r"torchvision-n(?P<n>\d+)-m(?P<m>\d+)")
+_BIG_VISION = re.compile(r"big_vision-n(?P<n>\d+)-m(?P<m>\d+)")
 _TIMM = re.compile(r"rand(-(m\d+|n\d+|p[01](\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*")
 _WEIGHTED = {"weights": 15, "3aw": 14}  # operations of timm's sets that are sampled without replacement
 
 
 def check_policy(text: str) -> None:
-    """Raise ValueError if `text` is not RandAugment in timm's or torchvision's notation."""
+    """Raise ValueError if `text` is not RandAugment in timm's, torchvision's or big_vision's notation."""
     if _TIMM.fullmatch(text):
         count = max(map(int, re.findall(r"-n(\d+)", text)), default=2)
         for name in re.findall(r"-t(\w+)", text):
@@ -41,14 +42,17 @@ def check_policy(text: str) -> None:
                     f"{_WEIGHTED[name]}. Lower n."
                 )
         return
-    match = _TORCHVISION.fullmatch(text)
+    match = _TORCHVISION.fullmatch(text) or _BIG_VISION.fullmatch(text)
     if match is None:
         raise ValueError(
             f"augment.rand_augment: cannot read {text!r}. Write timm's notation, as in rand-m9-mstd0.5-inc1, "
-            "or torchvision's operations as torchvision-n2-m12."
+            "torchvision's operations as torchvision-n2-m12, or big_vision's as big_vision-n2-m15."
         )
-    if int(match["m"]) > 30:
-        raise ValueError(f"augment.rand_augment: torchvision's magnitudes end at 30; {text!r} asks for more.")
+    program, last = ("torchvision", 30) if match.re is _TORCHVISION else ("big_vision", 22)
+    if int(match["m"]) > last:  # beyond 22 big_vision's Posterize would keep more than 8 bits, and fails
+        raise ValueError(
+            f"augment.rand_augment: {program}'s magnitudes end at {last}; {text!r} asks for more."
+        )
 
 
 def _none(magnitude: Floats, sign: Floats) -> Floats:
@@ -120,6 +124,27 @@ TORCHVISION: dict[str, tuple[Operation, Argument]] = {
     "Equalize": (Operation.EQUALIZE, _none),
 }
 
+#: big_vision's operations and their arguments, from its level_to_arg. Solarize's threshold is cast to uint8, where 256
+#: is 0 again; Posterize without bits keeps one, since TensorFlow shifts a uint8 by 7 at most.
+BIG_VISION: dict[str, tuple[Operation, Argument]] = {
+    "AutoContrast": (Operation.TF_AUTOCONTRAST, _none),
+    "Equalize": (Operation.EQUALIZE, _none),
+    "Invert": (Operation.INVERT, _none),
+    "Rotate": (Operation.TF_ROTATE, lambda m, sign: sign * (m / 10 * 30)),
+    "Posterize": (Operation.POSTERIZE, lambda m, _: np.maximum(1, np.trunc(m / 10 * 4))),
+    "Solarize": (Operation.SOLARIZE, lambda m, _: np.trunc(m / 10 * 256) % 256),
+    "Color": (Operation.TF_COLOR, _factor),
+    "Contrast": (Operation.TF_CONTRAST, _factor),
+    "Brightness": (Operation.BRIGHTNESS, _factor),
+    "Sharpness": (Operation.TF_SHARPNESS, _factor),
+    "ShearX": (Operation.TF_SHEAR_X, lambda m, sign: sign * (m / 10 * 0.3)),
+    "ShearY": (Operation.TF_SHEAR_Y, lambda m, sign: sign * (m / 10 * 0.3)),
+    "TranslateX": (Operation.TF_TRANSLATE_X, lambda m, sign: sign * (m / 10 * 100)),
+    "TranslateY": (Operation.TF_TRANSLATE_Y, lambda m, sign: sign * (m / 10 * 100)),
+    "Cutout": (Operation.CUTOUT, lambda m, _: np.trunc(m / 10 * 40)),
+    "SolarizeAdd": (Operation.SOLARIZE_ADD, lambda m, _: np.trunc(m / 10 * 110)),
+}
+
 # ---------------------------------------------------------------------------------------- RandAugment
 
 
@@ -130,14 +155,16 @@ class RandAugmentParams:
     operations: Integers  # [B, N], of Operation
     arguments: Floats  # [B, N]
     taps: Integers  # [B, N], of TAPS; of affine operations
+    centres: Floats  # [B, N, 2], line and column as shares of S; of CUTOUT
 
 
 class RandAugment:
-    """RandAugment (arXiv 1909.13719) in timm's notation or torchvision's, with the operations of either as on Pillow.
+    """RandAugment (arXiv 1909.13719) as timm, torchvision or big_vision do it; the former two as on Pillow's images.
 
-    text           "rand-m9-mstd0.5-inc1" or "torchvision-n2-m12" (see `check_policy`)
-    interpolation  of timm's affine operations; "random" chooses bilinear or bicubic each time; torchvision's: nearest
-    mean           in [0, 1], per channel: the colour of what moves in from outside with timm; with torchvision: black
+    text           "rand-m9-mstd0.5-inc1", "torchvision-n2-m12" or "big_vision-n2-m15" (see `check_policy`)
+    interpolation  of timm's affine operations; "random" chooses bilinear or bicubic each time; the others': nearest
+    mean           in [0, 1], per channel: the colour of what moves in from outside with timm; with torchvision it is
+                   black, with big_vision 128
 
     Posterize with no bits left makes an image black, as older Pillow does; newer refuses it.
     """
@@ -147,13 +174,14 @@ class RandAugment:
     ) -> None:
         check_policy(text)
         self.weights: Floats | None = None  # of the choices; with them, an image gets no operation twice
-        if match := _TORCHVISION.fullmatch(text):
-            self.choices = list(TORCHVISION.values())
+        if match := _TORCHVISION.fullmatch(text) or _BIG_VISION.fullmatch(text):
+            choices, level = (TORCHVISION, 0) if match.re is _TORCHVISION else (BIG_VISION, 128)
+            self.choices = list(choices.values())
             self.num_operations = int(match["n"])
             self.probability = 1.0
             self.magnitude, self.magnitude_std, self.magnitude_max = float(match["m"]), 0.0, 30.0
             self.taps = (TAPS["nearest"], TAPS["nearest"])
-            self.fill = np.zeros(3, np.uint8)
+            self.fill = np.full(3, level, np.uint8)
         else:
             from timm.data.auto_augment import rand_augment_transform
 
@@ -195,12 +223,22 @@ class RandAugment:
             operations[these] = operation
             arguments[these] = argument(magnitude[these], signs[these])
         return RandAugmentParams(
-            operations=operations, arguments=arguments, taps=np.where(filter < 0.5, *self.taps)
+            operations=operations,
+            arguments=arguments,
+            taps=np.where(filter < 0.5, *self.taps),
+            centres=np.stack([size, angle], axis=-1),
         )
 
     def __call__(self, images: Tensor, params: RandAugmentParams) -> Tensor:
         """uint8 [B, 3, S, S], in any memory format, to contiguous uint8 [B, 3, S, S]."""
-        return apply_operations(images, params.operations, params.arguments, params.taps, fill=self.fill)
+        return apply_operations(
+            images,
+            params.operations,
+            params.arguments,
+            params.taps,
+            fill=self.fill,
+            centres=params.centres,
+        )
 
 
 # --------------------------------------------------------------------------------------- colour jitter

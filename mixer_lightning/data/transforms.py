@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from mixer_lightning.data import mixing
-from mixer_lightning.data.crops import FILTERS, Crops, Filter, Integers
+from mixer_lightning.data.boxes import NUM_UNIFORMS, Boxes, inception, integer, random_resized
+from mixer_lightning.data.crops import FILTERS, Crops, Integers
 from mixer_lightning.data.policies import (
     ColorJitter,
     ColorJitterParams,
@@ -28,8 +29,6 @@ from mixer_lightning.data.policies import (
     check_policy,
 )
 from mixer_lightning.data.stateless_random import Keys, uniform
-
-MAX_TRIES = 10  # of a random crop that must fit, as in timm and torchvision
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,26 @@ class Augment:
 
     Sampled from the sample's key:
       crop             "random_resized": a random part of area share `crop_scale` and aspect ratio `crop_ratio`,
-                       resized to S (arXiv 1409.4842); "resize_random": short side to S / eval_crop, then a random
-                       S x S part; "pad": short side to S, `crop_padding` black pixels on each side, then a random
-                       S x S part; "none": the crop of evaluation
+                       resized to S (arXiv 1409.4842), as in timm and torchvision; "inception": the same as
+                       TensorFlow draws it, with smaller areas; "resize_random": short side to S / eval_crop, then a
+                       random S x S part; "pad": short side to S, `crop_padding` black pixels on each side, then a
+                       random S x S part; "none": the crop of evaluation
       interpolation    of that resize (data/crops.py says which there are) and, bilinear or bicubic, of timm's
                        RandAugment's geometry; "random" chooses one of these per image
       flip             probability of a horizontal flip
       rand_augment     timm's notation "rand-m9-mstd0.5-inc1" (magnitude m, n operations, probability p of each,
                        default .5; magnitudes above 10 count as 10 unless "mmax" raises that limit), or
-                       "torchvision-n2-m12" for torchvision's operations (n operations of magnitude m out of 30);
-                       null for none
+                       "torchvision-n2-m12" for torchvision's operations (n operations of magnitude m out of 30), or
+                       "big_vision-n2-m15" for big_vision's; null for none
       color_jitter     brightness, contrast and saturation each times a factor in 1 +- color_jitter
 
     On the device, per batch (data/mixing.py):
       mixup, cutmix    Beta parameters, 0 for off; `mix_probability` of either; `mix_switch` of CutMix if both are on
+      mix_per          what these are drawn for: each "device_batch", as the processes of timm do, or once for the
+                       global "batch", as in big_vision; images are mixed with others of their device_batch
       mean, std        per channel, for values in [0, 1]
-      erase            probability of erasing a rectangle after normalisation, with noise ("pixel") or 0 ("const")
+      erase            probability of erasing a rectangle after normalisation: "pixel" is timm's, with noise, "const"
+                       is torchvision's, with 0
 
     Evaluation: "short_side": short side to floor(S / eval_crop), "square": both sides to it; the S x S centre of that.
 
@@ -71,11 +74,11 @@ class Augment:
     the nearest number, the offset down.
     """
 
-    crop: Literal["random_resized", "resize_random", "pad", "none"] = "none"
+    crop: Literal["random_resized", "inception", "resize_random", "pad", "none"] = "none"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     crop_padding: int = 0
-    interpolation: Filter | Literal["random"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear", "random"] = "bilinear"
     flip: float = 0.0
     rand_augment: str | None = None
     color_jitter: float = 0.0
@@ -83,18 +86,20 @@ class Augment:
     cutmix: float = 0.0
     mix_probability: float = 1.0
     mix_switch: float = 0.5
+    mix_per: Literal["device_batch", "batch"] = "device_batch"
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     erase: float = 0.0
     erase_mode: Literal["pixel", "const"] = "pixel"
     eval_crop: float = 1.0
     eval_resize: Literal["short_side", "square"] = "short_side"
-    eval_interpolation: Filter = "bilinear"
+    eval_interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear"] = "bilinear"
     eval_rounding: Literal["torchvision", "big_vision"] = "torchvision"
 
     def __post_init__(self) -> None:
-        _one_of("crop", self.crop, "random_resized", "resize_random", "pad", "none")
+        _one_of("crop", self.crop, "random_resized", "inception", "resize_random", "pad", "none")
         _one_of("interpolation", self.interpolation, *FILTERS, "random")
+        _one_of("mix_per", self.mix_per, "device_batch", "batch")
         _one_of("erase_mode", self.erase_mode, "pixel", "const")
         _one_of("eval_resize", self.eval_resize, "short_side", "square")
         _one_of("eval_interpolation", self.eval_interpolation, *FILTERS)
@@ -129,18 +134,24 @@ class Augment:
         """A random crop of each image; widths and heights in pixels [B]."""
         if self.crop == "none":
             return self.eval_crops(widths, heights, image_size)
-        u = uniform(keys, "view", 2 * MAX_TRIES + 3)  # named so for good: the name is part of the seed
+        u = uniform(keys, "view", NUM_UNIFORMS + 1)  # named so for good: the name is part of the seed
         if self.interpolation == "random":
             filters = (u[:, 2] < 0.5).astype(np.int64)
         else:
             filters = np.full(len(u), FILTERS.index(self.interpolation))
-        if self.crop == "random_resized":
-            return self._random_resized(u, widths, heights, image_size, filters)
+        if self.crop in ("random_resized", "inception"):
+            shape = {"scale": self.crop_scale, "ratio": self.crop_ratio}
+            u = np.delete(u, 2, axis=1)  # which chose the filter
+            if self.crop == "inception":
+                boxes = inception(keys, u, widths, heights, **shape)
+            else:
+                boxes = random_resized(u, widths, heights, **shape)
+            return _resized_boxes(boxes, image_size, filters)
         side = image_size if self.crop == "pad" else math.floor(image_size / self.eval_crop)
         border = self.crop_padding if self.crop == "pad" else 0
         to_width, to_height = self._short_side(widths, heights, side)
-        x = _integer(u[:, 0], to_width + 2 * border - image_size) - border
-        y = _integer(u[:, 1], to_height + 2 * border - image_size) - border
+        x = integer(u[:, 0], to_width + 2 * border - image_size) - border
+        y = integer(u[:, 1], to_height + 2 * border - image_size) - border
         return _whole_images(widths, heights, to_width, to_height, x, y, filters)
 
     def eval_crops(self, widths: Integers, heights: Integers, image_size: int) -> Crops:
@@ -166,13 +177,21 @@ class Augment:
     # ---- a batch, on its device
 
     def train_batch(
-        self, images: Tensor, labels: Tensor, params: AugmentParams, num_classes: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        params: AugmentParams,
+        num_classes: int,
+        *,
+        batch_seed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Crops uint8 [B, 3, S, S] and labels int64 [B] or [B, L] to float32 images and soft targets [B, K].
 
         Flip, RandAugment, jitter, mix, normalise, erase. The order is timm's: mixing sees pixels, erasing sees
-        normalised values. Mixing and erasing use the global generators, once per batch.
+        normalised values. Mixing and erasing use the global generators, once per batch; but with `mix_per` "batch"
+        mixing uses `batch_seed`, which is the same for all parts of a global batch.
         """
+        assert self.mix_per == "device_batch" or batch_seed is not None
         images = self.apply(images, params)
         mixed, targets = mixing.mix(
             images,
@@ -182,6 +201,7 @@ class Augment:
             cutmix=self.cutmix,
             probability=self.mix_probability,
             switch=self.mix_switch,
+            seed=batch_seed if self.mix_per == "batch" else None,
         )
         normalised = self._normalise(mixed)
         if self.erase > 0:
@@ -221,38 +241,6 @@ class Augment:
         upright = widths <= heights
         return np.where(upright, size, longer), np.where(upright, longer, size)
 
-    def _random_resized(
-        self, u: npt.NDArray[np.float64], widths: Integers, heights: Integers, size: int, filters: Integers
-    ) -> Crops:
-        """As timm's RandomResizedCropAndInterpolation: ten tries, then the largest centred part of allowed aspect."""
-        low, high = self.crop_ratio
-        smallest, largest = self.crop_scale
-        areas, aspects = u[:, 3 : 3 + MAX_TRIES], u[:, 3 + MAX_TRIES :]  # [B, MAX_TRIES]
-        areas = (smallest + (largest - smallest) * areas) * (widths * heights)[:, None]
-        aspects = np.exp(math.log(low) + (math.log(high) - math.log(low)) * aspects)
-        w, h = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
-        fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
-        chosen, any_fits = np.arange(len(u)), fits.any(axis=1)
-        first = fits.argmax(axis=1)
-        fallback_w = np.maximum(np.minimum(widths, np.rint(heights * high)), 1)
-        fallback_h = np.maximum(np.minimum(heights, np.rint(widths / low)), 1)
-        w = np.where(any_fits, w[chosen, first], fallback_w).astype(np.int64)
-        h = np.where(any_fits, h[chosen, first], fallback_h).astype(np.int64)
-        left = np.where(any_fits, _integer(u[:, 0], widths - w), (widths - w) // 2)
-        top = np.where(any_fits, _integer(u[:, 1], heights - h), (heights - h) // 2)
-        full, zero = np.full_like(w, size), np.zeros_like(w)
-        return Crops(
-            left=left,
-            top=top,
-            width=w,
-            height=h,
-            to_width=full,
-            to_height=full,
-            x=zero,
-            y=zero,
-            filter=filters,
-        )
-
     @cached_property
     def _rand_augment(self) -> RandAugment | None:
         if self.rand_augment is None:
@@ -265,9 +253,21 @@ class Augment:
         return ColorJitter(self.color_jitter) if self.color_jitter else None
 
 
-def _integer(u: npt.NDArray[np.float64], most: Integers) -> Integers:
-    """Uniform over 0 ... most, both included, [B]."""
-    return np.floor(u * (most + 1)).astype(np.int64)
+def _resized_boxes(boxes: Boxes, size: int, filters: Integers) -> Crops:
+    """Boxes resized to the whole of the crop."""
+    left, top, width, height = boxes
+    full, zero = np.full_like(width, size), np.zeros_like(width)
+    return Crops(
+        left=left,
+        top=top,
+        width=width,
+        height=height,
+        to_width=full,
+        to_height=full,
+        x=zero,
+        y=zero,
+        filter=filters,
+    )
 
 
 def _whole_images(

@@ -164,7 +164,12 @@ class Evaluations(StepCallback):
         with module.evaluating() as network:
             folder = self.metrics.run_dir if module.machine.rank == 0 else None
             predict = Predictions(
-                network, self.data, device=module.device, folder=folder, on_batch=self._on_batch
+                network,
+                self.data,
+                device=module.device,
+                folder=folder,
+                criterion=module.loss,
+                on_batch=self._on_batch,
             )
             found = [metrics_of(name, each, predict) for name, each in evals.items()]
             return {metric: value for metrics in found for metric, value in metrics.items()}

@@ -168,7 +168,11 @@ class DataModule(LightningDataModule):
         assert batch.params is not None
         crops = batch.cropped(self.image_size)
         images, targets = self.augment.train_batch(
-            crops, batch.labels, batch.params, len(self.source.classes)
+            crops,
+            batch.labels,
+            batch.params,
+            len(self.source.classes),
+            batch_seed=derive_seed(self.seed, "mixing", self.start_step + step),
         )
         return images.contiguous(memory_format=self.memory_format), targets
 

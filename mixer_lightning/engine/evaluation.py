@@ -125,13 +125,16 @@ def _evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scr
         return
     record = _record(recipe, parts, metrics, time.perf_counter() - began)
     try:
-        confusion.draw(run_dir)
+        pictures = confusion.draw(run_dir)
     except Exception as error:  # figures must not hang on a picture
         screen.say(f"no {confusion.CONFUSION_PNG}: {error}")
+        pictures = []
     write_text(run_dir / results.EVALUATION, json.dumps(record, indent=2) + "\n")
-    screen.table(
-        "", ("metric", "value"), [(name, format_metric(name, value)) for name, value in metrics.items()]
-    )
+    rows = [(name, format_metric(name, value)) for name, value in metrics.items()]
+    if rows:
+        screen.table("", ("metric", "value"), rows)
+    if pictures:
+        screen.say(f"pictures: {', '.join(map(str, pictures))}")
     screen.say(f"{record['wall_seconds']:,.0f} s; written to {run_dir / results.EVALUATION}")
 
 

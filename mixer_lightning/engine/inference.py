@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mixer_lightning.data.crops import Filter, Integers
 from mixer_lightning.data.loader import Loader
+from mixer_lightning.data.mixing import targets_of
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule, EvalPlan
 from mixer_lightning.engine.distributed import all_gather_interleaved, is_distributed
@@ -70,10 +71,21 @@ class Predictions:
         *,
         device: torch.device,
         folder: Path | None,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         on_batch: Callable[[str, int, int], None] = lambda split, done, total: None,
     ) -> None:
         self.network, self.module, self.data = network, module, module.source
         self.device, self.folder, self.on_batch = device, folder, on_batch
+        self._criterion = criterion
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The recipe's loss of a batch, of logits [B, K] and labels; None without a `criterion` for soft targets."""
+        return None if self._criterion is None else self._loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        assert self._criterion is not None
+        return self._criterion(logits, targets_of(labels, num_classes=logits.shape[1]))
 
     def local_indices(self, split: str) -> Integers:
         """Indices [n] of this process's images, in the order of `logits`."""

@@ -146,7 +146,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
 
 
 def _length(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
-    steps_per_epoch = num_images / recipe.batch_size
+    steps_per_epoch = recipe.optimizer_steps_per_epoch(num_images)
     return Length(
         split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
         steps_per_epoch,

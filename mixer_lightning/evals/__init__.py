@@ -6,7 +6,7 @@ model's input in pixels, L labels an image has at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class Predict(Protocol):
     @property
     def folder(self) -> Path | None:
         """The run directory, for files; None where there is none, and on all processes but the first."""
+        ...
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The recipe's loss of a batch (logits [B, K], labels), the mean over it; None outside of a training."""
         ...
 
     def local_indices(self, split: str) -> Indices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Fraction of images whose label is the first, or among the first five, of the sorted logits.
+    """Fraction of images whose label is the first, or among the first five, of the sorted logits; in training the loss.
 
     splits: which to evaluate; null for all but train.
     crops: the crops to show ("short_side", "square": see eval_resize in data/transforms.py), each with its own figures:
@@ -30,7 +30,8 @@ class Accuracy:
 
     Not torchmetrics', whose ties depend on the device and whose images have one label: elsewhere the results are equal.
     Of an image with several labels, any counts as right. Outcomes of all images are counted in one place, so figures
-    depend neither on the number of processes nor on the size of batches.
+    depend neither on the number of processes nor on the size of batches. `val/loss` is the loss of the recipe, with its
+    smoothing but without mixing and augmentation, the mean over all images.
     """
 
     splits: list[str] | None = None
@@ -50,20 +51,39 @@ class Accuracy:
                 raise ValueError(f"{error}. Take {instead}" if eval_splits(data) else str(error)) from error
 
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
-        """`<split>/top1`, and `<split>/top5` where there are more than five classes."""
+        """`<split>/top1`, `<split>/top5` where there are more than five classes, and in training `<split>/loss`."""
         data = predict.data
         for split in self.splits or eval_splits(data):
             hits: dict[str, Tensor] = {}  # metric -> [N] bool
+            losses: dict[str, float] = {}
             crops: list[Resize | None] = [*self.crops] if self.crops else [None]
             for crop in crops:
                 batches = predict.logits(split, eval_resize=crop)
-                place = predict.all_gather(ranks(logits, labels) for logits, labels in batches)  # [N]
+                found = predict.all_gather(
+                    outcomes(logits, labels, predict.loss) for logits, labels in batches
+                )
+                place = found[:, 0]  # [N]
                 suffix = "_square" if crop == "square" else ""
+                if predict.loss is not None:
+                    losses[f"loss{suffix}"] = float(found[:, 1].mean())
                 hits |= {f"top{k}{suffix}": place < k for k in (1, 5) if k < len(data.classes)}
             for name, hit in hits.items():
                 yield f"{split}/{name}", int(hit.sum()) / len(hit)
+            for name, value in losses.items():
+                yield f"{split}/{name}", value
             if self.per_class and predict.folder is not None:
                 write_per_class(predict.folder / f"per_class_{split}.csv", data, split, hits)
+
+
+def outcomes(logits: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor:
+    """The rank of each image and, of a loss, the mean over the batch at each of its images: [B, 1 or 2] float64.
+
+    So the mean over all images is that of the loss, whatever the sizes of the batches.
+    """
+    columns = [ranks(logits, labels).double()]
+    if loss is not None:
+        columns.append(loss(logits, labels).double().expand(len(logits)))
+    return torch.stack(columns, dim=1)
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:

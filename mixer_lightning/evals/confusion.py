@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from mixer_lightning.files import atomic_write
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Dataset
+
+log = logging.getLogger(__name__)
 
 MISCLASSIFIED_CSV = "misclassified.csv"
 
@@ -48,7 +51,13 @@ class Confusion:
         split = eval_split(data, self.split)
         images = data.splits[split]
         several = images.labels(np.arange(1)).ndim > 1
-        if len(data.classes) <= self.max_classes and not several:
+        if len(data.classes) > self.max_classes:
+            log.info(
+                f"confusion: no picture of {len(data.classes):,} classes (max_classes={self.max_classes})"
+            )
+        elif several:
+            log.info("confusion: no picture of images with several labels")
+        else:
             found = predict.all_gather(surest(logits) for logits, _ in predict.logits(split))  # [N, 2]
             if predict.folder is not None:
                 self._write(predict.folder, predict, split, found)
@@ -69,6 +78,7 @@ class Confusion:
             "split": np.array(split),
             "classes": np.array(classes),
             "matrix": matrix,  # [K, K]: true class, predicted class
+            "names": np.array([images.name(int(index)) for index in shown], dtype=np.str_),
             "images": predict.crops(split, shown).permute(0, 2, 3, 1).numpy(),  # [examples, S, S, 3]
             "true": labels[shown],
             "predicted": predicted[shown],

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import secrets
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlparse
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+log = logging.getLogger(__name__)
 
 
 def wandb_logger(
@@ -23,15 +28,19 @@ def wandb_logger(
 ) -> WandbLogger:
     """A Weights & Biases run that a later session of the same run directory continues.
 
-    `auto` is what WANDB_MODE says, else online. Without a key in WANDB_API_KEY or ~/.netrc online becomes offline: it
-    never asks for one. If the server does not answer in time, the run goes on offline.
+    `auto` is what WANDB_MODE or `wandb offline` says, else online. Without a key where wandb looks for one
+    (WANDB_API_KEY, WANDB_IDENTITY_TOKEN_FILE, the netrc file, its settings) online becomes offline: it never asks for
+    one. If the server does not answer in time, the run goes on offline. The log says why it is.
     """
     import wandb as client
 
+    settings = settings_of_wandb()
+    why = f"logger.wandb.mode={mode}"
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "online")  # type: ignore[assignment]
-    if mode == "online" and not _has_key():
-        mode = "offline"
+        mode, why = _usual_mode(settings)
+    if mode == "online":
+        missing = why_no_key(settings)
+        mode, why = ("offline", missing) if missing is not None else (mode, why)
     folder = run_dir / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "id.txt"
@@ -53,15 +62,22 @@ def wandb_logger(
         return WandbLogger(experiment=run)
 
     try:
-        return open_run(mode)
-    except (client.errors.CommError, client.errors.UsageError, TimeoutError):
+        logger = open_run(mode)
+    except (client.errors.Error, TimeoutError) as error:
         client.teardown()
-        return open_run("offline")
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger, why = open_run("offline"), f"the server was not reached: {first_line}"
+        mode = "offline"
+    if mode != "online":
+        log.info(f"W&B is {mode} here: {why}")
+    return logger
 
 
 def where(logger: WandbLogger) -> str:
     """Where a run is to be seen, or the command that uploads it."""
     run = logger.experiment
+    if getattr(run, "disabled", False):
+        return "W&B is disabled here"
     if getattr(run, "offline", False):
         return f"W&B is offline here; upload with: wandb sync {Path(run.dir).parent}"
     return f"W&B: {getattr(run, 'url', None)}"
@@ -74,12 +90,46 @@ def disconnect(exit_code: int = 0) -> None:
     client.finish(exit_code=exit_code)
 
 
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+def settings_of_wandb() -> Any:
+    """wandb's settings of this process: of its files and the environment, as `wandb.init` will find them."""
+    from wandb.sdk import wandb_setup  # `wandb.setup` would start its service too
+
+    return wandb_setup.singleton().settings
+
+
+def _usual_mode(settings: Any) -> tuple[Mode, str]:
+    """What mode=auto means here, and who says so."""
+    mode = os.environ.get("WANDB_MODE") or settings.mode or "online"
+    who = f"WANDB_MODE={mode}" if os.environ.get("WANDB_MODE") else f"wandb's settings say {mode}"
+    return cast("Mode", {"run": "online", "dryrun": "offline"}.get(mode, mode)), who
+
+
+def why_no_key(settings: Any) -> str | None:
+    """Why wandb would have to ask for a key; None where it finds one, in the environment, a netrc or its settings."""
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib import wbauth
+
+    in_environment = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    if any(os.environ.get(name) for name in in_environment) or settings.api_key:
+        return None
+    path = _netrc_path()
     try:
-        host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
-        hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return any(name in hosts for name in (host, "api.wandb.ai", "api.forge.coreweave.com") if name)
+        netrc.netrc(path)  # whatever its mode, which Python minds only of a default file
+        if wbauth.read_netrc_auth(host=settings.base_url):
+            return None
+        found = f"; {path} has none"
+    except FileNotFoundError:
+        found = ""
+    except (OSError, ValueError, netrc.NetrcParseError) as error:
+        return f"{path} cannot be read: {error}"
+    except AuthenticationError as error:
+        return f"the key in {path} is none: {error}"
+    return f"no key for {urlsplit(settings.base_url).netloc}: wandb login, or set WANDB_API_KEY{found}"
+
+
+def _netrc_path() -> Path:
+    """The netrc file that wandb reads."""
+    if named := os.environ.get("NETRC"):
+        return Path(named).expanduser()
+    usual, windows = (Path.home() / name for name in (".netrc", "_netrc"))
+    return windows if windows.exists() and not usual.exists() else usual

@@ -78,9 +78,10 @@ class ConvMixer(nn.Module):
                 for i in range(depth)
             )
         )
-        self.head = nn.Linear(dim, num_classes)
-        with torch.no_grad():
-            self.head.bias.add_(head_bias)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            with torch.no_grad():
+                self.head.bias.add_(head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, K]."""

@@ -55,10 +55,11 @@ class Mixer(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(hidden_dim, eps=1e-6)
-        self.head = nn.Linear(hidden_dim, num_classes)
+        self.head = nn.Linear(hidden_dim, num_classes) if num_classes else nn.Identity()
         self.apply(init_lecun_normal)
-        nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, head_bias)
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+            nn.init.constant_(self.head.bias, head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, K]."""

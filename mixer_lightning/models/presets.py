@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,9 +50,9 @@ def published() -> list[Published]:
         ]
 
 
-def list_models() -> list[str]:
-    """Names of the models, sorted: the files of conf/model."""
-    return sorted(path.stem for path in MODEL_FOLDER.glob("*.yaml"))
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models, sorted: the files of conf/model; those that match a pattern such as "mixer*"."""
+    return sorted(fnmatch.filter((path.stem for path in MODEL_FOLDER.glob("*.yaml")), pattern))
 
 
 def model_node(name: str) -> dict[str, Any]:
@@ -77,15 +78,16 @@ def build_model(
     image_size: int | None = None,
     stochastic_depth: float = 0.0,
     head_bias: float = 0.0,
+    overrides: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A model of conf/model with new weights, a protocol.Backbone; its arguments are those of api.create_model.
 
     Raises:
         ValueError: there is no such model, or a number makes no sense.
     """
-    node = model_node(name)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, found {num_classes}")
+    node = _overridden(name, model_node(name), overrides or {})
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be at least 0 (no head), found {num_classes}")
     if not 0 <= stochastic_depth < 1:
         raise ValueError(f"stochastic_depth must be at least 0 and below 1, found {stochastic_depth}")
     size = default_image_size(name) if image_size is None else image_size
@@ -102,6 +104,19 @@ def build_model(
 
     refuse_too_large(make, num_classes=num_classes, image_size=size)
     return make()
+
+
+def _overridden(name: str, node: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a model, some of which are others; ValueError for unknown ones and impossible values."""
+    known = [key for key in node if key != "_target_"]
+    for key, value in overrides.items():
+        if key not in known:
+            hint = did_you_mean(key, known) or f": it has {', '.join(known)}"
+            raise ValueError(f"{name} has no parameter '{key}'{hint}")
+        if type(value) is not type(node[key]) or (isinstance(value, int) and value < 1):
+            expected = "a whole number above 0" if isinstance(node[key], int) else type(node[key]).__name__
+            raise ValueError(f"{key} must be {expected}, found {value!r}")
+    return {**node, **overrides}
 
 
 def refuse_too_large(make: Callable[[], nn.Module], *, num_classes: int, image_size: int) -> None:

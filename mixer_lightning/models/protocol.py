@@ -15,7 +15,8 @@ class Backbone(Protocol):
     """An nn.Module from normalised images [B, 3, H, W] to logits [B, K].
 
     A constructor takes, besides what its file of conf/model says, the keywords num_classes, image_size,
-    stochastic_depth and head_bias. Names in the state dict are timm's.
+    stochastic_depth and head_bias. With num_classes=0 there is no head, and logits are features [B, F]. Names in the
+    state dict are timm's.
     """
 
     @property

@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from mixer_lightning import results
-from mixer_lightning.reports.figures import new_figure, save_figure
+from mixer_lightning.reports.figures import label, new_figure, save_figure
 
 CONFUSION_PNG = "confusion.png"
 MISCLASSIFIED_PNG = "misclassified.png"
@@ -21,15 +21,17 @@ NUMBERED = 30  # up to so many classes, cells show their counts
 COLUMNS = 5  # of the grid of images
 
 
-def draw(run_dir: Path) -> None:
-    """Write both figures; nothing where there is no confusion.npz."""
+def draw(run_dir: Path) -> list[Path]:
+    """Write both figures, and say where; none where there is no confusion.npz."""
     path = run_dir / results.CONFUSION
     if not path.exists():
-        return
+        return []
     with np.load(path, allow_pickle=False) as content:
         found = {name: content[name] for name in content.files}
-    save_figure(_matrix(found), run_dir / CONFUSION_PNG)
-    save_figure(_grid(found), run_dir / MISCLASSIFIED_PNG)
+    pictures = {run_dir / CONFUSION_PNG: _matrix(found), run_dir / MISCLASSIFIED_PNG: _grid(found)}
+    for picture, figure in pictures.items():
+        save_figure(figure, picture)
+    return list(pictures)
 
 
 def _matrix(found: dict[str, Any]) -> Figure:
@@ -49,7 +51,7 @@ def _matrix(found: dict[str, Any]) -> Figure:
         _number_cells(axes, matrix, shares)
     right = int(np.trace(matrix))
     axes.set_title(
-        f"{found['split']}: {right:,} of {total:,} right, {100 * right / max(total, 1):.2f} %",
+        f"{label(str(found['split']))}: {right:,} of {total:,} right, {100 * right / max(total, 1):.2f} %",
         loc="left",
         fontsize=10,
     )
@@ -61,7 +63,7 @@ def _matrix(found: dict[str, Any]) -> Figure:
 def _name_classes(axes: Axes, classes: Sequence[str], *, inches: float) -> None:
     """Labels on both axes, no larger than their row, of which there are `inches` for each."""
     size = min(9.0, max(3.0, 0.75 * 72 * inches))
-    names = [_short(name, 24) for name in classes]
+    names = [label(name, 24) for name in classes]
     axes.set_xticks(range(len(names)), names, fontsize=size, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=0)
@@ -77,23 +79,27 @@ def _number_cells(axes: Axes, matrix: npt.NDArray[np.int64], shares: npt.NDArray
 
 
 def _grid(found: dict[str, Any]) -> Figure:
-    """The images whose wrong prediction was the surest, with both names."""
+    """The images whose wrong prediction was the surest, with their own name and those of both classes."""
     images, classes = found["images"], found["classes"].tolist()
     wrong = int(found["matrix"].sum() - np.trace(found["matrix"]))
     rows = max(1, -(-len(images) // COLUMNS))
-    figure = new_figure(2.0 * COLUMNS, 2.35 * rows + 0.4)
+    figure = new_figure(2.0 * COLUMNS, 2.5 * rows + 0.4)
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for i, (axes, pixels) in enumerate(zip(grid, images, strict=False)):
         axes.imshow(pixels, interpolation="nearest")
-        true, predicted = (_short(classes[found[key][i]], 18) for key in ("true", "predicted"))
+        true, predicted = (label(classes[found[key][i]], 18) for key in ("true", "predicted"))
         sure = f"{100 * found['probability'][i]:.0f} %"
-        axes.set_title(f"true: {true}\npredicted: {predicted}, {sure}", loc="left", fontsize=7.5)
+        axes.set_title(f"true: {true}\npredicted, {sure}: {predicted}", loc="left", fontsize=7.5)
+        if "names" in found:
+            name = _tail(str(found["names"][i]), 28)
+            axes.text(0, -0.03, name, transform=axes.transAxes, va="top", fontsize=7)
     shown = f"the {len(images):,} surest of {wrong:,} misclassified" if wrong else "none is misclassified"
-    figure.suptitle(f"{found['split']}: {shown}", fontsize=10)
+    figure.suptitle(f"{label(str(found['split']))}: {shown}", fontsize=10)
     return figure
 
 
-def _short(name: str, width: int) -> str:
-    return name if len(name) <= width else f"{name[: width - 1]}…"
+def _tail(name: str, width: int) -> str:
+    """The end of a file's name, which tells more than its beginning."""
+    return label(name if len(name) <= width else f"…{name[1 - width :]}")

@@ -1,14 +1,23 @@
-"""Figures without a display, written atomically."""
+"""Figures without a display, written atomically, and the text in them: data of any script, never markup."""
 
 from __future__ import annotations
 
+import functools
+import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 
+from anyascii import anyascii
+from matplotlib import ft2font
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.text import Text
 
-from mixer_lightning.files import atomic_write
+from mixer_lightning.files import atomic_write, readable
+
+#: Whether matplotlib joins letters and orders words that run from right to left.
+_SHAPES_TEXT = hasattr(ft2font, "__libraqm_version__")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -20,8 +29,70 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Replace `path` by a PNG of the figure: all of it, or nothing."""
+    _choose_fonts(figure)
 
     def write(file: BinaryIO) -> None:
         figure.savefig(file, format="png", dpi=110)
 
     atomic_write(path, write)
+
+
+def label(text: str, width: int | None = None) -> str:
+    """A name out of the data as matplotlib is to draw it: in one line, of at most `width` characters.
+
+    Characters that no installed font has are transliterated; `$` begins no formula.
+    """
+    shown = "".join(_drawable(character) for character in unicodedata.normalize("NFC", readable(text)))
+    shown = shown or "?" * bool(text)
+    if width is not None and len(shown) > width:
+        shown = f"{shown[: width - 1]}…"
+    return shown.replace("$", r"\$")
+
+
+def _drawable(character: str) -> str:
+    """The character, or what stands for it where it cannot be drawn."""
+    category = unicodedata.category(character)
+    if character.isspace() or category == "Cc":
+        return " "
+    if ord(character) in _default_glyphs() or _family_with(character) is not None:
+        runs_leftwards = unicodedata.bidirectional(character) in ("R", "AL")
+        if _SHAPES_TEXT or not runs_leftwards:
+            return character
+    return anyascii(character)
+
+
+@functools.cache
+def _default_glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+@functools.cache
+def _family_with(character: str) -> str | None:
+    """The family of an installed upright font that has a character; None where there is none."""
+    fonts = (font for font in fontManager.ttflist if font.style == "normal" and not _is_symbolic(font.name))
+    return next((font.name for font in fonts if ord(character) in _glyphs(font.fname)), None)
+
+
+def _is_symbolic(family: str) -> bool:
+    """Whether a font draws a box, or something else, for what it claims to have."""
+    return "lastresort" in family.lower().replace(" ", "") or family.startswith(
+        ("cm", "STIXSize", "STIXNonUni")
+    )
+
+
+@functools.cache
+def _glyphs(path: str) -> frozenset[int]:
+    try:
+        return frozenset(get_font(path).get_charmap())
+    except (OSError, RuntimeError):  # a damaged font, or of another format
+        return frozenset()
+
+
+def _choose_fonts(figure: Figure) -> None:
+    """Let every text that the default font cannot draw fall back on families that can."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        missing = {c for c in text.get_text() if not c.isspace() and ord(c) not in _default_glyphs()}
+        families = sorted({family for c in missing if (family := _family_with(c)) is not None})
+        if families:
+            text.set_fontfamily([*text.get_fontfamily(), *families])

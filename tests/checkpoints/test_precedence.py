@@ -141,6 +141,23 @@ def test_an_export_goes_before_its_sidecar_and_that_before_the_name(tmp_path: Pa
         assert found.augment["mean"] == [0.5, 0.5, 0.5]
 
 
+def test_what_an_older_run_or_export_leaves_out_is_as_it_was(tmp_path: Path) -> None:
+    """There was one rounding of sizes before the recipe named it: torchvision's. A Mixer's usual one is another."""
+    recipe = run_recipe("model=mixer_digits", "image_size=8")
+    del recipe["augment"]["eval_rounding"]
+    model = trained(create_model("mixer_digits", num_classes=3, image_size=8))
+    path = write_run(tmp_path / "run" / "best.ckpt", model, recipe)
+    for checkpoint in (path, path.parent):
+        found = compose_one("evaluate", [f"checkpoint={checkpoint}", "data=digits"]).augment
+        assert (found["eval_rounding"], found["eval_interpolation"]) == ("torchvision", "bicubic")
+    save_timm(model, tmp_path / "birds.pth")
+    (tmp_path / "birds.pth.json").write_text(json.dumps(VIEW))
+    assert restore(tmp_path / "birds.pth").preprocessing["eval_rounding"] == "torchvision"
+    assert compose_one("evaluate", [f"checkpoint={tmp_path / 'birds.pth'}"]).augment["eval_rounding"] == (
+        "torchvision"
+    )
+
+
 def test_tensors_go_before_the_name(tmp_path: Path) -> None:
     save_flax(trained(create_model("mixer_digits", num_classes=3)), tmp_path / "Mixer-B_16.npz")
     for found in programs(tmp_path / "Mixer-B_16.npz").values():

@@ -101,7 +101,8 @@ def test_help_lists_every_choice_with_what_it_is(program, script, absent):
 @pytest.mark.parametrize(
     "words", [[], ["experiment=mixer_l16_imagenet21k", "trainer=ddp"], ["seed=3", "logger=wandb"]]
 )
-def test_the_shown_recipe_is_the_one_that_runs(program, tmp_path, words):
+def test_the_shown_recipe_is_the_one_that_runs(program, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)  # where the program runs, too: relative folders are shown as they are stored
     done = program("train.py", *words, "--cfg", "job", "--resolve")
     assert done.returncode == 0, done.stderr
     runs = compose_one("train", words).to_dict()

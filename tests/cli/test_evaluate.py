@@ -77,7 +77,7 @@ def test_training_evaluates_and_draws_at_its_end(run_dir):
     assert [row["step"] for row in rows if "val/top1" in row] == [6, 12]
     assert [row["step"] for row in rows if "fewshot/digits_5shot" in row] == [12]
     assert {name for row in rows for name in row if not name.startswith("train/")} == {
-        *("step", "epoch", "val/top1", "val/top5", "test/top1", "test/top5"),
+        *("step", "epoch", "val/top1", "val/top5", "val/loss", "test/top1", "test/top5", "test/loss"),
         *("fewshot/digits_1shot", "fewshot/digits_5shot"),
     }
     for name in ("confusion.png", "misclassified.png", "misclassified.csv", "per_class_test.csv"):
@@ -90,12 +90,17 @@ def test_training_evaluates_and_draws_at_its_end(run_dir):
 # ------------------------------------------------------------------------------------------ with its recipe
 
 
+def evaluated(run_dir: Path) -> dict[str, float]:
+    """Metrics of a run's evaluations, but for losses: an evaluation trains nothing, and has none."""
+    metrics = results.read_result(run_dir)["metrics"]
+    return {k: v for k, v in metrics.items() if not k.startswith("train/") and not k.endswith("/loss")}
+
+
 def test_figures_are_those_of_the_run(run_dir, tmp_path):
     recipe = composed(given(run_dir / results.LAST), "evals=[accuracy,fewshot,confusion]", *WORDS)
     assert evaluate(recipe, tmp_path / "found") == 0
     record = read_evaluation(tmp_path / "found")
-    expected = results.read_result(run_dir)["metrics"]
-    assert record["metrics"] == {k: v for k, v in expected.items() if not k.startswith("train/")}
+    assert record["metrics"] == evaluated(run_dir)
     images = record["data"]["images"]
     assert (images["train"] + images["val"], images["test"]) == (1437, 360)
     assert 250 < images["val"] < 330
@@ -282,8 +287,7 @@ def test_two_processes_of_a_launcher_find_what_one_found(run_dir, tmp_path):
     assert "top1" not in nothing
     (file,) = tmp_path.glob(f"runs/evaluate/*/*/{results.EVALUATION}")
     record: dict[str, Any] = json.loads(file.read_text())
-    expected = results.read_result(run_dir)["metrics"]
-    assert record["metrics"] == {k: v for k, v in expected.items() if not k.startswith("train/")}
+    assert record["metrics"] == evaluated(run_dir)
     assert (file.parent / "misclassified.csv").read_text() == (run_dir / "misclassified.csv").read_text()
 
 

@@ -66,7 +66,7 @@ def test_parameters_that_stand_in_no_file_may_be_given(override, value):
 )
 def test_paths_are_taken_as_they_are_typed(path):
     recipe = compose_one("train", ["data=folder", f"data.root={path}", f"checkpoint={path}"])
-    assert Path(recipe.data["root"]).expanduser() == Path(path).expanduser()
+    assert Path(recipe.data["root"]).expanduser() == Path(path).expanduser().absolute()
     assert Path(recipe.checkpoint).expanduser() == Path(path).expanduser()
 
 

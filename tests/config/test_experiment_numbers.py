@@ -103,6 +103,7 @@ def test_mixer(name):
     epochs, lr, weight_decay, stochastic_depth, batch_size, head_bias, top1 = MIXER[name]
     recipe = load(name)
     assert recipe["duration"] == {"epochs": epochs}
+    assert recipe["steps_per_epoch"] is None
     assert recipe["image_size"] == 224
     assert recipe["batch_size"] == batch_size
     assert recipe["clip_grad_norm"] == 1.0
@@ -141,6 +142,7 @@ def test_convmixer(model):
     epochs, top1 = CONVMIXER[model]
     recipe = load(f"{model}_imagenet1k")
     assert recipe["duration"] == {"epochs": epochs}
+    assert recipe["steps_per_epoch"] == "floor"
     assert recipe["image_size"] == 224
     assert (recipe["batch_size"], recipe["device_batch"]) == (640, 64)
     assert recipe["clip_grad_norm"] == 1.0
@@ -195,6 +197,7 @@ def test_cifar10_script_of_the_authors(epochs):
     name = f"convmixer_256_8_cifar10_{epochs}ep"
     recipe = load(name)
     assert recipe["duration"] == {"epochs": epochs}
+    assert recipe["steps_per_epoch"] == "ceil"
     assert (recipe["image_size"], recipe["batch_size"], recipe["device_batch"]) == (32, 512, 512)
     assert recipe["clip_grad_norm"] is None
     assert (recipe["optimizer"]["lr"], recipe["optimizer"]["weight_decay"]) == (0.05, 0.005)

@@ -57,7 +57,6 @@ def test_published_names(name: str, model: str | None) -> None:
 
 def test_a_small_batch_is_one_forward_pass() -> None:
     words = ["checkpoint=Mixer-B_16.npz", "data=digits"]
-    assert from_checkpoint(*words, "batch_size=32").values == {"device_batch": 32, **GOOGLES}
     assert compose_one("finetune", [*words, "batch_size=32"]).device_batch == 32
     assert compose_one("finetune", [*words, "batch_size=32", "device_batch=8"]).device_batch == 8
     for more in (["batch_size=128"], ["batch_size=16,32"], []):
@@ -142,10 +141,10 @@ def test_a_wrong_value_of_a_checkpoint_is_not_blamed_on_a_file(tmp_path: Path) -
 )
 def test_any_value_of_a_run_comes_through_as_it_is(tmp_path: Path, value: str) -> None:
     recipe = compose_one("train", ["data=folder", "model=mixer_digits", "val_split=none"]).to_dict()
-    recipe["data"]["root"] = recipe["train_split"] = value
+    recipe["data"]["name"] = recipe["train_split"] = value
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     found = compose_one("evaluate", [f"checkpoint={tmp_path}"])
-    assert (found.data["root"], found.train_split, found.val_split) == (value, value, "none")
+    assert (found.data["name"], found.train_split, found.val_split) == (value, value, "none")
     assert found.test_split is None
 
 

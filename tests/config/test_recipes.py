@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from conftest import ROOT
 from mixer_lightning.config.compose import compose, compose_one
 from mixer_lightning.config.groups import groups
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data.crops import crop_one
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.stateless_random import sample_keys
@@ -143,11 +144,51 @@ def check_augment(recipe: Recipe, *, size: int) -> None:
     views = augment.train_crops(keys, widths, heights, size)
     batch = torch.stack([crop_one(image, views, i, size) for i in range(4)])
     assert (batch.dtype, batch.shape) == (torch.uint8, (4, 3, size, size))
-    images, targets = augment.train_batch(batch, torch.arange(4), augment.sample_params(keys), 10)
+    images, targets = augment.train_batch(
+        batch, torch.arange(4), augment.sample_params(keys), 10, batch_seed=0
+    )
     assert (images.dtype, images.shape, targets.shape) == (torch.float32, batch.shape, (4, 10))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     view = crop_one(image, augment.eval_crops(widths, heights, size), 0, size)
     assert augment.eval_batch(view[None]).shape == (1, 3, size, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_images", "steps"),
+    [
+        # timm's DistributedSampler gives each of 10 processes 128,117 images, its loader drops what 64 leaves of them
+        ("convmixer_1536_20_imagenet1k", 1_281_167, 150 * (128_117 // 64)),
+        ("convmixer_1024_12_imagenet1k", 1_281_167, 90 * 2001),
+        # len(trainloader) of locuslab/convmixer-cifar10: the last batch has 336 images
+        ("convmixer_256_8_cifar10_25ep", 50_000, 2450),
+        ("convmixer_256_8_cifar10_100ep", 50_000, 100 * 98),
+        ("convmixer_256_8_p1_k9_cifar10_200ep", 50_000, 200 * 781),
+        # big_vision's `steps`: rounded after the product, of 99 % of the images
+        ("mixer_b16_imagenet1k", 1_268_355, 92_897),
+        ("mixer_b16_imagenet1k_60ep", 1_268_355, 148_635),
+    ],
+)
+def test_an_experiment_takes_as_many_steps_as_the_published_code(name, num_images, steps):
+    recipe = compose_one("train", [f"experiment={name}"])
+    assert recipe.duration.to_steps(recipe.optimizer_steps_per_epoch(num_images)) == steps
+
+
+@pytest.mark.parametrize(("rule", "steps"), [("null", 2.5), ("floor", 2.0), ("ceil", 3.0)])
+def test_steps_per_epoch(rule, steps):
+    recipe = compose_one("train", [f"steps_per_epoch={rule}", "batch_size=4"])
+    assert recipe.optimizer_steps_per_epoch(10) == steps
+    assert recipe.optimizer_steps_per_epoch(3) == (0.75 if rule == "null" else 1.0)  # an epoch has a step
+
+
+def test_what_takes_one_of_a_few_texts_says_which():
+    for override, choices in (
+        ("steps_per_epoch=round", "floor, ceil, null"),
+        ("augment.interpolation=lanczos", "bilinear, bicubic, area, tf_bilinear, random"),
+        ("augment.mix_per=epoch", "device_batch, batch"),
+    ):
+        key, _, value = override.partition("=")
+        (message,) = compose("train", [override]).messages
+        assert f"'{key}' takes one of {choices}, found '{value}'" in message
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -159,7 +200,7 @@ def test_an_experiment_can_be_run(name):
     with torch.device("meta"):
         logits = model.eval()(torch.empty(2, 3, recipe.image_size, recipe.image_size))
     assert logits.shape == (2, num_classes)
-    steps_per_epoch = num_train / recipe.batch_size
+    steps_per_epoch = recipe.optimizer_steps_per_epoch(num_train)
     total_steps = recipe.duration.to_steps(steps_per_epoch)
     assert total_steps > 100
     check_schedule(recipe, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
@@ -291,3 +332,19 @@ def test_nothing_points_out_of_the_project():
     for path in files():
         assert str(ROOT) not in path.read_text()
         assert not re.search(r"/(home|root|Users|work|tmp)/", path.read_text()), path
+
+
+def test_a_recipe_of_an_earlier_version_is_the_same_where_what_it_lacks_is_the_default():
+    now = compose_one("train", []).to_dict()
+    before = copy.deepcopy(now)
+    for key in ("mix_per", "eval_rounding"):
+        del before["augment"][key]
+    del before["steps_per_epoch"], before["evals"]["accuracy"]
+    before["evals"]["accuracy"] = {"_target_": now["evals"]["accuracy"]["_target_"]}
+    refuse_differences("there is", before, now)
+    now["augment"]["mix_per"] = "batch"
+    with pytest.raises(ValueError, match=r"augment\.mix_per: 'device_batch' there, 'batch' here"):
+        refuse_differences("there is", before, now)
+    before["augment"]["_target_"] = "elsewhere.Augment"  # whose defaults are others
+    with pytest.raises(ValueError, match=r"augment\.eval_rounding: None there"):
+        refuse_differences("there is", before, now)

@@ -51,7 +51,7 @@ def test_every_augmentation_runs(name):
         images = torch.stack([crop_one(noise, crops, i, size) for i in range(12)])
         assert images.dtype == torch.uint8
         assert images.shape == (12, 3, size, size)
-        out, targets = one.train_batch(images, torch.arange(12) % 5, one.sample_params(keys), 5)
+        out, targets = one.train_batch(images, torch.arange(12) % 5, one.sample_params(keys), 5, batch_seed=0)
         assert out.dtype == torch.float32
         assert out.shape == images.shape
         assert out.isfinite().all()
@@ -64,9 +64,9 @@ def test_every_augmentation_runs(name):
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF = ([0.5] * 3, [0.5] * 3)
 PUBLISHED = [  # name, RandAugment, mixup, CutMix, erasing, smallest crop, evaluation's crop, mean and std
-    ("mixer_imagenet1k", "rand-m15-n2-p1-mmax20", 0.5, 0.0, 0.0, 0.05, 0.875, HALF),
-    ("mixer_b_imagenet21k", "rand-m10-n2-p1-mmax20", 0.2, 0.0, 0.0, 0.05, 0.875, HALF),
-    ("mixer_l_imagenet21k", "rand-m20-n2-p1-mmax20", 0.5, 0.0, 0.0, 0.05, 0.875, HALF),
+    ("mixer_imagenet1k", "big_vision-n2-m15", 0.5, 0.0, 0.0, 0.05, 0.875, HALF),
+    ("mixer_b_imagenet21k", "big_vision-n2-m10", 0.2, 0.0, 0.0, 0.05, 0.875, HALF),
+    ("mixer_l_imagenet21k", "big_vision-n2-m20", 0.5, 0.0, 0.0, 0.05, 0.875, HALF),
     ("mixer_jft", None, 0.0, 0.0, 0.0, 0.05, 0.875, HALF),
     ("convmixer_imagenet1k", "rand-m9-mstd0.5-inc1", 0.5, 0.5, 0.25, 0.08, 0.96, IMAGENET),
     ("convmixer_a1", "rand-m7-mstd0.5-inc1", 0.2, 1.0, 0.0, 0.08, 0.95, IMAGENET),
@@ -78,10 +78,16 @@ PUBLISHED = [  # name, RandAugment, mixup, CutMix, erasing, smallest crop, evalu
 )
 def test_published_numbers(name, rand, mixup, cutmix, erase, low, eval_crop, colours):
     one = augment(name)
-    assert (one.crop, one.rand_augment, one.flip) == ("random_resized", rand, 0.5)
+    is_mixer = name.startswith("mixer")
+    assert (one.rand_augment, one.flip) == (rand, 0.5)
+    assert one.crop == ("inception" if is_mixer else "random_resized")
+    assert one.mix_per == ("batch" if is_mixer and mixup else "device_batch")
+    assert one.eval_rounding == ("big_vision" if is_mixer else "torchvision")
+    if is_mixer:
+        assert (one.interpolation, one.eval_interpolation) == ("tf_bilinear", "area")
     assert (one.mixup, one.cutmix, one.erase, one.eval_crop) == (mixup, cutmix, erase, eval_crop)
     assert one.crop_scale == [low, 1.0]
-    assert one.crop_ratio == pytest.approx([3 / 4, 4 / 3])
+    assert one.crop_ratio == pytest.approx([3 / 4, 1.33 if is_mixer else 4 / 3])
     assert (one.mean, one.std) == colours
 
 

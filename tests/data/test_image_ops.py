@@ -34,6 +34,7 @@ def apply(
         np.full((count, 1), float(argument)),
         np.full((count, 1), taps),
         fill=np.array(fill, np.uint8),
+        centres=np.full((count, 1, 2), 0.4),
     )
 
 

@@ -1,4 +1,4 @@
-"""mixup, CutMix and erasing against their formulas and against timm's statistics."""
+"""mixup, CutMix and erasing against their formulas and against the statistics of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.data.mixup import rand_bbox
-from timm.data.random_erasing import RandomErasing
+from scipy.stats import ks_2samp
+from timm.data.random_erasing import RandomErasing as TimmsErasing
+from torchvision.transforms import RandomErasing
 
 from mixer_lightning.data.mixing import box, erase, mix, targets_of
 
@@ -20,9 +21,16 @@ def batch(size: int = 6, side: int = 16):
     return images, torch.arange(size) % 4
 
 
-def mixed(images, labels, *, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5):
+def mixed(images, labels, *, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5, seed=None):
     return mix(
-        images, labels, num_classes=4, mixup=mixup, cutmix=cutmix, probability=probability, switch=switch
+        images,
+        labels,
+        num_classes=4,
+        mixup=mixup,
+        cutmix=cutmix,
+        probability=probability,
+        switch=switch,
+        seed=seed,
     )
 
 
@@ -120,15 +128,56 @@ def test_boxes_stay_inside_and_have_the_asked_area_away_from_the_border():
         side = (1 - lam) ** 0.5
         assert max(areas) <= int(20 * side) * int(30 * side)
         if lam == 0.75:
-            assert max(areas) == 10 * 15
+            assert max(areas) == 10 * 14  # 15, half on either side
 
 
-def test_boxes_are_timms():
+def rand_bbox(height, width, lam):
+    """CutMix's own box (clovaai/CutMix-PyTorch, and timm 0.5.0 in locuslab/convmixer): half of it on either side."""
+    cut_height, cut_width = int(height * np.sqrt(1 - lam)), int(width * np.sqrt(1 - lam))
+    row, column = np.random.randint(height), np.random.randint(width)
+    rows = np.clip([row - cut_height // 2, row + cut_height // 2], 0, height)
+    columns = np.clip([column - cut_width // 2, column + cut_width // 2], 0, width)
+    return (*rows.tolist(), *columns.tolist())
+
+
+def test_boxes_are_those_of_convmixers_training():
     for seed in range(100):
         np.random.seed(seed)
         ours = box(height=20, width=31, lam=seed / 100)
         np.random.seed(seed)
-        assert ours == tuple(int(edge) for edge in rand_bbox((2, 3, 20, 31), seed / 100))
+        assert ours == rand_bbox(20, 31, seed / 100)
+
+
+def test_a_box_of_odd_length_loses_a_pixel():
+    lengths = [box(height=100, width=100, lam=1 - 0.11**2) for _ in range(50)]  # 11 pixels long
+    assert {
+        (bottom - top, right - left) for top, bottom, left, right in lengths if 6 < top < 80 and 6 < left < 80
+    } == {(10, 10)}
+
+
+# ---- one factor for a global batch
+
+
+def test_parts_of_a_global_batch_share_what_is_drawn():
+    """big_vision draws one factor for all devices, each of which mixes its own images."""
+    images, labels = batch(8)
+    found = []
+    for part in (slice(0, 4), slice(4, 8), slice(0, 8)):
+        np.random.seed(len(found))  # the state of a process does not matter
+        found.append(mixed(images[part], labels[part], mixup=0.5, cutmix=0.5, seed=7)[1][1])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    others = {float(mixed(images[:4], labels[:4], mixup=0.5, seed=seed)[1][1, 1]) for seed in range(20)}
+    assert len(others) == 20
+
+
+def test_a_seed_leaves_the_global_generator_alone():
+    images, labels = batch()
+    np.random.seed(3)
+    expected = np.random.rand()
+    np.random.seed(3)
+    mixed(images, labels, mixup=0.5, cutmix=0.5, seed=1)
+    assert np.random.rand() == expected
 
 
 # ---- several labels
@@ -193,7 +242,7 @@ def erased_boxes(images):
 def test_erasing_has_timms_statistics():
     ours = erase(torch.full((6000, 3, 32, 32), 7.0), probability=0.25, mode="pixel")
     theirs = torch.full((6000, 3, 32, 32), 7.0)
-    RandomErasing(probability=0.25, mode="pixel", device="cpu")(theirs)
+    TimmsErasing(probability=0.25, mode="pixel", device="cpu")(theirs)
     (h, w), (their_h, their_w) = erased_boxes(ours), erased_boxes(theirs)
     assert abs((h > 0).double().mean() - 0.25) < 0.02
     h, w, their_h, their_w = h[h > 0], w[w > 0], their_h[their_h > 0], their_w[their_w > 0]
@@ -214,10 +263,24 @@ def test_erasing_has_timms_statistics():
     assert (h / w).max() < 5
 
 
+def test_erasing_with_a_constant_has_torchvisions_statistics():
+    """Areas up to .33 and aspect ratios up to 3.3, where timm's go to 1/3 and 1/.3."""
+    ours = erase(torch.full((6000, 3, 32, 32), 7.0), probability=1.0, mode="const")
+    transform = RandomErasing(p=1.0)
+    theirs = torch.stack([transform(image) for image in torch.full((3000, 3, 32, 32), 7.0)])
+    (h, w), (their_h, their_w) = erased_boxes(ours), erased_boxes(theirs)
+    for mine, reference in ((h, their_h), (w, their_w), (h * w, their_h * their_w)):
+        assert ks_2samp(mine, reference).pvalue > 1e-3
+    large = erase(torch.full((400, 1, 400, 400), 7.0), probability=1.0, mode="const")
+    h, w = erased_boxes(large)
+    assert (h * w / 400**2).max() < 0.3325
+    assert (h / w).max() < 3.32
+
+
 def test_every_place_is_erased_about_as_often_as_by_timm():
-    ours = erase(torch.full((4000, 1, 16, 16), 7.0), probability=1.0, mode="const")[:, 0] != 7
+    ours = erase(torch.full((4000, 1, 16, 16), 7.0), probability=1.0, mode="pixel")[:, 0] != 7
     theirs = torch.full((4000, 1, 16, 16), 7.0)
-    RandomErasing(probability=1.0, mode="const", device="cpu")(theirs)
+    TimmsErasing(probability=1.0, mode="const", device="cpu")(theirs)
     difference = ours.double().mean(0) - (theirs[:, 0] != 7).double().mean(0)
     assert difference.abs().max() < 0.05
 

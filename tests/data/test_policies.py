@@ -50,6 +50,7 @@ def same(operation: Operation, argument: float, taps: int = 1, count: int = len(
         operations=np.full((count, 1), int(operation)),
         arguments=np.full((count, 1), float(argument)),
         taps=np.full((count, 1), taps),
+        centres=np.zeros((count, 1, 2)),
     )
 
 
@@ -65,6 +66,7 @@ def test_operations_follow_each_other():
         operations=np.tile([int(Operation.ROTATE), int(Operation.IDENTITY), int(Operation.INVERT)], (7, 1)),
         arguments=np.tile([20.0, 0.0, 0.0], (7, 1)),
         taps=np.full((7, 3), TAPS["bilinear"]),
+        centres=np.zeros((7, 3, 2)),
     )
     got = timm_like("rand-n3")(BATCH, params)
     turned = timm_like()(BATCH, same(Operation.ROTATE, 20.0, TAPS["bilinear"]))
@@ -181,6 +183,26 @@ def test_params_have_torchvisions_distribution():
     assert set(np.unique(params.taps)) == {1}
 
 
+def test_params_have_big_visions_distribution():
+    """Sixteen operations, with replacement, each always applied; Cutout anywhere."""
+    params = RandAugment("big_vision-n2-m15", interpolation="bicubic", mean=MEAN).sample_params(keys(8000))
+    counts = np.bincount(params.operations.ravel(), minlength=len(Operation))
+    assert np.count_nonzero(counts) == 16
+    assert stats.chisquare(counts[counts > 0]).pvalue > 1e-4
+    assert (
+        stats.binomtest(int((params.operations[:, 0] == params.operations[:, 1]).sum()), 8000, 1 / 16).pvalue
+        > 1e-4
+    )
+    for operation, value in ((Operation.TF_ROTATE, 45.0), (Operation.TF_TRANSLATE_X, 150.0)):
+        arguments = params.arguments[params.operations == operation]
+        np.testing.assert_allclose(np.abs(arguments), value)
+        assert stats.binomtest(int((arguments > 0).sum()), len(arguments)).pvalue > 1e-4
+    centres = params.centres[params.operations == Operation.CUTOUT]
+    for column in centres.T:
+        assert stats.kstest(column, "uniform").pvalue > 1e-4
+    assert abs(np.corrcoef(centres.T)[0, 1]) < 0.1
+
+
 def test_weighted_choice_repeats_nothing():
     operations = timm_like("rand-n15-p1-tweights").sample_params(keys(300)).operations
     assert all(len(set(row)) == 15 for row in operations.tolist())
@@ -221,6 +243,7 @@ AUGMENTS = [
     timm_like("rand-m9-n3-p0.8-mstd0.5-inc1", "random"),
     timm_like("rand-m9-n2-p1-mstd101-t3a"),
     RandAugment("torchvision-n2-m12", interpolation="bilinear", mean=MEAN),
+    RandAugment("big_vision-n2-m15", interpolation="bilinear", mean=MEAN),
     ColorJitter(0.4),
 ]
 
@@ -261,7 +284,7 @@ def test_memory_format_does_not_matter(augment):
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_no_images_and_no_operations(augment):
     assert augment(BATCH[:0], augment.sample_params(keys(0))).shape == (0, 3, SIDE, SIDE)
-    for text in ("rand-n0", "torchvision-n0-m3"):
+    for text in ("rand-n0", "torchvision-n0-m3", "big_vision-n0-m3"):
         nothing = timm_like(text)
         assert torch.equal(nothing(BATCH, nothing.sample_params(keys(len(BATCH)))), BATCH)
 
@@ -292,7 +315,8 @@ def test_a_gpu_makes_the_same_images_without_being_waited_for(augment, determini
 
 
 @pytest.mark.parametrize(
-    "text", [*TEXTS, "rand", "rand-m10-n2-p1-mmax20", "rand-m5-inc0-p0.3", "torchvision-n2-m30"]
+    "text",
+    [*TEXTS, "rand", "rand-m10-n2-p1-mmax20", "rand-m5-inc0-p0.3", "torchvision-n2-m30", "big_vision-n2-m22"],
 )
 def test_readable_notations(text):
     check_policy(text)
@@ -305,6 +329,7 @@ def test_timms_options_are_read():
     assert (read.magnitude_std, read.magnitude_max) == (0.5, 12)
     assert read.fill.tolist() == list(FILL)
     assert RandAugment("torchvision-n2-m12", interpolation="bilinear", mean=MEAN).fill.tolist() == [0, 0, 0]
+    assert RandAugment("big_vision-n2-m9", interpolation="bilinear", mean=MEAN).fill.tolist() == [128] * 3
     assert (timm_like("rand-m9").magnitude_std, timm_like("rand-m9").magnitude_max) == (0, 10)
 
 
@@ -317,7 +342,9 @@ def test_timms_options_are_read():
         ("rand-p7", "cannot read"),
         ("randaug-2-15", "Write timm's notation, as in rand-m9-mstd0.5-inc1"),
         ("torchvision-m12-n2", "cannot read"),
-        ("torchvision-n2-m31", "end at 30"),
+        ("torchvision-n2-m31", "torchvision's magnitudes end at 30"),
+        ("big_vision-n2-m23", "big_vision's magnitudes end at 22"),
+        ("big_vision-m2-n15", "or big_vision's as big_vision-n2-m15"),
         ("rand-n16-tweights", "has only 15"),
         ("rand-t3aw-n15", "has only 14"),
         ("", "cannot read"),

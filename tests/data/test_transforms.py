@@ -276,9 +276,12 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("rand_augment", [None, "rand-m9-mstd0.5-inc1", "torchvision-n2-m12"])
-def test_a_sample_does_not_depend_on_its_batch(rand_augment):
-    augment = Augment(**EVERYTHING, rand_augment=rand_augment)
+@pytest.mark.parametrize("crop", ["random_resized", "inception"])
+@pytest.mark.parametrize(
+    "rand_augment", [None, "rand-m9-mstd0.5-inc1", "torchvision-n2-m12", "big_vision-n2-m15"]
+)
+def test_a_sample_does_not_depend_on_its_batch(rand_augment, crop):
+    augment = Augment(**EVERYTHING | {"crop": crop}, rand_augment=rand_augment)
     images = [photo(50 + i, 40 + i % 7, seed=i) for i in range(24)]
     widths, heights = np.array([image.size for image in images]).T
 
@@ -413,7 +416,8 @@ def test_a_device_gets_the_same_batch_without_waiting(method):
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
     [
-        ("crop", "centre", "choose one of random_resized"),
+        ("crop", "centre", "choose one of random_resized, inception"),
+        ("mix_per", "epoch", "choose one of device_batch, batch"),
         ("interpolation", "nearest", "choose one of bilinear"),
         ("eval_resize", "both", "choose one of short_side"),
         ("eval_interpolation", "random", "choose one of bilinear, bicubic, area, tf_bilinear"),

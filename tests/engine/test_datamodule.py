@@ -171,6 +171,31 @@ def test_epochs_and_repeats_show_an_image_anew(module, tmp_path):
         assert len({image.numpy().tobytes() for image in images}) == 48
 
 
+@pytest.mark.parametrize("mix_per", ["batch", "device_batch"])
+def test_mixing_shares_its_factor_as_the_recipe_says(module, mix_per):
+    """Once for all parts of a global batch, on any number of processes, as in big_vision; or for each, as in timm."""
+
+    def factors(**options: int) -> list[set[float]]:
+        """Of each step, the smaller shares of labels that were mixed, rounded."""
+        data = module(digits(), Augment(mixup=1.0, mix_per=mix_per), total_steps=3, **options)
+        found: list[set[float]] = [set() for _ in range(3)]
+        for i, batch in enumerate(data.train_dataloader()):
+            _, targets = data.on_after_batch_transfer(batch, 0)
+            shares = targets[(targets > 0) & (targets < 1)]
+            found[i // data.micro_batches.accumulate] |= {round(min(x, 1 - x), 5) for x in shares.tolist()}
+        return found
+
+    whole = factors(device_batch=24)
+    assert [len(step) for step in whole] == [1, 1, 1]
+    assert len(set.union(*whole)) == 3  # another at each step
+    split = factors(device_batch=4)
+    second = factors(device_batch=4, world_size=2, rank=1)
+    if mix_per == "batch":
+        assert split == second == whole
+    else:
+        assert all(len(step) > 1 for step in split)
+
+
 def test_shards_are_told_what_is_read_next(module, tmp_path):
     data = folder(root=str(write_images(tmp_path)))
     images = Sharded(data.splits["train"])

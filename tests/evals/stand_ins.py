@@ -36,6 +36,7 @@ class Fixed:
     """A `Predict` of given values, in batches of any size; what was asked for is noted."""
 
     device = torch.device("cpu")
+    loss = None
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import recall_score
 from stand_ins import Fixed, dataset
+from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from mixer_lightning.evals.accuracy import Accuracy, ranks
@@ -78,3 +79,20 @@ def test_figures_are_those_of_torchmetrics(tmp_path, classes):
     for name, value in figures.items():
         metric = MulticlassAccuracy(classes, top_k=int(name.removeprefix("val/top")), average="micro")
         assert value == pytest.approx(metric(torch.from_numpy(logits), torch.from_numpy(labels)).item())
+
+
+@pytest.mark.parametrize("batch", [1, 7, 90])
+def test_the_loss_is_exact_over_the_split(batch):
+    """The mean over all images, whatever the last batch holds; the reference is torch's own, in one piece."""
+    generator = np.random.default_rng(3)
+    logits, labels = generator.standard_normal((90, 6)).astype(np.float32), generator.integers(0, 6, 90)
+    predict = Fixed(dataset(num_classes=6, train=labels, val=labels), {"val": logits}, batch=batch)
+    predict.loss = lambda some, answers: cross_entropy(some, answers, label_smoothing=0.1)
+    expected = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels), label_smoothing=0.1)
+    assert dict(Accuracy().run(predict))["val/loss"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_outside_of_a_training_there_is_no_loss():
+    labels = np.arange(6)
+    predict = Fixed(dataset(num_classes=6, train=labels, val=labels), {"val": np.eye(6, dtype=np.float32)})
+    assert set(dict(Accuracy().run(predict))) == {"val/top1", "val/top5"}

@@ -28,6 +28,7 @@ from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals.accuracy import Accuracy
 from mixer_lightning.evals.confusion import Confusion
 from mixer_lightning.evals.fewshot import Fewshot, sample_shots
+from mixer_lightning.losses import sigmoid_cross_entropy
 from mixer_lightning.models.baselines import timm_backbone
 
 AUGMENT = Augment(crop="random_resized", flip=0.5, eval_crop=0.875)
@@ -274,3 +275,14 @@ def test_backbones_of_other_layouts_answer_with_timms_own_features(timm_name):
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(network.features(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_recipes_on_targets_of_all_labels():
+    """Labels of several classes are several ones, as in training."""
+    logits = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, -0.5]])
+    labels = torch.tensor([[0, 2], [1, -1]])
+    predict = Predictions.__new__(Predictions)
+    predict._criterion = sigmoid_cross_entropy
+    assert predict.loss is not None
+    by_hand = -torch.log(torch.sigmoid(torch.tensor([0.5, 1.0, 2.0, -1.0, 0.0, 0.5]))).sum() / 2
+    assert float(predict.loss(logits, labels)) == pytest.approx(float(by_hand))

@@ -12,13 +12,15 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.sdk import wandb_setup
+from wandb.sdk.lib import wbauth
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
 from mixer_lightning.loggers import dashboards as loggers
-from mixer_lightning.loggers.wandb import wandb_logger
+from mixer_lightning.loggers.wandb import settings_of_wandb, wandb_logger, why_no_key
 
 SHORT = (*TINY, "duration.steps=6", "evals=none")
 
@@ -37,7 +39,7 @@ def test_tensorboard_has_the_values_of_the_metrics(tmp_path, capsys):
     events.Reload()
     rows = results.read_metrics(tmp_path / "run")
     names = {name for row in rows for name in row} - {"step"}
-    assert names <= set(events.Tags()["scalars"])
+    assert names == set(events.Tags()["scalars"])  # and no hp_metric of -1
     assert {"train/loss", "test/top1", "train/lr"} <= names
     for name in names:
         points = [(event.step, event.value) for event in events.Scalars(name)]
@@ -91,6 +93,8 @@ def opened(monkeypatch, tmp_path):
         calls.append(options)
         return FakeRun(options)
 
+    monkeypatch.setattr(wandb_setup, "_singleton", None)  # its settings are those of this environment
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(loggers, "WandbLogger", lambda experiment: experiment)
     for name in list(os.environ):
@@ -102,8 +106,8 @@ def opened(monkeypatch, tmp_path):
     return calls
 
 
-def netrc(tmp_path: Path, host: str) -> None:
-    file = tmp_path / "home" / ".netrc"
+def netrc(tmp_path: Path, host: str, name: str = ".netrc") -> None:
+    file = tmp_path / "home" / name
     file.write_text(f"machine {host} login user password {'0' * 40}\n")
     file.chmod(0o600)
 
@@ -128,6 +132,8 @@ def test_with_a_key_it_is_online(opened, tmp_path, monkeypatch):
         ("wandb.mine.org", "https://wandb.mine.org", "online"),
         ("wandb.mine.org", None, "offline"),
         ("github.com", None, "offline"),
+        ("api.wandb.ai", "https://wandb.mine.org", "offline"),  # another server's key: wandb would ask
+        ("wandb.mine.org:8080", "http://wandb.mine.org:8080", "online"),
     ],
 )
 def test_a_key_in_netrc(opened, tmp_path, monkeypatch, host, base_url, mode):
@@ -136,6 +142,82 @@ def test_a_key_in_netrc(opened, tmp_path, monkeypatch, host, base_url, mode):
         monkeypatch.setenv("WANDB_BASE_URL", base_url)
     wandb_logger(tmp_path / "run", "a/b")
     assert opened[0]["mode"] == mode
+
+
+@pytest.mark.parametrize(("name", "variable"), [(".netrc", None), ("_netrc", None), ("keys", "~/keys")])
+def test_a_netrc_is_read_as_wandb_reads_it(opened, tmp_path, monkeypatch, name, variable):
+    """Where wandb looks, and whatever its mode: Python's own default insists on 600."""
+    netrc(tmp_path, "api.wandb.ai", name)
+    (tmp_path / "home" / name).chmod(0o644)
+    if variable:
+        monkeypatch.setenv("NETRC", variable)
+    settings = settings_of_wandb()
+    assert wbauth.read_netrc_auth(host=settings.base_url) == "0" * 40  # wandb's own word
+    assert why_no_key(settings) is None
+
+
+def test_a_key_in_the_settings(opened, tmp_path, monkeypatch):
+    folder = tmp_path / "home/.config/wandb"
+    folder.mkdir(parents=True)
+    (folder / "settings").write_text(f"[default]\napi_key = {'0' * 40}\nbase_url = https://wandb.mine.org\n")
+    wandb_logger(tmp_path / "run", "a/b")
+    assert opened[0]["mode"] == "online"
+
+
+def test_an_identity_token_is_a_key(opened, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", "token")
+    wandb_logger(tmp_path / "run", "a/b")
+    assert opened[0]["mode"] == "online"
+
+
+def said_of(caplog: pytest.LogCaptureFixture) -> str:
+    return " ".join(
+        record.getMessage() for record in caplog.records if record.name.startswith("mixer_lightning")
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("nothing", "no key for"),
+        ("another", ".netrc has none"),
+        ("damaged", ".netrc cannot be read"),
+        ("environment", "WANDB_MODE=offline"),
+        ("option", "logger.wandb.mode=offline"),
+        ("settings", "wandb's settings say offline"),
+        ("short", "the key in"),
+        ("server", "the server was not reached: slow"),
+    ],
+)
+def test_going_offline_says_why(opened, tmp_path, monkeypatch, caplog, how, why):
+    caplog.set_level("INFO", logger="mixer_lightning")
+    if how == "another":
+        netrc(tmp_path, "github.com")
+    elif how == "damaged":
+        (tmp_path / "home/.netrc").write_text("machine api.wandb.ai login user pass")
+    elif how == "short":
+        (tmp_path / "home/.netrc").write_text("machine api.wandb.ai login user password 123")
+    elif how == "environment":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    elif how == "settings":  # what `wandb offline` writes
+        folder = tmp_path / "home/.config/wandb"
+        folder.mkdir(parents=True)
+        (folder / "settings").write_text("[default]\nmode = offline\n")
+    elif how == "server":
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        init = wandb.init
+
+        def slow(**options: Any) -> FakeRun:
+            if options["mode"] == "online":
+                raise wandb.errors.CommError("slow")
+            return init(**options)
+
+        monkeypatch.setattr(wandb, "init", slow)
+        monkeypatch.setattr(wandb, "teardown", lambda: None)
+    wandb_logger(tmp_path / "run", "a/b", mode="offline" if how == "option" else "auto")
+    assert opened[-1]["mode"] == "offline"
+    assert "W&B is offline here: " in said_of(caplog)
+    assert why in said_of(caplog)
 
 
 def test_the_environment_decides_before_the_key(opened, tmp_path, monkeypatch):
