@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: What a checkpoint may say of its images: the parameters of data/transforms.py's Augment that evaluation reads.
-PREPROCESSING = ("mean", "std", "eval_crop", "eval_resize", "eval_interpolation", "eval_rounding")
+PREPROCESSING = (
+    "mean",
+    "std",
+    "eval_crop",
+    "eval_resize",
+    "eval_interpolation",
+    "eval_rounding",
+    "exif_orientation",
+)
+#: Those that are off unless they are stated: no published weights were trained with them.
+UNUSUAL = ("exif_orientation",)
 #: What stands before a name of timm where weights are named: timm:mixer_b16_224.goog_in21k.
 TIMM_SCHEME = "timm:"
 

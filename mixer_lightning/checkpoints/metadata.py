@@ -149,6 +149,8 @@ def _preprocessing(stated: Mapping[str, Any], where: str) -> dict[str, Any]:
         value = stated[key]
         if hints[key] == list[float]:
             is_right, expected = _are_channels(value), "three numbers"
+        elif hints[key] is bool:
+            is_right, expected = isinstance(value, bool), "true or false"
         elif hints[key] is float:
             is_right, expected = _is_number(value), "a number"
         else:

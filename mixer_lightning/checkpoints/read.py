@@ -24,6 +24,7 @@ from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.families import (
     PREPROCESSING,
     TIMM_SCHEME,
+    UNUSUAL,
     family_names,
     model_named,
     preprocessing_of_name,
@@ -255,7 +256,9 @@ def _checkpoint(path: Path, kind: str, tensors: dict[str, Tensor], itself: Metad
         classes=stated.classes,
         recipe=stated.recipe,
         preprocessing={**usual, **told},
-        assumed=[key for key in PREPROCESSING if key not in told] if stated.recipe is None else [],
+        assumed=[key for key in PREPROCESSING if key not in (*told, *UNUSUAL)]
+        if stated.recipe is None
+        else [],
     )
 
 

@@ -118,8 +118,9 @@ def format_preprocessing(preprocessing: Mapping[str, Any], image_size: int) -> s
         "area": "weighted by covered area",
         "tf_bilinear": "bilinear without antialiasing",
     }[preprocessing["eval_interpolation"]]
+    upright = "turned as EXIF says, " if preprocessing["exif_orientation"] else ""
     return (
-        f"{sides} to {int(image_size / preprocessing['eval_crop'])} px, {filter}, "
+        f"{upright}{sides} to {int(image_size / preprocessing['eval_crop'])} px, {filter}, "
         f"of which the centre: float32 [batch, 3, {image_size}, {image_size}], "
         f"pixels in [0, 1] minus {preprocessing['mean']}, divided by {preprocessing['std']}"
     )

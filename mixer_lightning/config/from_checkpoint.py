@@ -30,7 +30,8 @@ from mixer_lightning.models.presets import list_models, model_node
 if TYPE_CHECKING:
     from mixer_lightning.checkpoints.read import Checkpoint
 
-#: How an image is resized and cropped for evaluation, of what a checkpoint may say of its images.
+#: Of what a checkpoint may say of its images: what holds for every crop, and how they are cropped for evaluation.
+IMAGE_KEYS = ("mean", "std", "exif_orientation")
 CROP_KEYS = tuple(key for key in PREPROCESSING if key.startswith("eval_"))
 
 Stated = Mapping[
@@ -222,7 +223,7 @@ def _said_of_model(facts: _Facts, stated: Stated, models: Collection[str]) -> Ov
     values: dict[str, Any] = {f"model.{key}": value for key, value in facts.sizes.items()}
     if facts.image_size is not None:
         values["image_size"] = facts.image_size
-    values |= {f"augment.{key}": facts.augment[key] for key in ("mean", "std") if key in facts.augment}
+    values |= {f"augment.{key}": facts.augment[key] for key in IMAGE_KEYS if key in facts.augment}
     is_choice = facts.model is not None and facts.model in models
     return Overrides({"model": str(facts.model)} if is_choice else {}, values)
 

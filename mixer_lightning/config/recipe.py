@@ -130,12 +130,13 @@ class EvaluationRecipe:
 
 AnyRecipe = TypeVar("AnyRecipe", Recipe, EvaluationRecipe)
 
-#: Keys that may change between two sessions of the same run: the machine and the dashboards, not the recipe.
+#: Keys that may change between two sessions of the same run: the machine, the dashboards, how many images may be bad.
 FREE_KEYS = (
     "trainer",
     "logger",
     "choices",
     "device_batch",
+    "max_bad_fraction",
     "data.root",
     "data.download",
     "data.verify",

@@ -90,6 +90,15 @@ def decode_crops(
     return sorted(bad)
 
 
+def seen_size(encoded: bytes | Pixels, orientation: int) -> tuple[int, int]:
+    """Width and height of an image as it is seen when turned so, undecoded; ValueError as `decode` raises."""
+    size = _header_size(encoded)
+    if size is None:
+        assert isinstance(encoded, bytes)
+        size = header(encoded)[2]
+    return (size[1], size[0]) if orientation in LYING else size
+
+
 def _header_size(encoded: bytes | Pixels) -> tuple[int, int] | None:
     """Width and height where they are known without decoding: of plain JPEGs, and of pixels."""
     if not isinstance(encoded, bytes):
@@ -227,6 +236,22 @@ def header(encoded: bytes) -> tuple[str, str, tuple[int, int]]:
     except Exception:
         decode(encoded)  # says what is wrong
         raise ValueError("its header cannot be read") from None
+
+
+def refuse_cut(encoded: bytes | Pixels) -> None:
+    """Look at the header and the end of an encoded image, and decode it where these are not a whole file's.
+
+    Raises ValueError as `decode` does; what is damaged in the middle is not noticed.
+    """
+    if not isinstance(encoded, bytes):
+        return
+    ends = encoded.rstrip(b"\0")[-2:] == b"\xff\xd9"  # end of image
+    if ends and _header_size(encoded) is not None:
+        return
+    if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[-8:-4] == b"IEND":
+        header(encoded)
+        return
+    pixels(encoded)
 
 
 def reason(error: Exception) -> str:

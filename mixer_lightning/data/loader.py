@@ -9,19 +9,20 @@ Legend: D images of a batch, H x W pixels of a whole image, S side of the model'
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mixer_lightning.data import decode
 from mixer_lightning.data.crops import Crops, Integers, crop_batch
+from mixer_lightning.data.memory import load_into_memory
 from mixer_lightning.data.sources import BadImage, Images
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.stateless_random import derive_seed, sample_keys
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IMAGES_PER_TASK = 8  # that a thread decodes, crops and resizes at a time
-IMAGES_PER_MEMORY_TASK = 32  # that a thread decodes at a time while a split is loaded into memory
-#: A split whose images are of one size is decoded once, if its pixels need no more than this.
-MAX_BYTES_IN_MEMORY = 2**30
 #: Larger images in memory are cropped one by one, which a CPU does faster.
 MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
 MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
 #: The fraction of bad images is one of at least this many, or of the whole split.
 MIN_IMAGES_OF_BAD_FRACTION = 1000
+TOLERATED_BAD_IMAGES = (
+    10  # however small the split, but a tenth of it at most, and none where no fraction is allowed
+)
 
 
 class Batch(NamedTuple):
@@ -112,7 +113,11 @@ class Loader:
             images, max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction
         )
         self._pool = decoding_threads(threads)
-        kept = load_into_memory(images, self.bad, self._pool) if keep_in_memory else None
+        kept = (
+            load_into_memory(images, self.bad, self._pool, exif_orientation=augment.exif_orientation)
+            if keep_in_memory
+            else None
+        )
         self.images = kept or images
 
     def __len__(self) -> int:
@@ -227,7 +232,13 @@ class Loader:
         def crops_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
             return self._crops(None if keys is None else keys[left[positions]], widths, heights)
 
-        bad = decode.decode_crops(encoded, crops_of, [out[i] for i in left], device=self.decode_on)
+        bad = decode.decode_crops(
+            encoded,
+            crops_of,
+            [out[i] for i in left],
+            exif_orientation=self.augment.exif_orientation,
+            device=self.decode_on,
+        )
         return failed + [(int(left[position]), reason) for position, reason in bad]
 
     def _crops(self, keys: Keys | None, widths: Integers, heights: Integers) -> Crops:
@@ -242,7 +253,7 @@ class Loader:
 class BadImages:
     """The images of a split that turned out to be bad, and the ones used in their place.
 
-    `max_fraction` of the images read may be bad; None for none, with BadImage at once.
+    `max_fraction` of the images read may be bad, or a few of a small split; None for none, with BadImage at once.
     """
 
     def __init__(self, images: Images, *, max_fraction: float | None) -> None:
@@ -277,19 +288,23 @@ class BadImages:
     def _add(self, index: int, reason: str) -> None:
         what = f"cannot read {self.images.name(index)}: {reason}"
         if self.max_fraction is None:
-            raise BadImage(what)
+            raise BadImage(f"{what}. In evaluation each image counts: put a good file in its place")
         self.reasons[index] = reason
         bad, read = len(self.reasons), min(max(self._read, MIN_IMAGES_OF_BAD_FRACTION), len(self.images))
-        if bad > self.max_fraction * read:
+        if bad > max(self.max_fraction * read, self._tolerated()):
             raise BadImage(
                 f"{what}. It is bad image number {bad:,} of {read:,}, more than "
-                f"max_bad_fraction={self.max_fraction:g} allows: "
-                "repair or remove the images named so far, or raise max_bad_fraction"
+                f"max_bad_fraction={self.max_fraction:g} allows: put good files in place of the images named so far, "
+                f"or allow more, such as max_bad_fraction={_rounded_up(2 * bad / read)}"
             )
         if bad <= MAX_BAD_IMAGES_NAMED:
             log.warning("%s; another image is used instead", what)
         elif bad == MAX_BAD_IMAGES_NAMED + 1 or bad & (bad - 1) == 0:
             log.warning("%s bad images so far; from here on they are counted, not named", f"{bad:,}")
+
+    def _tolerated(self) -> int:
+        """Bad images that stop no run, however small the fraction that is allowed, unless that is none."""
+        return min(TOLERATED_BAD_IMAGES, max(1, len(self.images) // 10)) if self.max_fraction else 0
 
     def _substitute(self, index: int) -> int:
         """The first good one of a list that depends on `index` alone, so all processes and sessions agree."""
@@ -300,48 +315,10 @@ class BadImages:
         raise BadImage(f"no good image was found to replace {self.images.name(index)}")
 
 
-def load_into_memory(images: Images, bad: BadImages, threads: ThreadPoolExecutor) -> Arrays | None:
-    """All images decoded, if they are of one size and small enough together (a property of the data set alone).
-
-    None if not. Bad images are recorded in `bad`; black ones stand for them and are never used.
-    """
-    if isinstance(images, Arrays):
-        return images
-    arrays: npt.NDArray[np.uint8] | None = None
-
-    def decoded(first: int) -> list[Tensor | str]:
-        found: list[Tensor | str] = []
-        for index in range(first, min(first + IMAGES_PER_MEMORY_TASK, len(images))):
-            try:
-                found.append(decode.pixels(images.read(index)))
-            except (OSError, ValueError, MemoryError) as error:
-                found.append(decode.reason(error))
-        return found
-
-    starts = deque(range(0, len(images), IMAGES_PER_MEMORY_TASK))
-    work: deque[tuple[int, Future[list[Tensor | str]]]] = deque()
-    while starts or work:
-        while (
-            starts and len(work) < 8
-        ):  # few, since most data sets have images of many sizes, which shows at once
-            work.append((starts[0], threads.submit(decoded, starts.popleft())))
-        first, future = work.popleft()
-        bad.count_read(len(future.result()))
-        for index, pixels in enumerate(future.result(), start=first):
-            if isinstance(pixels, str):
-                bad.add(index, pixels)
-                continue
-            height, width = pixels.shape[1:]
-            if arrays is None:
-                if 3 * height * width * len(images) > MAX_BYTES_IN_MEMORY:
-                    return None
-                arrays = np.zeros((len(images), height, width, 3), np.uint8)
-            if arrays.shape[1:3] != (height, width):
-                return None
-            arrays[index] = pixels.permute(1, 2, 0).numpy()
-    if arrays is None:
-        return None
-    return Arrays("", arrays, images.labels(np.arange(len(images))))
+def _rounded_up(fraction: float) -> str:
+    """One digit, not less, not above 1: .0012 -> 0.002."""
+    digits = 10.0 ** math.floor(math.log10(fraction))
+    return f"{min(math.ceil(fraction / digits - 1e-9) * digits, 1.0):g}"
 
 
 def decoding_threads(threads: int) -> ThreadPoolExecutor:

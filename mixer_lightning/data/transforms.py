@@ -67,6 +67,9 @@ class Augment:
       erase            probability of erasing a rectangle after normalisation: "pixel" is timm's, with noise, "const"
                        is torchvision's, with 0
 
+    Before all that, in training and evaluation alike:
+      exif_orientation turn photographs as their metadata say they were taken; off in the papers, timm and torchvision
+
     Evaluation: "short_side": short side to floor(S / eval_crop), "square": both sides to it; the S x S centre of that.
 
     Where sizes are not whole, `eval_rounding` is "torchvision", timm's too: the long side of a resized image down, the
@@ -95,6 +98,7 @@ class Augment:
     eval_resize: Literal["short_side", "square"] = "short_side"
     eval_interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear"] = "bilinear"
     eval_rounding: Literal["torchvision", "big_vision"] = "torchvision"
+    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         _one_of("crop", self.crop, "random_resized", "inception", "resize_random", "pad", "none")

@@ -17,6 +17,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
+from mixer_lightning.data.checks import refuse_damaged
 from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
@@ -102,6 +103,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
         identity.refuse_another(of_data, state, run_dir)
         _go_on(module, data, state, length, screen)
+    elif recipe.evals and machine.rank == 0:
+        refuse_damaged(source, threads=machine.threads)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = MetricsLog(
         run_dir,
@@ -162,6 +165,9 @@ def _go_on(
     module.only_evaluates = module.step == length.total_steps and state.get("evaluation_due", False)
     if module.only_evaluates:
         data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
+    before = state["recipe"].get("max_bad_fraction", data.max_bad_fraction)
+    if before != data.max_bad_fraction:
+        screen.say(f"max_bad_fraction is {data.max_bad_fraction:g} from here on, {before:g} before")
     if state["device_batch"] != length.micro_batches.device_batch:
         screen.say(
             f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "

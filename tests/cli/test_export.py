@@ -38,6 +38,7 @@ ALL_SEEN = SEEN | {  # Augment's own
     "eval_resize": "short_side",
     "eval_interpolation": "bilinear",
     "eval_rounding": "torchvision",
+    "exif_orientation": False,
 }
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 

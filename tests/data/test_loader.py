@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ import torch
 from PIL import Image, features
 
 from mixer_lightning.data import loader as module
-from mixer_lightning.data.loader import BadImages, Batch, Loader, decoding_threads, load_into_memory
+from mixer_lightning.data import memory
+from mixer_lightning.data.loader import BadImages, Batch, Loader, decoding_threads
+from mixer_lightning.data.memory import load_into_memory
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.stateless_random import derive_seed
@@ -95,14 +98,14 @@ def load():
 def sizes_of(request, monkeypatch):
     """sizes_of(count), for images that are kept in memory; that turn out too mixed for it; that are not even tried."""
     if request.param == "decoded":
-        monkeypatch.setattr(module, "load_into_memory", lambda *_: None)
+        monkeypatch.setattr(module, "load_into_memory", lambda *_, **__: None)
     return mixed if request.param != "memory" else lambda count: [(9, 9)] * count
 
 
 @pytest.fixture
 def nothing_kept(monkeypatch):
     """Whatever the images are, they are decoded when they are wanted and not before."""
-    monkeypatch.setattr(module, "load_into_memory", lambda *_: None)
+    monkeypatch.setattr(module, "load_into_memory", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -219,7 +222,7 @@ def test_crops_of_images_in_memory_are_those_of_decoded_ones(load, monkeypatch):
     images = Files([(13, 11)] * 40)
     options = {"train": {}, "evaluation": {"seed": None, "augment": Augment(eval_interpolation="bicubic")}}
     kept = {name: list(load(images, range(40), **each)) for name, each in options.items()}
-    monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "MAX_BYTES_IN_MEMORY", 0)
     decoded = {name: list(load(images, range(40), **each)) for name, each in options.items()}
     for name in options:
         assert kept[name][0].crops is not None
@@ -280,9 +283,27 @@ def test_no_more_is_kept_than_fits(monkeypatch):
     images = Files([(9, 7)] * 10)
     some = decoding_threads(2)
     for most, kept in ((10 * 9 * 7 * 3, True), (10 * 9 * 7 * 3 - 1, False)):
-        monkeypatch.setattr(module, "MAX_BYTES_IN_MEMORY", most)
+        monkeypatch.setattr(memory, "MAX_BYTES_IN_MEMORY", most)
         images.reads.clear()
         assert (load_into_memory(images, BadImages(images, max_fraction=None), some) is not None) == kept
+    some.shutdown()
+
+
+def test_headers_tell_whether_images_fit_before_any_is_decoded(monkeypatch):
+    """256 photographs of 24 megapixels were decoded to find out that they do not."""
+    decoded: list[int] = []
+    pixels = module.decode.pixels
+    monkeypatch.setattr(module.decode, "pixels", lambda encoded: decoded.append(1) or pixels(encoded))
+    some = decoding_threads(2)
+    large = Files([(900, 700)])
+    large.files *= 300
+    monkeypatch.setattr(memory, "MAX_BYTES_IN_MEMORY", 3 * 900 * 700 * 300 - 1)
+    assert load_into_memory(large, BadImages(large, max_fraction=None), some) is None
+    assert not decoded
+    assert len(large.reads) == 1
+    mixed_sizes = Files([(9, 7)] + [(7, 9)] * 299)
+    assert load_into_memory(mixed_sizes, BadImages(mixed_sizes, max_fraction=None), some) is None
+    assert len(decoded) <= 1
     some.shutdown()
 
 
@@ -421,7 +442,12 @@ def test_as_many_bad_images_as_allowed_and_not_one_more(load, sizes_of):
         list(load(Files(sizes, bad=[0, 10, 19]), range(20), max_bad_fraction=0.1, threads=1))
     message = str(error.value)
     assert message.startswith("cannot read /images/19.png: ")
-    for words in ("bad image number 3 of 20", "max_bad_fraction=0.1", "repair or remove"):
+    for words in (
+        "bad image number 3 of 20",
+        "max_bad_fraction=0.1",
+        "put good files in place",
+        "such as max_bad_fraction=0.3",
+    ):
         assert words in message
     with pytest.raises(BadImage, match="max_bad_fraction=0 allows"):
         list(load(Files(sizes, bad=[7]), range(20)))
@@ -429,14 +455,35 @@ def test_as_many_bad_images_as_allowed_and_not_one_more(load, sizes_of):
 
 @pytest.mark.parametrize("sizes", [[(1, 1)] * 3000, [(1, 1)] * 2999 + [(1, 2)]], ids=["memory", "decoded"])
 def test_the_fraction_is_that_of_the_images_read(load, sizes):
-    # 1 in 1000 may be bad: the second comes after 2,000 images, which allow it.
-    images = Files(sizes, bad=[10, 2500])
+    # 1 in 100 may be bad: the 11th comes after 2,500 images, which allow it.
+    images = Files(sizes, bad=[*range(0, 1000, 100), 2500])
     batches = [range(first, first + 500) for first in range(0, 3000, 500)]
-    found = list(load(images, *batches, max_bad_fraction=0.001))
+    found = list(load(images, *batches, max_bad_fraction=0.01))
     assert len(labels_of(found)) == 3000
-    early = Files(sizes, bad=[10, 800])  # and here after 800
-    with pytest.raises(BadImage, match="bad image number 2"):
-        list(load(early, *batches, max_bad_fraction=0.001))
+    early = Files(sizes, bad=range(0, 1000, 50))  # and here after 950
+    with pytest.raises(BadImage, match="bad image number 11 of 1,000"):
+        list(load(early, *batches, max_bad_fraction=0.01))
+
+
+@pytest.mark.parametrize(("count", "tolerated"), [(5, 1), (20, 2), (90, 9), (300, 10)])
+def test_a_few_bad_images_stop_no_small_set(load, count, tolerated):
+    """One in a thousand of less than a thousand is none."""
+    for number in (tolerated, tolerated + 1):
+        images = Files([(9, 9)] * count, bad=range(number))
+        if number == tolerated:
+            assert len(labels_of(load(images, range(count), max_bad_fraction=0.001))) == count
+        else:
+            with pytest.raises(BadImage, match=f"bad image number {number} of {count}"):
+                load(images, range(count), max_bad_fraction=0.001)
+
+
+def test_what_the_message_advises_is_enough(load):
+    images = Files([(9, 9)] * 200, bad=range(30))
+    with pytest.raises(BadImage) as error:
+        load(images, range(200), max_bad_fraction=0.001)
+    advised = float(str(error.value).rpartition("max_bad_fraction=")[2])
+    assert advised == 0.2  # twice what was met when it stopped, 11 of 200
+    assert len(labels_of(load(images, range(200), max_bad_fraction=advised))) == 200
 
 
 @pytest.mark.parametrize("most", [0.5, 1.0])
@@ -576,7 +623,7 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.splits import Subset
 from mixer_lightning.data.transforms import Augment
 
-loader.load_into_memory = lambda *_: None
+loader.load_into_memory = lambda *_, **__: None
 images = Subset(Arrays("black", np.zeros((9, 99, 99, 3), np.uint8), range(9)), np.arange(9))
 plan = [np.array([[0, i % 9, 0] for i in range(500)])] * 50
 batches = iter(loader.Loader(images, plan, Augment(), image_size=8, seed=0, threads=4, ahead=3, pin_memory=False))
@@ -622,3 +669,29 @@ def test_processes_that_are_silent_name_their_own_bad_images(capsys, monkeypatch
     said = capsys.readouterr()
     assert said.err == "process 3: cannot read x\n"
     assert said.out == ""
+
+
+# ---- orientation
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_photographs_are_turned_before_they_are_cropped(load, seed):
+    upright = Files([(9, 7)] * 8 + [(7, 9)] * 4)
+    lying = Files([(9, 7)] * 12)
+    for i, pixels in enumerate(upright.pixels):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = 6  # a quarter turn clockwise shows it as it is
+        Image.fromarray(np.rot90(pixels)).save(file, "PNG", exif=exif)
+        lying.files[i] = file.getvalue()
+    augment = replace(TRAIN, exif_orientation=True)
+    for keep in (True, False):
+        for some in (range(8), range(12)):  # of one size, and of two
+            part = [Files([(1, 1)] * len(some)) for _ in range(2)]
+            for each, whole in zip(part, (upright, lying), strict=True):
+                each.files = [whole.files[i] for i in some]
+            expected, found = (
+                list(load(each, some, seed=seed, augment=augment, keep_in_memory=keep)) for each in part
+            )
+            assert torch.equal(pixels_of(found), pixels_of(expected))
+    plain = list(load(lying, range(12), seed=seed))
+    assert not torch.equal(pixels_of(plain), pixels_of(expected))

@@ -337,7 +337,7 @@ def test_images_in_memory_are_replaced_the_same_way(module, tmp_path, monkeypatc
     kept = module(data, plain, max_bad_fraction=0.1)
     found = micro_batches(kept)
     assert kept.train_dataloader().images is not data.splits["train"]
-    monkeypatch.setattr("mixer_lightning.data.loader.MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr("mixer_lightning.data.memory.MAX_BYTES_IN_MEMORY", 0)
     read = module(data, plain, max_bad_fraction=0.1)
     assert equal(micro_batches(read), found)
     assert read.train_dataloader().images is data.splits["train"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from conftest import TINY
@@ -261,15 +262,17 @@ def cut(path: Path) -> Path:
     [(True, 1, ["max_bad_fraction=0.01"]), (True, 3, []), (False, 3, ["max_bad_fraction=0.0"])],
 )
 def test_too_many_corrupt_training_images(tmp_path, capsys, mixed_sizes, threads, words):
-    """One of twelve is more than a hundredth, than the default allows, and than none."""
+    """Two of twelve are more than a hundredth, than the default allows, and one is more than none."""
     root = write_images(tmp_path / "pets", mixed_sizes=mixed_sizes)
-    bad = cut(root / "train" / "dogs" / "3.jpg")
+    bad = [cut(root / "train" / "dogs" / "3.jpg")]
+    if words != ["max_bad_fraction=0.0"]:
+        bad.append(cut(root / "train" / "cats" / "2.jpg"))
     options = (f"data.root={root}", f"trainer.decode_threads={threads}", "checkpoint_every.steps=1")
     assert train(tmp_path / "run", *FOLDER, *options, *words) == 1
     said = capsys.readouterr().out
-    (line,) = [line for line in said.splitlines() if str(bad) in line]
-    assert line.startswith(f"cannot read {bad}: ")
-    assert "It is bad image number 1 of 12, more than max_bad_fraction=" in line
+    (line,) = [line for line in said.splitlines() if f"bad image number {len(bad)} of 12" in line]
+    assert any(line.startswith(f"cannot read {each}: ") for each in bad)
+    assert "more than max_bad_fraction=" in line
     assert "Traceback" not in said
     assert line in (tmp_path / "run" / "log.txt").read_text().splitlines()
     assert not (tmp_path / "run" / "result.json").exists()
@@ -294,19 +297,27 @@ def test_a_few_corrupt_training_images_are_named_and_replaced(tmp_path, capsys, 
 def test_a_corrupt_image_to_evaluate_on_ends_the_run(tmp_path, capsys):
     """A figure without it would be that of another data set, whatever training puts up with."""
     root = write_images(tmp_path / "pets", mixed_sizes=True)
-    bad = cut(root / "val" / "cats" / "5.jpg")
+    (root / "val/cats/5.jpg").unlink()
+    bad = root / "val/cats/5.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(bad)
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:60] + bytes(20) + whole[80:])  # which neither end shows
     options = (f"data.root={root}", "max_bad_fraction=0.5", "checkpoint_every.steps=1", "eval_every.steps=2")
     assert train(tmp_path / "run", *FOLDER, *options) == 1
     said = capsys.readouterr().out
     assert f"cannot read {bad}: " in said
+    assert "put a good file in its place" in said
     assert f"step 1, stands in {tmp_path}/run/last.ckpt" in said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "result.json").exists()
+    bad.write_bytes(whole)
+    assert train(tmp_path / "run", *FOLDER, *options) == 0
 
 
 SPOILT = """
 from __future__ import annotations
 import torch
+import yaml
 from mixer_lightning.losses import softmax_cross_entropy
 
 calls = 0
@@ -488,3 +499,49 @@ def test_what_another_process_alone_finds_wrong_is_said(tmp_path, capsys, monkey
     monkeypatch.setattr(run, "SECONDS_FOR_THE_FIRST", 0.0)
     assert train(tmp_path / "run", "data=folder", f"data.root={tmp_path}/nowhere") == 2
     assert f"process 1: folder: no folder {tmp_path}/nowhere" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- damaged images
+
+
+def test_a_damaged_image_to_evaluate_on_is_named_before_the_start(refused, tmp_path):
+    root = write_images(tmp_path / "pets", mixed_sizes=True)
+    path = root / "val/dogs/3.jpg"
+    path.write_bytes(path.read_bytes()[:-30])
+    said = refused(*FOLDER, f"data.root={root}")
+    assert f"cannot read {path}: " in said
+    assert "put good files in the place of these, or remove them" in said
+
+
+@pytest.mark.parametrize("mended", ["allowed", "repaired"])
+def test_what_is_advised_about_bad_images_is_accepted_by_the_run_that_they_stopped(tmp_path, capsys, mended):
+    root = write_images(tmp_path / "pets", mixed_sizes=True)
+    whole = {}
+    for path in (root / "train/cats/1.jpg", root / "train/dogs/4.jpg"):
+        whole[path] = path.read_bytes()
+        path.write_bytes(whole[path][:-30])
+    words = [*FOLDER, f"data.root={root}", "checkpoint_every.epochs=null", "checkpoint_every.steps=1"]
+    run_dir = tmp_path / "run"
+    assert train(run_dir, *words) == 1
+    assert (run_dir / results.LAST).exists()
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "bad image number 2 of 12" in said
+    advised = said.partition("such as max_bad_fraction=")[2].split()[0].rstrip(".")
+    if mended == "allowed":
+        words.append(f"max_bad_fraction={advised}")
+    else:
+        path, content = whole.popitem()
+        path.write_bytes(content)
+    assert train(run_dir, *words) == 0
+    said = capsys.readouterr().out
+    assert "resuming" in said
+    assert (f"max_bad_fraction is {advised} from here on, 0.001 before" in said) == (mended == "allowed")
+
+
+def test_a_run_older_than_a_key_goes_on_with_what_it_did(tmp_path):
+    assert train(tmp_path / "run") == 0
+    recipe = yaml.safe_load((tmp_path / "run" / results.RECIPE).read_text())
+    del recipe["augment"]["exif_orientation"]
+    (tmp_path / "run" / results.RECIPE).write_text(yaml.safe_dump(recipe))
+    assert train(tmp_path / "run") == 0
+    assert train(tmp_path / "run", "augment.exif_orientation=true") == 2

@@ -139,6 +139,11 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self._size)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading fetches shards."""
+        return any(remote.is_remote(file.address) for file in self._files)
+
     def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
         """Class indices [B], or [B, L] padded with -1."""
         return self._labels[indices].astype(np.int64)

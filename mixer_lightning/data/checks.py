@@ -1,0 +1,60 @@
+"""A look at all images of a split before they are needed, without decoding those that look whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from mixer_lightning.data import decode
+from mixer_lightning.data.sources import BadImage, Dataset, Images
+from mixer_lightning.data.sources.arrays import Arrays
+from mixer_lightning.data.sources.shards import ShardImages
+from mixer_lightning.data.splits import Joined, Subset
+
+IMAGES_PER_TASK = 64
+NAMED_IMAGES = 5  # in an error
+
+
+def refuse_damaged(data: Dataset, *, threads: int) -> None:
+    """See that the images to evaluate on can be read and have the header and the end of a whole file.
+
+    Shards that are fetched when they are needed are not looked at.
+
+    Raises:
+        BadImage: some are damaged; the first are named.
+    """
+    for split, images in data.splits.items():
+        if split == "train" or _is_pixels_or_remote(images):
+            continue
+        found = list(damaged(images, threads=threads))
+        if found:
+            lines = [f"cannot read {images.name(index)}: {reason}" for index, reason in found[:NAMED_IMAGES]]
+            if len(found) > NAMED_IMAGES:
+                lines.append(f"and {len(found) - NAMED_IMAGES:,} more")
+            advice = "each image counts: put good files in the place of these, or remove them"
+            raise BadImage("\n".join([*lines, f"In evaluation ({split}) {advice}"]))
+
+
+def damaged(images: Images, *, threads: int) -> Iterator[tuple[int, str]]:
+    """Indices of damaged images, and the reasons."""
+
+    def look(first: int) -> list[tuple[int, str]]:
+        bad = []
+        for index in range(first, min(first + IMAGES_PER_TASK, len(images))):
+            try:
+                decode.refuse_cut(images.read(index))
+            except (OSError, ValueError, MemoryError) as error:
+                bad.append((index, decode.reason(error)))
+        return bad
+
+    with ThreadPoolExecutor(threads) as pool:
+        for bad in pool.map(look, range(0, len(images), IMAGES_PER_TASK)):
+            yield from bad
+
+
+def _is_pixels_or_remote(images: Images) -> bool:
+    if isinstance(images, Subset):
+        return _is_pixels_or_remote(images.images)
+    if isinstance(images, Joined):
+        return any(map(_is_pixels_or_remote, images.parts))
+    return isinstance(images, Arrays) or (isinstance(images, ShardImages) and images.is_remote)
