@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from mixer_lightning.ranges import BelowOne
+
 
 def softmax_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
+    logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: BelowOne = 0.0
 ) -> torch.Tensor:
     """-sum over classes of targets·log softmax(logits), mean over the batch.
 
@@ -33,7 +35,7 @@ def sigmoid_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def binary_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
+    logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: BelowOne = 0.0
 ) -> torch.Tensor:
     """Binary cross-entropy of every class, MEAN over classes and batch: 1/K of `sigmoid_cross_entropy`.
 
@@ -42,7 +44,7 @@ def binary_cross_entropy(
     return F.binary_cross_entropy_with_logits(logits.float(), _smooth(targets, label_smoothing))
 
 
-def _smooth(targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+def _smooth(targets: torch.Tensor, label_smoothing: BelowOne) -> torch.Tensor:
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"loss.label_smoothing={label_smoothing} is not in [0, 1): it is a share of the target."

@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from mixer_lightning.config.recipe import BAGS, PARTIALS, RUNTIME_ARGS, Duration, EvaluationRecipe, Recipe
-from mixer_lightning.config.signatures import Parameter, describe, fits, signature
+from mixer_lightning.config.signatures import Parameter, describe, fits, out_of_range, signature
 from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
 
@@ -66,17 +66,13 @@ def _check_root(recipe: Mapping[str, Any], root: type[Recipe] | type[EvaluationR
         value = recipe.get(key)
         if parameter.annotation == "Duration" and isinstance(value, Mapping):
             yield from _check_duration(key, value)
-    for key in ("image_size", "batch_size", "device_batch", "log_every_steps", "repeats", "shuffle_window"):
-        value = recipe.get(key)
-        if isinstance(value, int) and value < 1:
-            yield Problem(key, f"'{key}' must be at least 1, found {value}")
-    for key in ("stochastic_depth", "ema_decay", "max_bad_fraction"):
-        value = recipe.get(key)
-        if isinstance(value, int | float) and not 0 <= value < 1:
-            yield Problem(key, f"'{key}' must be at least 0 and below 1, found {value}")
-    clip = recipe.get("clip_grad_norm")
-    if isinstance(clip, int | float) and clip <= 0:
-        yield Problem("clip_grad_norm", f"'clip_grad_norm' must be above 0 (null: no clipping), found {clip}")
+    batch_size, repeats = recipe.get("batch_size"), recipe.get("repeats")
+    if isinstance(batch_size, int) and isinstance(repeats, int) and repeats > batch_size > 0:
+        yield Problem(
+            "repeats",
+            f"'repeats' must be at most batch_size, {batch_size}: a batch holds all repeats of a sample; "
+            f"found {repeats}",
+        )
 
 
 def _check_duration(key: str, value: Mapping[str, Any]) -> Iterator[Problem]:
@@ -87,8 +83,6 @@ def _check_duration(key: str, value: Mapping[str, Any]) -> Iterator[Problem]:
     if not wrong and len(given) != 1:
         hint = f": write null for the other, {key}: {{epochs: null, steps: 1000}}" if given else ""
         yield Problem(key, f"'{key}' needs exactly one of epochs and steps, found {given or 'neither'}{hint}")
-    elif not wrong and next(iter(given.values())) <= 0:
-        yield Problem(key, f"'{key}' must be above 0, found {given}")
 
 
 def _check_node(key: str, node: Any, runtime_args: Mapping[str, str | None]) -> Iterator[Problem]:
@@ -123,6 +117,8 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
         path = f"{dot}{key}"
         if key not in known:
             yield Problem(path, f"unknown key '{path}'{did_you_mean(str(key), known, dot)}")
+        elif value != UNSET and (numbers := out_of_range(known[key].annotation, value)):
+            yield Problem(path, f"'{path}' must be {numbers}, found {value!r}")
         elif value != UNSET and not fits(known[key].annotation, value):
             yield Problem(path, f"'{path}' takes {describe(known[key].annotation, value)}, found {value!r}")
     for key, parameter in known.items():

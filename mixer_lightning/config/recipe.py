@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from mixer_lightning.config.signatures import defaults
+from mixer_lightning.ranges import BelowOne, PositiveFloat, PositiveInt
 from mixer_lightning.results import differing_keys
 
 #: What the code supplies when it builds a node, and where a user sets it instead (None: nowhere).
@@ -34,8 +35,8 @@ PARTIALS = ("optimizer", "schedule", "loss")  # called at every step: their node
 class Duration:
     """A length of training: optimiser steps, or epochs (passes over the training set); exactly one."""
 
-    epochs: float | None = None
-    steps: int | None = None
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
 
     def to_steps(self, steps_per_epoch: float) -> int:
         """Length in optimiser steps, at least 1."""
@@ -55,24 +56,24 @@ class Recipe:
     name: str
     seed: int
     checkpoint: str | None  # weights to start from
-    image_size: int
-    batch_size: int  # global: over all devices and accumulated micro-batches
-    device_batch: int | None  # per device and micro-batch; None: batch_size / number of devices
+    image_size: PositiveInt
+    batch_size: PositiveInt  # global: over all devices and accumulated micro-batches
+    device_batch: PositiveInt | None  # per device and micro-batch; None: batch_size / number of devices
     duration: Duration
     steps_per_epoch: Literal["floor", "ceil"] | None  # rounding of images / batch_size; None: not rounded
     eval_every: Duration
     checkpoint_every: Duration
-    log_every_steps: int
-    clip_grad_norm: float | None
-    ema_decay: float | None
-    stochastic_depth: float
+    log_every_steps: PositiveInt
+    clip_grad_norm: PositiveFloat | None
+    ema_decay: BelowOne | None
+    stochastic_depth: BelowOne
     head_bias: float
-    repeats: int  # repeated augmentation: each sample of a batch this many times
+    repeats: PositiveInt  # repeated augmentation: each sample of a batch this many times
     train_split: str  # "train", or a slice by hash, "train[:99%]", or "train+val": see data/splits.py
     val_split: str | None
     test_split: str | None
-    shuffle_window: int  # shards among which samples are shuffled
-    max_bad_fraction: float  # of the training images: so many may be unreadable
+    shuffle_window: PositiveInt  # shards among which samples are shuffled
+    max_bad_fraction: BelowOne  # of the training images: so many may be unreadable
     model: dict[str, Any]
     data: dict[str, Any]
     augment: dict[str, Any]
@@ -111,8 +112,8 @@ class EvaluationRecipe:
     name: str
     seed: int
     checkpoint: str | None  # None is refused by the program
-    image_size: int
-    device_batch: int  # images of a forward pass
+    image_size: PositiveInt
+    device_batch: PositiveInt  # images of a forward pass
     train_split: str
     val_split: str | None
     test_split: str | None

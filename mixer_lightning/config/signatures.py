@@ -6,9 +6,11 @@ import ast
 import importlib.util
 import inspect
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mixer_lightning.ranges import RANGES
 from mixer_lightning.screen import did_you_mean
 from mixer_lightning.targets import locate
 
@@ -30,7 +32,7 @@ def signature(target: str) -> dict[str, Parameter]:
     module, _, name = target.rpartition(".")
     path = _source_file(module)
     if path is not None:
-        body = ast.parse(path.read_text()).body
+        body = ast.parse(path.read_text(encoding="utf-8")).body
         defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         if name in defined:
             node = defined[name]
@@ -38,7 +40,7 @@ def signature(target: str) -> dict[str, Parameter]:
         if name not in {found for node in body for found in _names(node)}:
             raise ValueError(f"there is no '{target}'{did_you_mean(name, sorted(defined), f'{module}.')}")
     try:
-        found = inspect.signature(locate(target))
+        parameters = inspect.signature(locate(target)).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
         raise ValueError(f"there is no '{target}'") from None
     return {
@@ -47,7 +49,7 @@ def signature(target: str) -> dict[str, Parameter]:
             p.default is p.empty,
             "" if p.default is p.empty else repr(p.default),
         )
-        for key, p in found.parameters.items()
+        for key, p in parameters.items()
     }
 
 
@@ -128,7 +130,7 @@ def describe(annotation: str, value: Any = None) -> str:
     """What an annotation takes, for a message; with the nearest of a few texts that were meant by `value`."""
     node = ast.parse(annotation.removesuffix(" | None"), mode="eval").body if annotation else None
     if not isinstance(node, ast.Subscript) or not ast.unparse(node.value).endswith("Literal"):
-        return annotation
+        return _without_ranges(annotation)
     choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     texts = [str(ast.literal_eval(choice)) for choice in choices]
     texts += ["null"] if annotation.endswith(" | None") else []
@@ -139,6 +141,20 @@ def describe(annotation: str, value: Any = None) -> str:
 def fits(annotation: str, value: Any) -> bool:
     """Whether a YAML value fits an annotation; annotations that a YAML file cannot write fit everything."""
     return not annotation or _fits(ast.parse(annotation, mode="eval").body, value)
+
+
+def out_of_range(annotation: str, value: Any) -> str | None:
+    """What numbers an annotation takes ("at least 1"), where a value is of its type and out of its range."""
+    if fits(annotation, value) or not fits(_without_ranges(annotation), value):
+        return None
+    ranges = {str(RANGES[name][1]) for name in re.findall(r"\w+", annotation) if name in RANGES}
+    return " or ".join(sorted(ranges))
+
+
+def _without_ranges(annotation: str) -> str:
+    return re.sub(
+        r"\w+", lambda name: RANGES[name[0]][0].__name__ if name[0] in RANGES else name[0], annotation
+    )
 
 
 def _fits(node: ast.expr, value: Any) -> bool:
@@ -163,6 +179,9 @@ def _fits(node: ast.expr, value: Any) -> bool:
             return isinstance(value, dict)
         return True
     name = ast.unparse(node).rpartition(".")[2]
+    if name in RANGES:
+        kind, numbers = RANGES[name]
+        return _fits(ast.Name(kind.__name__), value) and value in numbers
     if name == "bool":
         return isinstance(value, bool)
     if name == "int":

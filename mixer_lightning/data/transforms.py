@@ -29,6 +29,7 @@ from mixer_lightning.data.policies import (
     check_policy,
 )
 from mixer_lightning.data.stateless_random import Keys, uniform
+from mixer_lightning.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveFraction
 
 
 @dataclass(frozen=True)
@@ -78,23 +79,23 @@ class Augment:
     """
 
     crop: Literal["random_resized", "inception", "resize_random", "pad", "none"] = "none"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    crop_padding: int = 0
+    crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
+    crop_padding: NonNegativeInt = 0
     interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear", "random"] = "bilinear"
-    flip: float = 0.0
+    flip: Fraction = 0.0
     rand_augment: str | None = None
-    color_jitter: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
-    mix_switch: float = 0.5
+    color_jitter: NonNegativeFloat = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mix_probability: Fraction = 1.0
+    mix_switch: Fraction = 0.5
     mix_per: Literal["device_batch", "batch"] = "device_batch"
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    erase: float = 0.0
+    std: list[PositiveFloat] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    erase: Fraction = 0.0
     erase_mode: Literal["pixel", "const"] = "pixel"
-    eval_crop: float = 1.0
+    eval_crop: PositiveFraction = 1.0
     eval_resize: Literal["short_side", "square"] = "short_side"
     eval_interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear"] = "bilinear"
     eval_rounding: Literal["torchvision", "big_vision"] = "torchvision"

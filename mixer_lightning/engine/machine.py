@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import nn
 
 from mixer_lightning.launcher import ALONE, is_torchrun, launched, shares_cores
+from mixer_lightning.ranges import PositiveFloat, PositiveInt
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -44,10 +45,10 @@ class Machine:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     channels_last: bool | None = None
     compile: bool = False
-    decode_threads: int | None = None
+    decode_threads: PositiveInt | None = None
     decode: Literal["cpu", "gpu"] = "cpu"
     deterministic: bool = False
-    process_timeout_minutes: float = 10.0
+    process_timeout_minutes: PositiveFloat = 10.0
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from mixer_lightning import results
 from mixer_lightning.evals import Predict, eval_split
 from mixer_lightning.files import atomic_write
+from mixer_lightning.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Dataset
@@ -36,8 +37,8 @@ class Confusion:
     """
 
     split: str | None = None
-    max_classes: int = 200
-    examples: int = 25
+    max_classes: PositiveInt = 200
+    examples: PositiveInt = 25
     at_end: bool = True
     uses_head: ClassVar[bool] = True
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixer_lightning.data.crops import FILTERS
 from mixer_lightning.evals import Predict, eval_split
+from mixer_lightning.ranges import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Dataset, Indices
@@ -41,11 +42,11 @@ class Fewshot:
     big_vision draws from the first 65,000 of ImageNet's images in a shuffled order; here from all training images.
     """
 
-    shots: list[int] = field(default_factory=lambda: [1, 5, 10, 25])
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    l2: float = 2.0**10
+    shots: list[PositiveInt] = field(default_factory=lambda: [1, 5, 10, 25])
+    seeds: list[NonNegativeInt] = field(default_factory=lambda: [0, 1, 2])
+    l2: PositiveFloat = 2.0**10
     split: str | None = None
-    eval_crop: float = 0.875
+    eval_crop: PositiveFraction = 0.875
     eval_interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear"] | None = "tf_bilinear"
     at_end: bool = False
     uses_head: ClassVar[bool] = False

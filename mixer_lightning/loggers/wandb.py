@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
 
+from mixer_lightning.ranges import PositiveFloat
+
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ def wandb_logger(
     project: str = "mixer-lightning",
     entity: str | None = None,
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
-    init_timeout_seconds: float = 60.0,
+    init_timeout_seconds: PositiveFloat = 60.0,
 ) -> WandbLogger:
     """A Weights & Biases run that a later session of the same run directory continues.
 

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from mixer_lightning.models.patches import grid_size
+from mixer_lightning.ranges import BelowOne, PositiveInt
 from mixer_lightning.screen import did_you_mean
 
 
 def timm_backbone(
     *,
     timm_name: str,
-    num_classes: int,
-    image_size: int,
-    stochastic_depth: float = 0.0,
+    num_classes: PositiveInt,
+    image_size: PositiveInt,
+    stochastic_depth: BelowOne = 0.0,
     head_bias: float = 0.0,
 ) -> nn.Module:
     """timm's own module with new weights and with all that protocol.Backbone asks for.

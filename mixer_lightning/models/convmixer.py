@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.models.patches import grid_size
+from mixer_lightning.ranges import BelowOne, PositiveInt
 
 # torch warns that it pads a copy for even kernels: that is what the paper's kernels of 8 need.
 warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
@@ -34,14 +35,14 @@ class ConvMixer(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
-        depth: int,
-        kernel_size: int,
-        patch_size: int,
+        dim: PositiveInt,
+        depth: PositiveInt,
+        kernel_size: PositiveInt,
+        patch_size: PositiveInt,
         activation: Literal["gelu", "relu"] = "gelu",
-        num_classes: int,
-        image_size: int,
-        stochastic_depth: float = 0.0,
+        num_classes: PositiveInt,
+        image_size: PositiveInt,
+        stochastic_depth: BelowOne = 0.0,
         head_bias: float = 0.0,
     ) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_lightning.models.patches import grid_size
+from mixer_lightning.ranges import BelowOne, PositiveInt
 
 
 class Mixer(nn.Module):
@@ -27,14 +28,14 @@ class Mixer(nn.Module):
     def __init__(
         self,
         *,
-        patch_size: int,
-        num_blocks: int,
-        hidden_dim: int,
-        tokens_mlp_dim: int,
-        channels_mlp_dim: int,
-        num_classes: int,
-        image_size: int,
-        stochastic_depth: float = 0.0,
+        patch_size: PositiveInt,
+        num_blocks: PositiveInt,
+        hidden_dim: PositiveInt,
+        tokens_mlp_dim: PositiveInt,
+        channels_mlp_dim: PositiveInt,
+        num_classes: PositiveInt,
+        image_size: PositiveInt,
+        stochastic_depth: BelowOne = 0.0,
         head_bias: float = 0.0,
     ) -> None:
         super().__init__()

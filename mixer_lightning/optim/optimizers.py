@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from mixer_lightning.optim.groups import parameter_groups
+from mixer_lightning.ranges import BelowOne, NonNegativeFloat, PositiveFloat
 
 
 def adamw(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat,
+    beta1: BelowOne = 0.9,
+    beta2: BelowOne = 0.999,
+    eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam whose weight decay skips the moments: w <- w - s·lr·(Adam step + weight_decay·w), s the schedule.
@@ -40,11 +41,11 @@ def adamw(
 def adam(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float = 0.0,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat = 0.0,
+    beta1: BelowOne = 0.9,
+    beta2: BelowOne = 0.999,
+    eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam with L2 regularisation: weight_decay·w is added to the gradient, before the moments.
@@ -62,9 +63,9 @@ def adam(
 def sgd(
     model: nn.Module,
     *,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
+    lr: PositiveFloat,
+    momentum: BelowOne = 0.9,
+    weight_decay: NonNegativeFloat = 0.0,
     nesterov: bool = False,
     decay_bias_and_norm: bool = False,
 ) -> torch.optim.Optimizer:
@@ -94,12 +95,12 @@ def sgd(
 def lamb(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-6,
-    max_grad_norm: float | None = 1.0,
+    lr: PositiveFloat,
+    weight_decay: NonNegativeFloat,
+    beta1: BelowOne = 0.9,
+    beta2: BelowOne = 0.999,
+    eps: PositiveFloat = 1e-6,
+    max_grad_norm: PositiveFloat | None = 1.0,
     decay_bias_and_norm: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam steps rescaled per tensor by |w| / |step|, so that large batches bear large rates.

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 
+from mixer_lightning.ranges import Fraction, NonNegativeFloat, NonNegativeInt
+
 WARMUP_WHEN_UNSTATED = 0.05  # of the run
 
 
@@ -25,10 +27,10 @@ def linear(
     total_steps: int,
     steps_per_epoch: float,
     *,
-    warmup_steps: int | None = None,
-    warmup_epochs: float | None = None,
-    warmup_start: float = 0.0,
-    end: float = 0.0,
+    warmup_steps: NonNegativeInt | None = None,
+    warmup_epochs: NonNegativeFloat | None = None,
+    warmup_start: Fraction = 0.0,
+    end: Fraction = 0.0,
 ) -> float:
     """A line up from `warmup_start` to 1, then a line down to `end`, both fractions of the peak rate.
 
@@ -48,10 +50,10 @@ def cosine(
     total_steps: int,
     steps_per_epoch: float,
     *,
-    warmup_steps: int | None = None,
-    warmup_epochs: float | None = None,
-    warmup_start: float = 0.0,
-    end: float = 0.0,
+    warmup_steps: NonNegativeInt | None = None,
+    warmup_epochs: NonNegativeFloat | None = None,
+    warmup_start: Fraction = 0.0,
+    end: Fraction = 0.0,
 ) -> float:
     """A line up from `warmup_start` to 1, then half a cosine down to `end`, both fractions of the peak rate.
 

@@ -115,10 +115,10 @@ def test_values_of_the_wrong_type(override, message):
         ("stochastic_depth=1.0", "'stochastic_depth' must be at least 0 and below 1, found 1.0"),
         ("stochastic_depth=-0.1", "'stochastic_depth' must be at least 0 and below 1, found -0.1"),
         ("ema_decay=1", "'ema_decay' must be at least 0 and below 1, found 1"),
-        ("clip_grad_norm=0", "'clip_grad_norm' must be above 0 (null: no clipping), found 0"),
-        ("duration.epochs=0", "'duration' must be above 0, found {'epochs': 0}"),
-        ("duration.steps=-3", "'duration' must be above 0, found {'steps': -3}"),
-        ("eval_every.steps=0", "'eval_every' must be above 0, found {'steps': 0}"),
+        ("clip_grad_norm=0", "'clip_grad_norm' must be above 0, found 0"),
+        ("duration.epochs=0", "'duration.epochs' must be above 0, found 0"),
+        ("duration.steps=-3", "'duration.steps' must be at least 1, found -3"),
+        ("eval_every.steps=0", "'eval_every.steps' must be at least 1, found 0"),
         ("duration.epochs=null", "'duration' needs exactly one of epochs and steps, found neither"),
     ],
 )
@@ -248,7 +248,7 @@ def test_everything_wrong_in_a_file_is_said_with_its_name(tmp_path):
         ("optimizer: {weight_decay: heavy}", "'optimizer.weight_decay' takes float, found 'heavy'"),
         ("image_size: 8.5", "'image_size' takes int, found 8.5"),
         ("model: {_target_: mixer_lightning.models.mixer.Mixr}", "there is no 'mixer_lightning.models.mixer"),
-        ("duration: {epochs: -1}", "'duration' must be above 0"),
+        ("duration: {epochs: -1}", "'duration.epochs' must be above 0"),
     ],
 )
 def test_the_file_that_is_named_is_the_one_that_has_the_last_word(tmp_path, text, word):

@@ -35,6 +35,7 @@ from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import cache_home, readable
+from mixer_lightning.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
@@ -44,13 +45,13 @@ def shards(
     *,
     root: str,
     name: str = "shards",
-    num_classes: int | None = None,
+    num_classes: PositiveInt | None = None,
     train: str | list[str] | None = None,
     val: str | list[str] | None = None,
     test: str | list[str] | None = None,
     verify: Literal["size", "full"] = "size",
     cache: str | None = None,
-    cache_bytes: int = 200_000_000_000,
+    cache_bytes: PositiveInt = 200_000_000_000,
 ) -> Dataset:
     """Samples in the shards that `<root>/dataset.json` lists (`prepare` writes it), else in `<root>/<split>-*.tar`.
 
