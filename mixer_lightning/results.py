@@ -37,6 +37,7 @@ BEST = "best.ckpt"
 CURVES = "curves.png"
 CONFUSION = "confusion.npz"
 EVALUATION = "evaluation.json"
+FIRST_BATCH = "first_batch.png"
 LOG = "log.txt"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -63,11 +63,13 @@ class Recipe:
     steps_per_epoch: Literal["floor", "ceil"] | None  # rounding of images / batch_size; None: not rounded
     eval_every: Duration
     checkpoint_every: Duration
+    checkpoint_minutes: PositiveFloat | None  # and after so many minutes
     log_every_steps: PositiveInt
     clip_grad_norm: PositiveFloat | None
     ema_decay: BelowOne | None
     stochastic_depth: BelowOne
     head_bias: float
+    freeze: list[str] | None  # parts of the model that are not trained; [backbone]: all but the head
     repeats: PositiveInt  # repeated augmentation: each sample of a batch this many times
     train_split: str  # "train", or a slice by hash, "train[:99%]", or "train+val": see data/splits.py
     val_split: str | None
@@ -137,6 +139,7 @@ FREE_KEYS = (
     "logger",
     "choices",
     "device_batch",
+    "checkpoint_minutes",
     "max_bad_fraction",
     "data.root",
     "data.download",
@@ -159,8 +162,10 @@ def _with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[st
     return filled
 
 
-def refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """See that two recipes of one directory are the same but for FREE_KEYS. A key that one lacks is null there.
+def refuse_differences(
+    what: str, before: Mapping[str, Any], now: Mapping[str, Any], *, free: Sequence[str] = ()
+) -> None:
+    """See that two recipes of one directory are the same but for FREE_KEYS and `free`. A key that one lacks is null.
 
     What a node of `before` lacks had the default of its callable: an earlier version may not have known it.
 
@@ -169,7 +174,7 @@ def refuse_differences(what: str, before: Mapping[str, Any], now: Mapping[str, A
     """
     changes = [
         change
-        for change in differing_keys(_with_defaults(before, now), now, ignore=FREE_KEYS)
+        for change in differing_keys(_with_defaults(before, now), now, ignore=(*FREE_KEYS, *free))
         if change[1:] != (None, None)
     ]
     if changes:

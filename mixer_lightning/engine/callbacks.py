@@ -139,21 +139,37 @@ class Evaluations(StepCallback):
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Evaluate if it is time."""
         last = module.step == self.total_steps
-        due = self.evals if last else {name: each for name, each in self.evals.items() if not is_at_end(each)}
-        module.evaluation_due = bool(due) and (last or module.step % self.every_steps == 0)
-        if module.evaluation_due:
-            self.metrics.pause()
-            try:
-                values = self.run(module, due)
-            except EvaluationStopped:
-                self.metrics.resume()
+        late = {name: each for name, each in self.evals.items() if is_at_end(each)}
+        due = {name: each for name, each in self.evals.items() if last or name not in late}
+        if module.ended is None and due and (last or module.step % self.every_steps == 0):
+            values = self._evaluate(trainer, module, due)
+            if values is None:
                 return
-            module.evaluation_due = False
-            if values:
-                self.metrics.write(trainer, module.step, values)
             for listener in self.listeners:
                 listener(trainer, module, values)
             self.metrics.resume()
+            if last:
+                module.ended = None  # no early stop
+        if module.ended is not None:  # what waits for the end, which is here
+            trainer.should_stop = True
+            self._evaluate(trainer, module, late)
+
+    def _evaluate(
+        self, trainer: Trainer, module: Classifier, evals: Mapping[str, Eval]
+    ) -> dict[str, float] | None:
+        """Values, also written into the log; None where the run was asked to stop."""
+        module.evaluation_due = bool(evals)
+        self.metrics.pause()
+        try:
+            values = self.run(module, evals)
+        except EvaluationStopped:
+            return None
+        finally:
+            self.metrics.resume()
+        module.evaluation_due = False
+        if values:
+            self.metrics.write(trainer, module.step, values)
+        return values
 
     def run(self, module: Classifier, evals: Mapping[str, Eval]) -> dict[str, float]:
         """All metrics of some evaluations.

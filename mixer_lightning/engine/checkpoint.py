@@ -18,6 +18,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints import run_format, torch_file
 from mixer_lightning.engine.callbacks import MetricsLog, StepCallback
 from mixer_lightning.engine.classifier import Classifier
+from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks
 from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.files import atomic_write
 
@@ -71,13 +72,16 @@ class Checkpoints(StepCallback):
         run_dir: Path,
         *,
         every_steps: int,
+        every_minutes: float | None,
         total_steps: int,
         record: Mapping[str, Any],
         metrics: MetricsLog,
+        driven: DrivenCallbacks,
         earlier: tuple[Path, Mapping[str, Any]] | None,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
-        self.record, self.metrics = dict(record), metrics
+        self.every_minutes, self._saved_at = every_minutes, time.perf_counter()
+        self.record, self.metrics, self.driven = dict(record), metrics, driven
         path, state = earlier or (run_dir / results.LAST, None)
         self.state = state
         self._last_is_good = path.name == results.LAST  # or it must not become the previous one
@@ -120,8 +124,25 @@ class Checkpoints(StepCallback):
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Save if it is time."""
-        if module.step % self.every_steps == 0 or module.step == self.total_steps:
+        is_last = module.step == self.total_steps or module.ended is not None
+        if is_last or module.step % self.every_steps == 0 or self._is_time(trainer):
             self.save(trainer, module)
+
+    def _is_time(self, trainer: Trainer) -> bool:
+        """Whether the last checkpoint is `every_minutes` old, by the clock of the first process."""
+        if self.every_minutes is None:
+            return False
+        return bool(
+            trainer.strategy.broadcast(time.perf_counter() - self._saved_at >= 60 * self.every_minutes)
+        )
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lightning's hook: its ModelCheckpoint writes what is read like best.ckpt, of finite weights alone."""
+        assert isinstance(pl_module, Classifier)
+        _check_weights(pl_module)
+        checkpoint |= self.record | best_state(pl_module)
 
     def save(self, trainer: Trainer, module: Classifier) -> None:
         """Write last.ckpt. All processes call it; the first writes."""
@@ -132,18 +153,18 @@ class Checkpoints(StepCallback):
         state["best"], state["metrics"] = self.best, self.metrics.latest
         state["wall_seconds"], state["train_seconds"] = self.wall_seconds, self.metrics.train_seconds
         state["steps_timed"] = self.metrics.steps_timed
+        state["callbacks"], state["ended"] = self.driven.states(), module.ended
         # best.ckpt first: a last.ckpt of the last step says that all is done.
-        if module.step == self.total_steps and self.best is None:
+        is_last = module.step == self.total_steps or module.ended is not None
+        if is_last and self.best is None:
             self._write(trainer, results.BEST, self.record | best_state(module))
         if trainer.global_rank == 0:
-            results.flush_metrics(
-                self.run_dir
-            )  # before: a power cut must not take what a checkpoint has seen
+            results.flush_metrics(self.run_dir)  # a power cut must not take what a checkpoint has seen
             if self._last_is_good:
                 _keep_previous(self.run_dir)
         self._write(trainer, results.LAST, state)
         self.saved_step, self._evaluation_was_due = module.step, module.evaluation_due
-        self._last_is_good = True
+        self._last_is_good, self._saved_at = True, time.perf_counter()
         self.metrics.resume()
 
     def _write(self, trainer: Trainer, name: str, state: Mapping[str, Any]) -> None:

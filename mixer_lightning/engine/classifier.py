@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Classifier(LightningModule):
         machine: Machine,
         clip_grad_norm: float | None,
         ema_decay: float | None,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.memory_format = machine.memory_format(model)
@@ -48,6 +49,8 @@ class Classifier(LightningModule):
         self.step = 0
         self.evaluation_due = False  # after `step`: it was broken off
         self.only_evaluates = False  # all steps were made in earlier sessions
+        self.ended: str | None = None  # why this step is the last before the run's length, of an early stop
+        self.frozen = list(frozen)
         self.accumulator = MetricAccumulator()
         # Both live outside the module tree: the names in a checkpoint are the backbone's, compiled or averaged or not.
         self._outside: dict[str, Any] = {"forward": torch.compile(model) if machine.compile else model}
@@ -77,6 +80,8 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""
         images, targets = batch
+        for part in self.frozen:  # fitting and evaluations put the whole backbone into training mode
+            part.eval()
         logits = self._outside["forward"](images)
         loss = self.loss(logits, targets)
         self.accumulator.add(self.step, loss.detach(), logits.detach(), targets)
@@ -113,9 +118,9 @@ class Classifier(LightningModule):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the last step."""
+        """Learning rate of the last step: the head's, where lower layers have lower ones."""
         assert self.optimizer is not None
-        return float(self.optimizer.param_groups[0]["lr"])
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Network]:

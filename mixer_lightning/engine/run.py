@@ -182,8 +182,12 @@ def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     what = f"{run_dir} holds a run of another recipe"
     result = results.read_result(run_dir, whole=True)
     before = _stored_recipe(run_dir) if result is None else result["recipe"]
+    now = recipe.to_dict()
     if before is not None:
-        refuse_differences(what, before, recipe.to_dict())
+        goes_on = any((run_dir / name).exists() for name in (results.LAST, results.PREVIOUS))
+        refuse_differences(what, before, now, free=("duration",) if goes_on else ())
+        if before.get("duration") != now["duration"]:
+            return None  # of another length: training sees whether this one may become so
     if result is not None:
         _refuse_other_data(result, recipe, run_dir)
     return result

@@ -15,8 +15,9 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.engine import setup
 from mixer_lightning.engine.callbacks import StepCallback
 from mixer_lightning.engine.classifier import Classifier
+from mixer_lightning.engine.length import Length
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.engine.training import Length, classifier
+from mixer_lightning.engine.training import classifier
 from mixer_lightning.targets import build
 
 NUM_CLASSES = 100

@@ -6,11 +6,10 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor
 from torch import nn
 
 from mixer_lightning import results
@@ -18,18 +17,22 @@ from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
 from mixer_lightning.data.checks import refuse_damaged
-from mixer_lightning.data.order import MicroBatches, split_batch
+from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import setup
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.first_batch import FirstBatch
+from mixer_lightning.engine.length import Length, refuse_another_length
+from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks, build_callbacks, is_driven
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
+from mixer_lightning.optim.groups import freeze
 from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke
 from mixer_lightning.stopping import Stopped, StopRequests, exit_code
 from mixer_lightning.targets import build
@@ -50,18 +53,16 @@ class Run:
     num_parameters: int
     device: str
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there are steps to make, or an evaluation that was broken off."""
+        is_at_end = self.module.step >= self.total_steps or self.module.ended is not None
+        return self.module.evaluation_due or not is_at_end
+
     def close(self) -> None:
         """End the threads of the data and the dashboards."""
         self.data.close()
         self.dashboards.close()
-
-
-class Length(NamedTuple):
-    """How long a run is, and how its batches are made up."""
-
-    micro_batches: MicroBatches
-    steps_per_epoch: float
-    total_steps: int
 
 
 def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto") -> Run:
@@ -99,10 +100,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
 
     of_data, earlier = identity.record(source), read_last(run_dir)
     if earlier is not None:
-        path, state = earlier
-        refuse_differences(f"{path} is of a run of another recipe", state["recipe"], recipe.to_dict())
-        identity.refuse_another(of_data, state, run_dir)
-        _go_on(module, data, state, length, screen)
+        _refuse_another_run(recipe, *earlier, of_data, length)
+        _go_on(module, data, earlier[1], length, screen)
     elif recipe.evals and machine.rank == 0:
         refuse_damaged(source, threads=machine.threads)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
@@ -113,9 +112,12 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         steps_per_epoch=length.steps_per_epoch,
         dashboards=dashboards,
     )
+    others = build_callbacks(recipe, source)
+    states = earlier[1].get("callbacks", {}) if earlier is not None else {}
     checkpoints = Checkpoints(
         run_dir,
         every_steps=recipe.checkpoint_every.to_steps(length.steps_per_epoch),
+        every_minutes=recipe.checkpoint_minutes,
         total_steps=length.total_steps,
         record={
             "recipe": recipe.to_dict(),
@@ -123,14 +125,15 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
             "device_batch": length.micro_batches.device_batch,
         },
         metrics=metrics,
+        driven=DrivenCallbacks(others, start_step=data.start_step, states=states),
         earlier=earlier,
     )
     preemption = _preemption(machine, checkpoints, run_dir, screen)
     trainer = setup.lightning_trainer(
         machine,
-        steps=length.total_steps - data.start_step,
+        steps=length.total_steps,
         accumulate=length.micro_batches.accumulate,
-        callbacks=_callbacks(recipe, parts, data, metrics, checkpoints, preemption, length, screen),
+        callbacks=_callbacks(recipe, parts, data, checkpoints, preemption, others, length, screen),
         run_dir=run_dir,
     )
     device = str(machine) if machine.device_type == "cuda" else results.cpu_name()
@@ -157,12 +160,27 @@ def _length(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
     )
 
 
+def _refuse_another_run(
+    recipe: Recipe, path: Path, state: Mapping[str, Any], of_data: Mapping[str, Any], length: Length
+) -> None:
+    """See that the checkpoint at `path` is of a run of this recipe, on these data, that may end where this one does.
+
+    Raises:
+        ValueError: it is not.
+    """
+    what = f"{path} is of a run of another recipe"
+    refuse_differences(what, state["recipe"], recipe.to_dict(), free=("duration",))
+    refuse_another_length(recipe, state, length, path.parent)
+    identity.refuse_another(of_data, state, path.parent)
+
+
 def _go_on(
     module: Classifier, data: DataModule, state: Mapping[str, Any], length: Length, screen: Screen
 ) -> None:
     """Put the module and the order of the data where an earlier session stood."""
     module.step = data.start_step = state["step"]
-    module.only_evaluates = module.step == length.total_steps and state.get("evaluation_due", False)
+    module.ended, module.evaluation_due = state.get("ended"), state.get("evaluation_due", False)
+    module.only_evaluates = module.step == length.total_steps and module.evaluation_due
     if module.only_evaluates:
         data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
     before = state["recipe"].get("max_bad_fraction", data.max_bad_fraction)
@@ -179,13 +197,14 @@ def _callbacks(
     recipe: Recipe,
     parts: setup.Assembly,
     data: DataModule,
-    metrics: MetricsLog,
     checkpoints: Checkpoints,
     preemption: Preemption,
+    others: Mapping[str, Callback],
     length: Length,
     screen: Screen,
 ) -> list[Callback]:
     """What happens between steps, in this order: what a checkpoint has seen is also in metrics.jsonl."""
+    metrics = checkpoints.metrics
     progress = Progress(
         screen, metrics, total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
     )
@@ -198,33 +217,19 @@ def _callbacks(
         is_asked_to_stop=lambda: bool(preemption.received()),
         on_batch=progress.on_evaluation,
     )
-    evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics]
+    evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics, checkpoints.driven.on_metrics]
     return [
         SameRecipe(recipe.to_yaml()),
+        FirstBatch(checkpoints.run_dir, parts.augment, parts.source.classes),
         progress,
         metrics,
         evaluations,
+        checkpoints.driven,
         checkpoints,
-        *_lightning_callbacks(recipe),
+        *(each for each in others.values() if not is_driven(each)),
         preemption,  # last of a step: it ends the fit
         PendingEvaluation(evaluations, checkpoints, preemption),
     ]
-
-
-def _lightning_callbacks(recipe: Recipe) -> list[Callback]:
-    """The recipe's further callbacks.
-
-    Raises:
-        ValueError: one waits for what a run does not have, and would fail at its beginning or, worse, at its end.
-    """
-    found: dict[str, Callback] = {name: build(node) for name, node in recipe.callbacks.items()}
-    for name, callback in found.items():
-        if isinstance(callback, EarlyStopping | Checkpoint | LearningRateMonitor | DeviceStatsMonitor):
-            raise ValueError(
-                f"callbacks.{name}: {type(callback).__name__} needs Lightning's own logger or validation metrics, and "
-                "a run has neither: its log, evaluations and checkpoints are written without them. Leave it out"
-            )
-    return list(found.values())
 
 
 def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Length) -> Classifier:
@@ -247,6 +252,7 @@ def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Lengt
         machine=machine,
         clip_grad_norm=recipe.clip_grad_norm,
         ema_decay=recipe.ema_decay,
+        frozen=freeze(model, recipe.freeze or []),
     )
 
 
@@ -269,16 +275,21 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     is_first = run.module.machine.rank == 0
     try:
         if is_first:
+            (run_dir / results.RESULT).unlink(missing_ok=True)  # of a run that is made longer
             write_text(run_dir / results.RECIPE, recipe.to_yaml())
             damaged = results.keep_metrics_until(run_dir, run.module.step)
             if damaged:
                 lines = ", ".join(map(str, damaged))
                 screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
-        if run.module.step < run.total_steps or run.module.only_evaluates:
+        if run.is_unfinished:
             with run.requests:
                 run.trainer.fit(run.module, datamodule=run.data)
         screen.stop_bars()
-        if run.module.step < run.total_steps:
+        if run.module.ended is not None:
+            screen.say(
+                f"stopped early at step {run.module.step:,} of {run.total_steps:,}: {run.module.ended}"
+            )
+        elif run.module.step < run.total_steps:
             run.checkpoints.save(run.trainer, run.module)
             screen.say(
                 f"a callback ended the training at step {run.module.step:,} of {run.total_steps:,}, saved "
@@ -359,6 +370,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "best": run.checkpoints.best,
         "seed": recipe.seed,
         "steps": module.step,
+        "ended_early": module.ended,
         "num_parameters": run.num_parameters,
         **{key: run.checkpoints.record[key] for key in ("classes", "images", "identity")},
         "git_sha": results.git_sha(),

@@ -1,31 +1,96 @@
-"""Which parameters decay."""
+"""Which parameters are trained, which of them decay, and at what rate the layers learn."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from mixer_lightning.screen import did_you_mean
+
+BACKBONE = "backbone"  # all but the head
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Take parts of a backbone out of training; returns them, to be kept in evaluation mode.
+
+    `names` are submodules (`stem`, `blocks.0`), or `backbone`: all but the head, which leaves a linear probe. Frozen
+    BatchNorm keeps its statistics, and frozen blocks drop no branches, only while they are in evaluation mode.
+
+    Raises:
+        ValueError: there is no such submodule.
+    """
+    modules, head_name = dict(model.named_modules()), str(model.head_name)
+    frozen: list[nn.Module] = []
+    for name in names:
+        if name == BACKBONE:
+            frozen += [child for key, child in model.named_children() if key != head_name.partition(".")[0]]
+            own = [each for key, each in model.named_parameters(recurse=False)]
+            for parameter in own:  # class tokens, position embeddings
+                parameter.requires_grad_(False)
+        elif name in modules and name:
+            frozen.append(modules[name])
+        else:
+            children = ", ".join(key for key, _ in model.named_children())
+            raise ValueError(
+                f"freeze: no part '{name}'{did_you_mean(name, list(modules))}; parts: backbone, {children}"
+            )
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float, decay_bias_and_norm: bool
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    decay_bias_and_norm: bool,
+    lr: float = 1.0,
+    layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters as one or two optimiser groups, biases and normalisation scales undecayed.
+    """The trainable parameters as optimiser groups, biases and normalisation scales undecayed.
 
     A parameter with at most one axis (every bias, every LayerNorm and BatchNorm scale) gets weight decay 0
     unless `decay_bias_and_norm`. On a Mixer this is big_vision's rule `.*/kernel` (configs/mlp_mixer_i1k.py
     leaves `wd_mults` at that default), on a ConvMixer timm's (optim/_param_groups.py: `param.ndim <= 1`).
 
-    Returns dicts with `params` and `weight_decay`, the decayed group first, an empty group left out.
-    Raises ValueError when nothing in the model can be trained.
+    With `layer_decay` the head learns at `lr` and each layer below at that fraction of the rate of the one above it
+    (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254), layers as in timm's `param_groups_layer_decay`: the stem, each
+    block, the head; a norm after the blocks belongs to the last.
+
+    Returns dicts with `params` and `weight_decay`, and `lr` where layers differ: the lowest layer first, of one layer
+    the decayed first, no empty ones.
+    Raises ValueError when nothing in the model can be trained, or `layer_decay` is not in (0, 1].
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"optimizer.layer_decay={layer_decay} is not in (0, 1]: null turns it off")
+    layers = layer_numbers(model) if layer_decay is not None else {}
+    top = max(layers.values(), default=0)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_undecayed = parameter.ndim <= 1 and not decay_bias_and_norm
+            groups[layers.get(name, 0), is_undecayed].append(parameter)
+    if not groups:
         raise ValueError("The model has no parameter with requires_grad=True: unfreeze at least its head.")
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1 or decay_bias_and_norm]
-    undecayed = [parameter for parameter in parameters if parameter.ndim <= 1 and not decay_bias_and_norm]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+    return [
+        {
+            "params": groups[layer, is_undecayed],
+            "weight_decay": 0.0 if is_undecayed else weight_decay,
+            **({} if layer_decay is None else {"lr": lr * layer_decay ** (top - layer)}),
+        }
+        for layer, is_undecayed in sorted(groups)
     ]
-    return [group for group in groups if group["params"]]
+
+
+def layer_numbers(model: nn.Module) -> dict[str, int]:
+    """The number of every parameter's layer, from the input: as timm's own models say, `stem` and `blocks` of ours."""
+    from timm.models import group_parameters
+
+    ours = {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+    theirs: Any = getattr(model, "group_matcher", None)
+    matcher = ours if theirs is None else theirs(coarse=False)
+    numbers: dict[str, int] = group_parameters(model, matcher, reverse=True)
+    return numbers

@@ -1,7 +1,8 @@
 """The optimisers of the papers, each a function of the model with every setting written out.
 
 All of them take `lr` as the peak rate (the schedule multiplies it) and leave biases and normalisation scales
-undecayed unless `decay_bias_and_norm`. Gradient clipping by the recipe's `clip_grad_norm` happens outside.
+undecayed unless `decay_bias_and_norm`. `layer_decay` gives lower layers lower rates (see
+groups.py). Gradient clipping by the recipe's `clip_grad_norm` happens outside.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def adamw(
     beta2: BelowOne = 0.999,
     eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
+    layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """Adam whose weight decay skips the moments: w <- w - s·lr·(Adam step + weight_decay·w), s the schedule.
 
@@ -31,7 +33,13 @@ def adamw(
     times lr, which at lr 1e-3 is weight_decay 0.1 here. ConvMixer uses it with eps 1e-3.
     Source: arXiv 1711.05101; arXiv 2105.01601, Table 4 and big_vision configs/mlp_mixer_i1k.py.
     """
-    groups = parameter_groups(model, weight_decay=weight_decay, decay_bias_and_norm=decay_bias_and_norm)
+    groups = parameter_groups(
+        model,
+        weight_decay=weight_decay,
+        decay_bias_and_norm=decay_bias_and_norm,
+        lr=lr,
+        layer_decay=layer_decay,
+    )
     optimizer = torch.optim.AdamW(
         groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=_can_fuse(groups)
     )
@@ -47,13 +55,20 @@ def adam(
     beta2: BelowOne = 0.999,
     eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
+    layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """Adam with L2 regularisation: weight_decay·w is added to the gradient, before the moments.
 
     This is Kingma and Ba's optimiser (arXiv 1412.6980), NOT what the Mixer paper calls Adam with weight
     decay: that one is decoupled, hence `adamw`.
     """
-    groups = parameter_groups(model, weight_decay=weight_decay, decay_bias_and_norm=decay_bias_and_norm)
+    groups = parameter_groups(
+        model,
+        weight_decay=weight_decay,
+        decay_bias_and_norm=decay_bias_and_norm,
+        lr=lr,
+        layer_decay=layer_decay,
+    )
     optimizer = torch.optim.Adam(
         groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=_can_fuse(groups)
     )
@@ -68,6 +83,7 @@ def sgd(
     weight_decay: NonNegativeFloat = 0.0,
     nesterov: bool = False,
     decay_bias_and_norm: bool = False,
+    layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """SGD with momentum, v <- momentum·v + g; w <- w - s·lr·v: the fine-tuning optimiser of Mixer and ViT.
 
@@ -80,7 +96,13 @@ def sgd(
             f"optimizer.nesterov=true needs optimizer.momentum above 0, and it is {momentum}: "
             "set optimizer.momentum=0.9 or optimizer.nesterov=false."
         )
-    groups = parameter_groups(model, weight_decay=weight_decay, decay_bias_and_norm=decay_bias_and_norm)
+    groups = parameter_groups(
+        model,
+        weight_decay=weight_decay,
+        decay_bias_and_norm=decay_bias_and_norm,
+        lr=lr,
+        layer_decay=layer_decay,
+    )
     optimizer = torch.optim.SGD(
         groups,
         lr=lr,
@@ -102,6 +124,7 @@ def lamb(
     eps: PositiveFloat = 1e-6,
     max_grad_norm: PositiveFloat | None = 1.0,
     decay_bias_and_norm: bool = False,
+    layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """Adam steps rescaled per tensor by |w| / |step|, so that large batches bear large rates.
 
@@ -112,7 +135,13 @@ def lamb(
     """
     from timm.optim import Lamb
 
-    groups = parameter_groups(model, weight_decay=weight_decay, decay_bias_and_norm=decay_bias_and_norm)
+    groups = parameter_groups(
+        model,
+        weight_decay=weight_decay,
+        decay_bias_and_norm=decay_bias_and_norm,
+        lr=lr,
+        layer_decay=layer_decay,
+    )
     optimizer: torch.optim.Optimizer = Lamb(
         groups,
         lr=lr,

@@ -28,10 +28,13 @@ OPERATION = {
     "device_batch",
     "eval_every",
     "checkpoint_every",
+    "checkpoint_minutes",
     "log_every_steps",
     "shuffle_window",
     "max_bad_fraction",
 }
+#: What no paper of ours has, while it is null.
+OFF = {"freeze", "optimizer.layer_decay"}
 TRANSFER = groups()["transfer"]
 EXPERIMENTS = groups()["experiment"]
 
@@ -59,6 +62,7 @@ def unstated(recipe: Recipe, own: set[str], parts: dict[str, Path]) -> Iterator[
     recipe must state it again.
     """
     values = recipe.to_dict()
+    own = own | {key for key, value in flatten(values).items() if key in OFF and value is None}
     numbers = {key for key, value in values.items() if not isinstance(value, dict)} | {"duration"}
     yield from sorted(numbers - OPERATION - {key.partition(".")[0] for key in own})
     for group in PARTS:
@@ -132,6 +136,7 @@ def test_the_protocol_of_fine_tuning(name: str) -> None:
         "weight_decay": 0.0,
         "nesterov": False,
         "decay_bias_and_norm": False,
+        "layer_decay": None,
     }
     multiplier = build(recipe.schedule)  # vit_jax/utils.py: linear warm-up, half a cosine to 0
     for step, expected in ((0, 0.0), (warmup // 2, 0.5), (warmup, 1.0), ((warmup + steps) // 2, 0.5)):

@@ -17,7 +17,17 @@ def kept(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, float]]) -> tuple
     steps: list[int] = []
     monkeypatch.setattr(checkpoint, "best_state", lambda module: {"step": module.step})
     monkeypatch.setattr(Checkpoints, "_write", lambda self, trainer, name, state: steps.append(state["step"]))
-    checkpoints = Checkpoints(Path("run"), every_steps=9, total_steps=9, record={}, metrics=None, state=None)  # type: ignore[arg-type]
+    monkeypatch.setattr(checkpoint, "_check_weights", lambda module: None)
+    checkpoints = Checkpoints(
+        Path("run"),
+        every_steps=9,
+        every_minutes=None,
+        total_steps=9,
+        record={},
+        metrics=None,  # type: ignore[arg-type]
+        driven=None,  # type: ignore[arg-type]
+        earlier=None,
+    )
     for number, row in enumerate(rows, start=1):
         checkpoints.on_metrics(None, SimpleNamespace(step=number), row)  # type: ignore[arg-type]
     return steps, checkpoints.best

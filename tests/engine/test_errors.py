@@ -445,8 +445,6 @@ def test_a_full_disk_under_the_log_ends_the_log_alone(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words",
     [
-        ["EarlyStopping", "monitor=val/top1"],
-        ["ModelCheckpoint"],
         ["LearningRateMonitor"],
         ["DeviceStatsMonitor"],
     ],

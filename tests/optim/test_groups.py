@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from mixer_lightning.api import create_model
+from mixer_lightning.models.baselines import timm_backbone
 from mixer_lightning.optim.groups import parameter_groups
 
 
@@ -62,3 +65,27 @@ def test_frozen_parameters_are_left_out_and_a_group_without_members_too(model):
 def test_a_wholly_frozen_model_is_refused(model):
     with pytest.raises(ValueError, match="requires_grad"):
         parameter_groups(model.requires_grad_(False), weight_decay=0.1, decay_bias_and_norm=False)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("mixer_s16", "mixer_s16_224"), ("convmixer_768_32", "convmixer_768_32"), ("resnet50", "resnet50")],
+)
+def test_layer_decay_agrees_with_timm(ours, theirs):
+    """The rate of every parameter, by name, as timm's param_groups_layer_decay has it for its own model."""
+    with torch.device("meta"):
+        if ours == "resnet50":
+            model = timm_backbone(timm_name=ours, num_classes=10, image_size=224)
+        else:
+            model = create_model(ours, num_classes=10)
+        original = timm.create_model(theirs, num_classes=10)
+    expected = {}
+    for group in param_groups_layer_decay(original, weight_decay=0.1, layer_decay=0.8):
+        expected |= dict.fromkeys(names(original, group), (group["lr_scale"], group["weight_decay"]))
+    groups = parameter_groups(model, weight_decay=0.1, decay_bias_and_norm=False, lr=0.5, layer_decay=0.8)
+    found = {
+        name: (group["lr"] / 0.5, group["weight_decay"]) for group in groups for name in names(model, group)
+    }
+    assert found.keys() == expected.keys()
+    for name, pair in expected.items():
+        assert found[name] == pytest.approx(pair), name

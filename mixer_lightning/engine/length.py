@@ -1,0 +1,46 @@
+"""How long a run is, and whether one that has begun may become longer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixer_lightning.config.recipe import Duration, Recipe
+from mixer_lightning.data.order import MicroBatches
+from mixer_lightning.targets import build
+
+
+class Length(NamedTuple):
+    """How long a run is, and how its batches are made up."""
+
+    micro_batches: MicroBatches
+    steps_per_epoch: float
+    total_steps: int
+
+
+def refuse_another_length(recipe: Recipe, state: Mapping[str, Any], length: Length, run_dir: Path) -> None:
+    """See that a run whose `state` is stored may end where `recipe` says: a longer run would have been the same so far.
+
+    Raises:
+        ValueError: it is shorter than what has been trained, or its schedule would have had other rates.
+    """
+    there, here = Duration(**state["recipe"]["duration"]), recipe.duration
+    before, now, done = there.to_steps(length.steps_per_epoch), length.total_steps, int(state["step"])
+    if now == before:
+        return
+    what = f"{run_dir} has trained {done:,} steps of {there}, and duration is {here} here"
+    if now <= done:
+        raise ValueError(f"{what}, which it is past. Give a longer one, or name=<word> for a run of its own")
+    rates = [
+        functools.partial(build(recipe.schedule), total_steps=steps, steps_per_epoch=length.steps_per_epoch)
+        for steps in (before, now)
+    ]
+    steps = range(0, done, max(1, done // 10_000))
+    if any(rates[0](step) != rates[1](step) for step in steps):
+        raise ValueError(
+            f"{what}, but its schedule depends on the length: it would have had other rates from the start. Use "
+            f"schedule=constant for runs that may be made longer. To train on from the weights of this one: "
+            f"checkpoint={run_dir} name=<word>, with a duration and rates of its own"
+        )
