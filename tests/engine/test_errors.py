@@ -32,8 +32,12 @@ def refused(tmp_path, capsys):
     """refused("..."): the words of a run that must exit with 2 and leave nothing behind."""
 
     def refused(*words: str) -> str:
+        try:
+            recipe = compose_one("train", [*TINY, *words])
+        except ValueError as error:  # the command line alone shows it: there is no run directory yet
+            return str(error)
         (tmp_path / "run").mkdir()  # as Hydra does
-        assert train(tmp_path / "run", *words) == 2
+        assert run.train(recipe, tmp_path / "run") == 2
         assert not (tmp_path / "run").exists()
         said = capsys.readouterr()
         assert "Traceback" not in said.out + said.err
