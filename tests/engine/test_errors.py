@@ -468,8 +468,11 @@ def test_a_disk_that_becomes_read_only_fails_the_run(tmp_path, capsys, monkeypat
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
+    unlink = Path.unlink
     monkeypatch.setattr(results, "append_metrics", read_only)
-    monkeypatch.setattr(Path, "unlink", read_only)
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **_: (read_only if path.name == ".lock" else unlink)(path)
+    )
     assert train(tmp_path / "run", "evals=none") == 1
     said = capsys.readouterr().out
     assert "Read-only file system" in said
