@@ -469,10 +469,12 @@ def test_a_disk_that_becomes_read_only_fails_the_run(tmp_path, capsys, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     unlink = Path.unlink
+
+    def unlink_all_but_the_lock(path: Path, **how: bool) -> None:
+        return (read_only if path.name == ".lock" else unlink)(path, **how)
+
     monkeypatch.setattr(results, "append_metrics", read_only)
-    monkeypatch.setattr(
-        Path, "unlink", lambda path, **_: (read_only if path.name == ".lock" else unlink)(path)
-    )
+    monkeypatch.setattr(Path, "unlink", unlink_all_but_the_lock)
     assert train(tmp_path / "run", "evals=none") == 1
     said = capsys.readouterr().out
     assert "Read-only file system" in said
