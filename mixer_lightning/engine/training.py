@@ -279,6 +279,15 @@ def classifier(
 
 def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     """Train to the end, from where an earlier session stopped, and write the result; the exit code (see README)."""
+    code = 1
+    try:
+        code = _fit(recipe, run_dir, run, screen)
+    finally:
+        run.dashboards.close(code)
+    return code
+
+
+def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
     run.dashboards.open()
