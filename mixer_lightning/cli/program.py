@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import mixer_lightning
 from mixer_lightning import launcher
 from mixer_lightning.config.compose import ROOTS, compose
 from mixer_lightning.config.groups import groups_of
@@ -29,7 +31,13 @@ def program(
     `after_sweep` gets the run directories of a sweep, each with what was varied: keys and their values. Ends with 2
     when the recipe is wrong, else with the highest code of the jobs.
     """
-    flags = parse_flags(argv)
+    if "--version" in argv:
+        print(f"mixer-lightning {mixer_lightning.__version__}")
+        return 0
+    keys = [*groups_of(config_name), *(f.name for f in fields(ROOTS[config_name])), "hydra"]
+    # `--optimizer.lr=0.1`, as agents of sweeps write it
+    argv = [each[2:] if _is_dashed(each, keys) else each for each in argv]
+    flags = parse_flags(argv, keys)
     folders = [CONF, *_further_folder(flags.config_dir)]
     if flags.help:
         print(help_text(config_name, folders))
@@ -64,6 +72,12 @@ def program(
         missing = after_sweep({job.run_dir: job.varied for job in composition.jobs})
         code = code or missing
     return code
+
+
+def _is_dashed(argument: str, keys: Collection[str]) -> bool:
+    """Whether an argument is key=value with two dashes before it."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key.startswith("--") and key[2:].partition(".")[0] in keys
 
 
 def _num_processes() -> int:
@@ -118,9 +132,18 @@ def help_text(config_name: str, folders: Sequence[Path] = (CONF,)) -> str:
             file = next(p for folder in folders if (p := folder / group / f"{choice}.yaml").exists())
             lines.append(f"  {choice:<{width}}{_first_comment(file)}".rstrip())
     lines += ["", f"root keys (defaults in conf/{config_name}.yaml)"]
-    keys = ", ".join(f.name for f in fields(ROOTS[config_name]) if not str(f.type).startswith("dict["))
-    lines += textwrap.wrap(keys, width=100, initial_indent="  ", subsequent_indent="  ")
+    keys = [f.name for f in fields(ROOTS[config_name]) if not str(f.type).startswith("dict[")]
+    about = _comments_of_keys(CONF / f"{config_name}.yaml")
+    width = max(map(len, keys)) + 2
+    lines += [f"  {key:<{width}}{about.get(key, '')}".rstrip() for key in keys]
     return "\n".join(lines)
+
+
+def _comments_of_keys(path: Path) -> dict[str, str]:
+    """{key: comment behind it} of the root of a YAML file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = (re.match(r"(\w+):[^#]*# *(.*)", line) for line in lines)
+    return {each[1]: each[2] for each in found if each is not None}
 
 
 def _first_comment(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mixer_lightning import launcher
 from mixer_lightning.checkpoints.families import TIMM_SCHEME
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, without_value
 from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.config.groups import groups
 from mixer_lightning.config.overrides import values_by_key
@@ -89,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
 def settings(argv: Sequence[str]) -> Settings:
     """What a command line asks for. A wrong argument ends the program with a sentence."""
     parser = _parser()
+    if messages := [message for each in argv if (message := without_value(each))]:
+        parser.error(messages[0])
     mine = [f"--{argument}" if argument.partition("=")[0] in OPTIONS else argument for argument in argv]
     chosen, overrides = parser.parse_known_args(mine)
     if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew

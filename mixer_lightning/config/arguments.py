@@ -10,6 +10,14 @@ from typing import NoReturn
 from mixer_lightning.screen import did_you_mean, refuse
 
 
+def without_value(argument: str) -> str | None:
+    """What is wrong with `output=`, which a shell makes of an unset variable: no folder stands for nothing."""
+    key, equals, value = argument.lstrip("-+").partition("=")
+    if equals and not value.strip("'\" "):
+        return f"'{key}=' is empty: give a value, or leave it out"
+    return None
+
+
 class Parser(argparse.ArgumentParser):
     """Takes key=value as well as --key=value; every wrong argument ends the program with a sentence and exit code 2."""
 
@@ -48,7 +56,9 @@ class Parser(argparse.ArgumentParser):
         messages = []
         for argument in argv:
             key, equals, _ = argument.lstrip("-").partition("=")
-            if not equals and not argument.startswith("-"):
+            if key in known and (message := without_value(argument)):
+                messages.append(message)
+            elif not equals and not argument.startswith("-"):
                 messages.append(f"'{argument}' is not of the form key=value")
             elif key not in known:
                 messages.append(f"unknown key '{key}'{did_you_mean(key, known)}")
@@ -56,9 +66,25 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The values of a command line."""
+        argv = self._joined(argv)
         if messages := self.wrong(argv):
             refuse(messages)
         return self.parse_args([a if a.startswith("-") else f"--{a}" for a in argv])
+
+    def _joined(self, argv: Sequence[str]) -> list[str]:
+        """`--batch-size 32` as `--batch_size=32`."""
+        joined: list[str] = []
+        for argument in argv:
+            before = self._option_string_actions.get(joined[-1]) if joined else None
+            if before is not None and before.nargs != 0 and "=" not in argument and argument[:1] != "-":
+                joined[-1] += f"={argument}"
+                continue
+            option, equals, value = argument.partition("=")
+            underscored = f"--{option[2:].replace('-', '_')}"
+            if option.startswith("--") and option not in self._option_string_actions:
+                option = underscored if underscored in self._option_string_actions else option
+            joined.append(f"{option}{equals}{value}")
+        return joined
 
     def error(self, message: str) -> NoReturn:
         """Refuse, as the programs with a recipe do."""

@@ -25,6 +25,7 @@ class Problem(NamedTuple):
 
     key: str
     message: str
+    is_text: bool = False  # a number or truth value where a text is taken: it may have been meant as one
 
 
 def check(recipe: Mapping[str, Any], root: type[Recipe] | type[EvaluationRecipe]) -> list[Problem]:
@@ -120,7 +121,9 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
         elif value != UNSET and (numbers := out_of_range(known[key].annotation, value)):
             yield Problem(path, f"'{path}' must be {numbers}, found {value!r}")
         elif value != UNSET and not fits(known[key].annotation, value):
-            yield Problem(path, f"'{path}' takes {describe(known[key].annotation, value)}, found {value!r}")
+            message = f"'{path}' takes {describe(known[key].annotation, value)}, found {value!r}"
+            is_text = isinstance(value, int | float) and fits(known[key].annotation, "text")
+            yield Problem(path, message, is_text)
     for key, parameter in known.items():
         if parameter.required and node.get(key, UNSET) == UNSET:
             yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({describe(parameter.annotation)})")

@@ -25,10 +25,12 @@ from mixer_lightning.config.groups import groups_of
 from mixer_lightning.config.hydra_internals import split_sweep
 from mixer_lightning.config.messages import explain, written_in
 from mixer_lightning.config.overrides import (
+    as_text,
     as_typed,
     complete_durations,
     file_name,
     forced,
+    key_of,
     name_of_each_job,
     quoted,
     swept_keys,
@@ -117,7 +119,11 @@ def compose(
     unknown choices and wrong values are all reported together.
     """
     known, root = groups_of(config_name, folders), ROOTS[config_name]
-    overrides = complete_durations([as_typed(line, multirun) for line in overrides])
+    given = overrides
+    try:
+        overrides = complete_durations([as_typed(line, multirun) for line in overrides])
+    except RuntimeError as error:  # ~ where nobody is at home
+        return Composition([], [f"{str(error).rstrip('.')}: write the folder out instead of ~"], [])
     wrong = {line: message for line in overrides if (message := wrong_on_sight(line, known, root))}
     overrides = [line for line in overrides if line not in wrong]
     stated = values_by_key(overrides)
@@ -132,6 +138,7 @@ def compose(
     if multirun:
         overrides += name_of_each_job(overrides, known)
     lines = [*_as_overrides(from_checkpoint, stated), *(forced(line, known) for line in overrides)]
+    texts: dict[str, str] = {}  # of the command line, which Hydra took for numbers
     jobs: list[Job[Any]] = []
     found: dict[str, str] = {}  # message -> the same with the file that it is about
     with initialize_config_dir(str(CONF), job_name=config_name, version_base="1.3"):
@@ -143,6 +150,12 @@ def compose(
                 values = _plain_values(config, job_number=number if multirun else None)
                 choices = chosen_files(config.hydra.runtime.choices)
                 for problem in check(values, root):
+                    if problem.is_text and problem.key in stated:
+                        texts |= {
+                            line: text
+                            for line in given
+                            if key_of(line) == problem.key and (text := as_text(line))
+                        }
                     where = "  (of the checkpoint)"
                     if problem.key in stated:
                         where = ""
@@ -162,6 +175,9 @@ def compose(
                         jobs.append(job)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             found.setdefault("", explain(error, overrides, known, folders))
+    if texts:
+        again = [texts.get(line, line) for line in given]
+        return compose(config_name, again, multirun=multirun, folders=folders)
     found |= {message: message for message in _shared_directories(jobs)}
     if not (jobs or wrong or found):
         found[""] = "the sweep has no jobs: one of its values is an empty list"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -16,20 +16,26 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from mixer_lightning.config.elsewhere import meant
 from mixer_lightning.screen import did_you_mean, refuse
 
 
-def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+def parse_flags(argv: Sequence[str], keys: Collection[str] = ()) -> argparse.Namespace:
     """Hydra's flags (`multirun`, `cfg`, `config_dir`, ...) and the other arguments as `overrides`.
+
+    `keys` are the root keys of the program, for what was meant by an unknown flag.
 
     Ends the program with exit code 2 where a flag is unknown.
     """
     parser = get_args_parser()
     known = [option for option in parser._option_string_actions if option.startswith("--")]
-    for argument in argv:
-        flag = argument.partition("=")[0]
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
         if flag.startswith("--") and flag not in known:
-            refuse([f"unknown option '{flag}'{did_you_mean(flag, known)}"])
+            value = value if equals else ("" if "=" in after or after.startswith("-") else after)
+            root = flag[2:].partition(".")[0]
+            hint = f": write {flag[2:]}={value}" if root in keys else meant(flag, value, keys)
+            refuse([f"unknown option '{flag}'{hint or did_you_mean(flag, known)}"])
     try:
         flags: argparse.Namespace = parser.parse_intermixed_args(list(argv))
     except SystemExit:  # what is wrong has been said

@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 
+from mixer_lightning.config.arguments import without_value
+from mixer_lightning.config.elsewhere import meant
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.files import CONF
 from mixer_lightning.results import GLOBAL_GROUPS
@@ -31,8 +33,13 @@ def as_typed(override: str, multirun: bool) -> str:
     key, equals, value = override.partition("=")
     if key in GLOBAL_GROUPS and value == "null":  # no file of that group: Hydra's own form of it
         return f"~{key}"
-    value = re.sub(r"(^|,)~(?=/|$)", lambda match: match[1] + str(Path.home()), value)
+    value = re.sub(r"(^\[?|,)~(?=/|,|\]|$)", lambda match: match[1] + str(Path.home()), value)
     override = f"{key}{equals}{value}"
+    if value[:1] in ("[", "{") and not _parses(override):  # a pattern such as {000..009}, or a list of them
+        if value[0] == "[" and value[-1] == "]":
+            return f"{key}=[{','.join(_element(key, part) for part in split_values(value[1:-1]))}]"
+        if value[0] == "{" and not multirun:
+            return f"{key}={quoted(value)}"
     parts = split_values(value) if multirun else []
     if not value or (value[0] in "'\"[{" and len(parts) < 2):
         return override
@@ -40,6 +47,15 @@ def as_typed(override: str, multirun: bool) -> str:
     if _parses(override):
         return f"{key}={quoted(value)}" if is_path else override
     return f"{key}={','.join(_element(key, part) for part in parts) or quoted(value)}"
+
+
+def as_text(override: str) -> str | None:
+    """A value that Hydra took for a number or truth value, as it was typed: name=12e4567; None for anything else."""
+    key, _, value = override.partition("=")
+    parts = split_values(value)
+    if not all(re.fullmatch(r"[\w.+-]+", part) for part in parts):
+        return None
+    return f"{key}={','.join(map(quoted, parts))}"
 
 
 def split_values(text: str) -> list[str]:
@@ -171,6 +187,11 @@ def wrong_on_sight(
             if choice not in known[key] and not (key in GLOBAL_GROUPS and choice == "null"):
                 hint = did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
                 return f"unknown {key} '{choice}'{hint}"
+    if message := without_value(override):
+        return message
     first = key_of(override).split(".")[0].split("/")[0]
     everything = [*known, *(f.name for f in fields(root)), "hydra"]
-    return None if first in everything else f"unknown key '{first}'{did_you_mean(first, everything)}"
+    if first in everything:
+        return None
+    hint = "" if "." in key else meant(first, value, everything)
+    return f"unknown key '{first}'{hint or did_you_mean(first, everything)}"

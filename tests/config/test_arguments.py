@@ -15,7 +15,7 @@ RUN = """
 import sys
 from mixer_lightning.cli.console import main
 try:
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
 except SystemExit as end:
     slow = [name for name in {slow!r} if name in sys.modules]
     print(end.code, slow)
