@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ class DataModule(LightningDataModule):
         self.start_step = 0
         self._num_begun = 0  # micro-batches handed to the training step in this session
         self._loaders: dict[str, Loader] = {}
+        self._loading_since: float | None = None
 
     def train_dataloader(self) -> Loader:
         """All batches still to come."""
@@ -149,6 +151,12 @@ class DataModule(LightningDataModule):
             world_size=self.micro_batches.world_size if shared else 1,
         )
 
+    def seconds_waiting(self) -> float:
+        """For how long a batch has been waited for, or images to be loaded into memory; 0 where none is."""
+        since = [loader.waiting_since for loader in self._loaders.values()]
+        begun = [each for each in (*since, self._loading_since) if each is not None]
+        return time.monotonic() - min(begun) if begun else 0.0
+
     def close(self) -> None:
         """End the threads of the loaders."""
         for loader in self._loaders.values():
@@ -187,17 +195,21 @@ class DataModule(LightningDataModule):
     def _loader(
         self, images: Images, plan: Any, *, seed: int | None, mark_bad: bool = False, keep: bool = True
     ) -> Loader:
-        return Loader(
-            images,
-            plan,
-            self.augment,
-            image_size=self.image_size,
-            seed=seed,
-            threads=self.threads,
-            ahead=self.ahead,
-            pin_memory=self.pin_memory,
-            max_bad_fraction=self.max_bad_fraction,
-            mark_bad=mark_bad,
-            keep_in_memory=keep,
-            decode_on=self.decode_on,
-        )
+        self._loading_since = time.monotonic()
+        try:
+            return Loader(
+                images,
+                plan,
+                self.augment,
+                image_size=self.image_size,
+                seed=seed,
+                threads=self.threads,
+                ahead=self.ahead,
+                pin_memory=self.pin_memory,
+                max_bad_fraction=self.max_bad_fraction,
+                mark_bad=mark_bad,
+                keep_in_memory=keep,
+                decode_on=self.decode_on,
+            )
+        finally:
+            self._loading_since = None

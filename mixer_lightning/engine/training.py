@@ -128,7 +128,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         driven=DrivenCallbacks(others, start_step=data.start_step, states=states),
         earlier=earlier,
     )
-    preemption = _preemption(machine, checkpoints, run_dir, screen)
+    preemption = _preemption(machine, data, checkpoints, run_dir, screen)
     trainer = setup.lightning_trainer(
         machine,
         steps=length.total_steps,
@@ -391,10 +391,14 @@ def _where_to_go_on(run_dir: Path, checkpoints: Checkpoints) -> str:
     return f"The last good checkpoint, step {checkpoints.saved_step:,}, stands in {last}"
 
 
-def _preemption(machine: Machine, checkpoints: Checkpoints, run_dir: Path, screen: Screen) -> Preemption:
+def _preemption(
+    machine: Machine, data: DataModule, checkpoints: Checkpoints, run_dir: Path, screen: Screen
+) -> Preemption:
     def quitting() -> str:
         screen.stop_bars()  # leave the terminal as it was found
         return _where_to_go_on(run_dir, checkpoints)
 
-    requests = StopRequests(screen.say, first="saving after this step", quitting=quitting)
+    requests = StopRequests(
+        screen.say, first="saving after this step", quitting=quitting, waiting=data.seconds_waiting
+    )
     return Preemption(requests, checkpoints, timeout_minutes=machine.process_timeout_minutes)

@@ -172,7 +172,7 @@ def test_hidden_files_and_pipes_are_passed_over_and_others_counted(
     rows = json.loads((checkpoint.parent / "out.json").read_text())
     assert [Path(row["file"]).name for row in rows] == ["b.png", "c.PNG", "d.jfif", "a.png", "e.gif"]
     said = capsys.readouterr().out
-    assert "images: 2 files are not read, by ending: 1 .png, 1 .txt" in said
+    assert "images: 2 files are not read, by ending: 1 .txt, 1 pipe, device or socket" in said
 
 
 def test_a_pipe_is_refused_by_name(
