@@ -170,7 +170,7 @@ def test_a_run_leaves_the_files_of_the_readme_and_no_others(first_minute):
     (run_dir,) = folder.glob("runs/*/*")
     assert {path.name for path in run_dir.iterdir()} == {
         "recipe.yaml", "metrics.jsonl", "metrics.csv", "result.json",
-        "last.ckpt", "best.ckpt", "curves.png", "log.txt", "per_class_test.csv",
+        "last.ckpt", "best.ckpt", "first_batch.png", "curves.png", "log.txt", "per_class_test.csv",
     }  # fmt: skip
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in folder.iterdir()] == ["runs"]
