@@ -139,7 +139,10 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)  # while it is still held, or it might be another's
+                with contextlib.suppress(
+                    OSError
+                ):  # the work is done: a disk that became read-only keeps the file
+                    path.unlink()  # while it is still held, or it might be another's
             return
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mixer_lightning.data.loader import Batch, Loader
-from mixer_lightning.data.order import MicroBatches, MicroBatchSampler, Order, seed_generators
+from mixer_lightning.data.order import BalancedOrder, MicroBatches, MicroBatchSampler, Order, seed_generators
 from mixer_lightning.data.sources import Stored
 from mixer_lightning.data.splits import Subset, shard_sizes
 from mixer_lightning.data.stateless_random import derive_seed
@@ -60,6 +60,7 @@ class DataModule(LightningDataModule):
         total_steps: int,
         seed: int,
         repeats: int,
+        sampling: Literal["balanced"] | None = None,
         shuffle_window: int,
         max_bad_fraction: float,
         rank: int,
@@ -77,6 +78,7 @@ class DataModule(LightningDataModule):
             seed,
             repeats,
         )
+        self.sampling = sampling
         self.shuffle_window, self.max_bad_fraction = shuffle_window, max_bad_fraction
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
         self.decode_on, self.memory_format = decode_on, memory_format
@@ -89,9 +91,12 @@ class DataModule(LightningDataModule):
         """All batches still to come."""
         self._num_begun = 0
         images = self.source.splits["train"]
-        order = Order(shard_sizes(images), window=self.shuffle_window, seed=self.seed)
-        if isinstance(images, Stored):
-            order.prefetch = images.prefetch
+        if self.sampling == "balanced":
+            order: Order = BalancedOrder(images.labels(np.arange(len(images))), seed=self.seed)
+        else:
+            order = Order(shard_sizes(images), window=self.shuffle_window, seed=self.seed)
+            if isinstance(images, Stored):
+                order.prefetch = images.prefetch
         plan = MicroBatchSampler(
             order,
             micro_batches=self.micro_batches,

@@ -85,11 +85,11 @@ def where(logger: WandbLogger) -> str:
     return f"W&B: {getattr(run, 'url', None)}"
 
 
-def disconnect() -> None:
-    """Close the run for good, or the next job of a sweep would log into it."""
+def disconnect(exit_code: int = 0) -> None:
+    """Close the run for good, or the next job of a sweep would log into it; it is shown as failed unless 0."""
     import wandb as client
 
-    client.finish()
+    client.finish(exit_code=exit_code)
 
 
 def settings_of_wandb() -> Any:

@@ -76,7 +76,8 @@ def test_the_answer_does_not_wait_for_torch(tmp_path):
 
 def test_one_process_of_many_speaks(program):
     assert "modle" in program("train.py", "modle=x", RANK="0", WORLD_SIZE="2").stderr
-    for env in ({"RANK": "1"}, {"SLURM_PROCID": "3"}):
+    second = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for env in (second, {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}):
         done = program("train.py", "modle=x", **env)
         assert done.returncode == 2
         assert done.stderr == ""

@@ -194,3 +194,15 @@ def test_a_name_that_is_not_utf8_is_read_and_written(
     text = (checkpoint.parent / "out.json").read_text(encoding="utf-8")
     assert r"caf\\xe9.png" in text
     assert r"caf\xe9.png" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_checkpoint_without_a_head_is_to_be_fine_tuned(tmp_path: Path, pictures: Path, capsys) -> None:
+    """And no key is advised that predict does not have."""
+    model = create_model("convmixer_96_4", num_classes=2, image_size=16)
+    save_timm(model, tmp_path / "convmixer_96_4.pth")
+    state = torch.load(tmp_path / "convmixer_96_4.pth", weights_only=True)
+    torch.save({k: v for k, v in state.items() if "head" not in k}, tmp_path / "convmixer_96_4.pth")
+    assert predict.main(words(tmp_path / "convmixer_96_4.pth", pictures)) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has no head, so it knows no classes: fine-tune it first (mixer finetune checkpoint=...)" in said
+    assert "num_classes=" not in said

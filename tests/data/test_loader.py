@@ -660,7 +660,8 @@ def test_processes_that_are_silent_name_their_own_bad_images(capsys, monkeypatch
 
     log = logging.getLogger("mixer_lightning")
     before = (log.handlers, log.level, log.propagate)
-    monkeypatch.setenv("RANK", "3")
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
     try:
         show_logging(Screen(silent=True))
         logging.getLogger("mixer_lightning.data.loader").warning("cannot read x")
