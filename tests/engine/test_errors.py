@@ -341,6 +341,7 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     words = (
         "~loss.label_smoothing",
+        "~loss.class_weights",
         "loss._target_=spoilt.loss",
         "loss.bad_call=8",
     )  # call 1 is the trial before the start
@@ -391,7 +392,10 @@ def test_what_was_not_foreseen_leaves_its_traceback_in_the_log(tmp_path, capsys,
         "def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:\n    return logits.no_such_thing\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert train(tmp_path / "run", "~loss.label_smoothing", "loss._target_=broken.loss") == 1
+    assert (
+        train(tmp_path / "run", "~loss.label_smoothing", "~loss.class_weights", "loss._target_=broken.loss")
+        == 1
+    )
     said = capsys.readouterr().out
     assert "AttributeError" in said
     assert "no_such_thing" in said
