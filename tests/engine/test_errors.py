@@ -326,7 +326,7 @@ from mixer_lightning.losses import softmax_cross_entropy
 
 calls = 0
 
-def loss(logits: torch.Tensor, targets: torch.Tensor, *, bad_call: int) -> torch.Tensor:
+def loss(logits: torch.Tensor, targets: torch.Tensor, *, bad_call: int, class_weights: None) -> torch.Tensor:
     global calls
     calls += logits.requires_grad  # a trial before the run is no step
     factor = float("nan") if calls == bad_call else 1.0
@@ -341,7 +341,6 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     words = (
         "~loss.label_smoothing",
-        "~loss.class_weights",
         "loss._target_=spoilt.loss",
         "loss.bad_call=8",
     )  # call 1 is the trial before the start
@@ -389,13 +388,11 @@ def test_a_full_disk_before_and_after_the_training(tmp_path, capsys, monkeypatch
 def test_what_was_not_foreseen_leaves_its_traceback_in_the_log(tmp_path, capsys, monkeypatch):
     (tmp_path / "broken.py").write_text(
         "from __future__ import annotations\nimport torch\n\n"
-        "def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:\n    return logits.no_such_thing\n"
+        "def loss(logits: torch.Tensor, targets: torch.Tensor, class_weights: None) -> torch.Tensor:\n"
+        "    return logits.no_such_thing\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert (
-        train(tmp_path / "run", "~loss.label_smoothing", "~loss.class_weights", "loss._target_=broken.loss")
-        == 1
-    )
+    assert train(tmp_path / "run", "~loss.label_smoothing", "loss._target_=broken.loss") == 1
     said = capsys.readouterr().out
     assert "AttributeError" in said
     assert "no_such_thing" in said
