@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 SRUN = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+RESERVED_STEPS = 0xFFFFFFF0  # of Slurm itself, from here on: batch scripts, interactive shells
 
 
 class Launch(NamedTuple):
@@ -41,14 +42,20 @@ def launched() -> Launch | None:
     """What torchrun or srun says; None without a launcher.
 
     Raises:
-        ValueError: a variable is missing.
+        ValueError: a variable is missing, or no number.
     """
     if _ignored:
         return None
-    if all(name in os.environ for name in TORCHRUN[:2]):
+    if is_torchrun():
         names = TORCHRUN
-    elif all(name in os.environ for name in SRUN[:2]) and os.environ["SLURM_NTASKS"] != "1":
+    elif is_srun() and os.environ["SLURM_NTASKS"] != "1":
         names = SRUN  # a Slurm job of one task has no need of a launcher
+    elif os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} announces several processes, and torchrun, which numbers them, "
+            "did not start this one: use torchrun --nnodes=<machines> --nproc_per_node=<devices of one> train.py "
+            "trainer=ddp ..., or unset WORLD_SIZE and RANK for a run of one process"
+        )
     else:
         return None
     missing = [name for name in names if name not in os.environ]
@@ -57,22 +64,45 @@ def launched() -> Launch | None:
             f"the launcher does not say {missing[0]}: under Slurm give srun or sbatch "
             "--ntasks-per-node=<devices of a node>"
         )
-    return Launch(*(int(os.environ[name]) for name in names))
+    try:
+        return Launch(*(int(os.environ[name]) for name in names))
+    except ValueError:
+        said = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        raise ValueError(f"the launcher's variables are no whole numbers: {said}") from None
 
 
 def is_torchrun() -> bool:
-    """Whether torchrun speaks, even inside srun."""
-    return "WORLD_SIZE" in os.environ
+    """Whether torchrun speaks, even inside srun.
+
+    Platforms set WORLD_SIZE and RANK for every container (Kubeflow, SageMaker) and shells keep them: what is local to
+    a machine only torchrun says.
+    """
+    return all(name in os.environ for name in TORCHRUN)
+
+
+def is_srun() -> bool:
+    """Whether srun started this process as one of its tasks.
+
+    sbatch's own script and salloc's shell have the job's variables too, but no step, or one of a reserved number; a
+    shell of `srun --pty` has a terminal's port.
+    """
+    step = os.environ.get("SLURM_STEP_ID", "")
+    is_task = step.isdecimal() and int(step) < RESERVED_STEPS and "SLURM_PTY_PORT" not in os.environ
+    return is_task and all(name in os.environ for name in SRUN[:2])
 
 
 def shares_cores() -> bool:
     """Whether the processes of a node see the same cores; srun gives each process cores of its own."""
-    return "LOCAL_WORLD_SIZE" in os.environ and not _ignored
+    return is_torchrun() and not _ignored
 
 
 def rank() -> str:
     """The number of this process as text, "0" without a launcher; known before anything is checked."""
-    return "0" if _ignored else os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    if _ignored:
+        return "0"
+    if is_torchrun() or os.environ.get("WORLD_SIZE", "1") != "1":  # the latter is refused: by one, not by all
+        return os.environ.get("RANK", "0")
+    return os.environ["SLURM_PROCID"] if is_srun() else "0"
 
 
 def is_first() -> bool:

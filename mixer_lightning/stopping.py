@@ -16,6 +16,7 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 #: A launcher passes on what its processes have got as well: so close together, two are one.
 SAME_REQUEST_SECONDS = 0.5
+HANGING_SECONDS = 30.0  # that a stopping run waits for a read which may never come back
 
 
 class Stopped(SystemExit):
@@ -65,10 +66,19 @@ class StopRequests:
         say: prints a line; called from the thread.
         first: what is said to the first request: "saving after this step".
         quitting: prepares for the end, and gives its last words; called from the thread.
+        waiting: for how many seconds the work has waited for something from outside, 0 where it does not; called from
+            the thread. Who was asked to stop and waits HANGING_SECONDS ends without a save: it could wait for ever.
     """
 
-    def __init__(self, say: Callable[[str], None], *, first: str, quitting: Callable[[], str]) -> None:
-        self.received = 0
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        first: str,
+        quitting: Callable[[], str],
+        waiting: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.received, self.waiting = 0, waiting
         self.say, self.first, self.quitting = say, first, quitting
         self.keep_on = threading.Event()  # set where ending at once would lose what is being saved
         self._count, self._last = 0, -SAME_REQUEST_SECONDS
@@ -105,11 +115,22 @@ class StopRequests:
         self.received = number
 
     def _listen(self) -> None:
-        while number := self._read.recv(1)[0]:
+        while number := self._next():
             if number == signal.SIGHUP:
                 self.say(f"the terminal is gone; this goes on, and is stopped by: kill {os.getpid()}")
             elif number in self._before:
                 self._answer(number)
+
+    def _next(self) -> int:
+        """The number of the next signal; 0 at the end."""
+        while True:
+            self._read.settimeout(1.0 if self._count else None)
+            with contextlib.suppress(TimeoutError):
+                return self._read.recv(1)[0]
+            seconds = self.waiting()
+            if min(seconds, time.monotonic() - self._last) > HANGING_SECONDS and not self.keep_on.is_set():
+                self.say(f"no image has come for {seconds:.0f} s: quit without saving. {self.quitting()}")
+                os._exit(exit_code(self.received))
 
     def _answer(self, number: int) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,3 +107,33 @@ def test_huge_logits_stay_finite_in_value_and_gradient(loss):
 def test_smoothing_outside_its_range_names_the_key(loss, smoothing, logits):
     with pytest.raises(ValueError, match=r"loss\.label_smoothing"):
         loss(logits, one_hot(LABELS), label_smoothing=smoothing)
+
+
+def test_class_weights_are_those_of_torch():
+    torch.manual_seed(0)
+    logits, weights = torch.randn(6, 4), [0.5, 2.0, 0.0, 1.5]
+    targets = torch.rand(6, 4).softmax(dim=1)
+    for smoothing in (0.0, 0.1):
+        ours = softmax_cross_entropy(logits, targets, label_smoothing=smoothing, class_weights=weights)
+        theirs = F.cross_entropy(logits, targets, weight=torch.tensor(weights), label_smoothing=smoothing)
+        torch.testing.assert_close(ours, theirs)
+    for wrong in ([1.0, 2.0], [1.0, 1.0, -1.0, 1.0]):
+        with pytest.raises(ValueError, match=r"loss\.class_weights must be balanced, or 4 numbers"):
+            softmax_cross_entropy(logits, targets, class_weights=wrong)
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.repeat([0, 1, 3], [50, 3, 11])
+    weights = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    logits = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(0))
+    targets = F.one_hot(torch.from_numpy(labels), 4).float()
+    ours = softmax_cross_entropy(
+        logits, targets, class_weights="balanced", class_counts=torch.tensor([50, 3, 0, 11])
+    )
+    each = F.cross_entropy(logits, torch.from_numpy(labels), reduction="none")
+    own = torch.from_numpy(weights)[np.searchsorted([0, 1, 3], labels)]
+    torch.testing.assert_close(ours, (own * each).mean().float())
+    with pytest.raises(ValueError, match="needs a number of training images for each class"):
+        softmax_cross_entropy(logits, targets, class_weights="balanced")

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import ROOT
 from mixer_lightning import stopping
@@ -127,3 +129,51 @@ def test_stopped_is_an_exit_with_a_code():
     assert Stopped(signal.SIGUSR1).code == 143
     assert Stopped(signal.SIGINT).code == 130
     assert not isinstance(Stopped(signal.SIGINT), Exception)  # which somebody may catch on the way
+
+
+HANGING = """
+import os, signal, sys, threading, time
+from mixer_lightning import stopping
+from mixer_lightning.config.compose import compose_one
+from mixer_lightning.data.sources.folder import FolderImages
+from mixer_lightning.engine import run
+from pathlib import Path
+
+read, count = FolderImages.read, 0
+
+def hangs(self, index):
+    global count
+    count += "train" in self.name(index)
+    if count > 20:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(600)
+    return read(self, index)
+
+FolderImages.read = hangs
+stopping.HANGING_SECONDS = 1.0
+sys.exit(run.train(compose_one("train", sys.argv[2:]), Path(sys.argv[1])))
+"""
+
+
+def test_a_read_that_never_comes_back_does_not_keep_a_run_that_is_asked_to_stop(tmp_path):
+    noise = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("cats", "dogs"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = noise.integers(0, 256, (9, 9 + i, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    words = ["model=mixer_digits", "data=folder", f"data.root={tmp_path}", "image_size=8", "batch_size=4"]
+    words += ["duration.steps=100", "checkpoint_every.epochs=null", "checkpoint_every.steps=1", "trainer=cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(tmp_path / "run"), *words],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert "SIGTERM: saving after this step" in done.stdout
+    assert "no image has come for" in done.stdout
+    assert "The last good checkpoint, step " in done.stdout
+    assert (tmp_path / "run/last.ckpt").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -26,16 +27,7 @@ def main(argv: Sequence[str]) -> int:
         description="Lists the models of conf/model: parameters, multiply-accumulates, published top-1 accuracy.",
     ).read(argv)
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for title in ("parameters", "GMACs", "input"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("published top-1")
-    table.add_column("source", style="dim", overflow="fold")
+    lines = [("model", "parameters", "GMACs", "input", "published top-1", "source")]
     rows = published()
     for name in list_models():
         row = best_known(name, rows)
@@ -44,10 +36,28 @@ def main(argv: Sequence[str]) -> int:
         size = default_image_size(name)
         top1 = f"{row.top1_percent:.2f} % {label}" if row and row.top1_percent is not None else "-"
         source = row.source if row else ""
-        table.add_row(name, f"{parameters:,}", gigas(macs), f"{size} px", top1, source)
-    # A file or a pipe gets whole lines, a terminal its own width.
-    Console(width=None if sys.stdout.isatty() else 190).print(table)
+        lines.append((name, f"{parameters:,}", gigas(macs), f"{size} px", top1, source))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(aligned(lines, columns)))
     return 0
+
+
+def aligned(lines: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
+    """The table; in a terminal of too few columns, the two texts at the end of a row get lines of their own."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    head = [
+        "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in range(1, 4))])
+        for line in lines
+    ]
+    whole = [
+        f"{first}  {line[4].ljust(widths[4])}  {line[5]}" for first, line in zip(head, lines, strict=True)
+    ]
+    if columns is None or max(map(len, whole)) <= columns:
+        return whole
+    shown = []
+    for first, line in zip(head, lines, strict=True):
+        shown += [first, *(f"    {text}" for text in line[4:] if text)]
+    return shown
 
 
 def best_known(name: str, rows: list[Published]) -> Published | None:

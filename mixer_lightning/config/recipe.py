@@ -24,7 +24,7 @@ RUNTIME_ARGS: dict[str, dict[str, str | None]] = {
     },
     "optimizer": {"model": None},
     "schedule": {"step": None, "total_steps": "duration", "steps_per_epoch": None},
-    "loss": {"logits": None, "targets": None},
+    "loss": {"logits": None, "targets": None, "class_counts": None},
     "logger": {"run_dir": "hydra.run.dir", "run_name": "name"},
 }
 BAGS = ("evals", "callbacks", "logger")  # named collections of nodes; everything else is one node
@@ -71,6 +71,7 @@ class Recipe:
     head_bias: float
     freeze: list[str] | None  # parts of the model that are not trained; [backbone]: all but the head
     repeats: PositiveInt  # repeated augmentation: each sample of a batch this many times
+    sampling: Literal["balanced"] | None  # None: each image once an epoch
     train_split: str  # "train", or a slice by hash, "train[:99%]", or "train+val": see data/splits.py
     val_split: str | None
     test_split: str | None

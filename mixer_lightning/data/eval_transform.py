@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from mixer_lightning.data.crops import crop_one
@@ -29,6 +29,8 @@ class EvalTransform:
             raise TypeError(
                 f"a PIL image is expected, such as PIL.Image.open(path), found {type(image).__name__}"
             )
+        if self.augment.exif_orientation:
+            image = ImageOps.exif_transpose(image)
         pixels = pixels_of(image)  # [3, H, W]
         height, width = pixels.shape[1:]
         crops = self.augment.eval_crops(np.array([width]), np.array([height]), self.image_size)

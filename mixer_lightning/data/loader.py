@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ class Loader:
         self.bad = BadImages(
             images, max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction
         )
+        self.waiting_since: float | None = None  # for a batch, by time.monotonic()
         self._pool = decoding_threads(threads)
         kept = (
             load_into_memory(images, self.bad, self._pool, exif_orientation=augment.exif_orientation)
@@ -128,9 +130,16 @@ class Loader:
         for samples in self.plan:
             waiting.append(self._submit(samples))
             if len(waiting) > self.ahead:
-                yield waiting.popleft()()
+                yield self._wait_for(waiting.popleft())
         while waiting:
-            yield waiting.popleft()()
+            yield self._wait_for(waiting.popleft())
+
+    def _wait_for(self, batch: Callable[[], Batch]) -> Batch:
+        self.waiting_since = time.monotonic()
+        try:
+            return batch()
+        finally:
+            self.waiting_since = None
 
     def close(self) -> None:
         """End the threads."""

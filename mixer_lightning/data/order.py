@@ -97,6 +97,15 @@ class Order:
             indices[in_window] = self._permutation(epoch, int(window))[offsets[in_window] - begin]
         return indices
 
+    def samples(self, positions: npt.NDArray[np.int64], repeats: int) -> Samples:
+        """Epochs, images and repeat indices [B, 3] at positions [B] of the stream."""
+        epochs, offsets = np.divmod(positions, self.num_samples)
+        samples = np.stack([epochs, np.empty_like(epochs), offsets % repeats], axis=1)
+        for epoch in np.unique(epochs):
+            in_epoch = epochs == epoch
+            samples[in_epoch, 1] = self.images(int(epoch), offsets[in_epoch] // repeats)
+        return samples
+
     def shards(self, epoch: int, window: int) -> npt.NDArray[np.int64]:
         """The shards of a window and of the next one in the epoch, in that order."""
         self._begin(epoch)
@@ -128,6 +137,54 @@ def _permutation(count: int, *parts: int | str) -> npt.NDArray[np.int64]:
     """A permutation of `count` numbers, seeded by `parts`; torch's, which stays the same from release to release."""
     generator = torch.Generator().manual_seed(derive_seed(*parts))
     return torch.randperm(count, generator=generator).numpy()
+
+
+def refuse_several_labels(labels: npt.NDArray[np.int64]) -> None:
+    """ValueError where labels are [B, L]: an image that has several belongs to no one class."""
+    if labels.ndim > 1:
+        raise ValueError(
+            "sampling=balanced needs one label an image, and these have several: use sampling=null"
+        )
+
+
+class BalancedOrder(Order):
+    """An order in which each class comes once among every K images, however many images it has.
+
+    The stream is a row of rounds, each all K classes that have images, permuted by (seed, round). A class shows its
+    images in turn, permuted anew whenever all were shown: passes of its own take the place of epochs, so an image that
+    comes again is augmented otherwise. Nothing is kept between calls: a position needs the permutations of its round
+    and of its classes alone. Reads go all over the set.
+
+    Raises ValueError where images have several labels.
+    """
+
+    def __init__(self, labels: npt.NDArray[np.int64], *, seed: int) -> None:
+        super().__init__([len(labels)], window=1, seed=seed)
+        refuse_several_labels(labels)
+        self._by_class = np.argsort(labels, kind="stable")
+        self._counts = np.unique(labels, return_counts=True)[1]
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._passes: dict[
+            int, tuple[int, npt.NDArray[np.int64]]
+        ] = {}  # of each class, the last pass asked for
+
+    def samples(self, positions: npt.NDArray[np.int64], repeats: int) -> Samples:
+        """Passes, images and repeat indices [B, 3] at positions [B] of the stream."""
+        draws, repeat = np.divmod(positions, repeats)
+        rounds, places = np.divmod(draws, len(self._counts))
+        classes = np.empty_like(rounds)
+        for each in np.unique(rounds):
+            here = rounds == each
+            classes[here] = _permutation(len(self._counts), self.seed, "classes", int(each))[places[here]]
+        passes, turns = np.divmod(rounds, self._counts[classes])
+        found = [self._image(int(k), int(p), int(t)) for k, p, t in zip(classes, passes, turns, strict=True)]
+        return np.stack([passes, np.array(found, np.int64), repeat], axis=1)
+
+    def _image(self, which: int, in_pass: int, turn: int) -> int:
+        if self._passes.get(which, (-1,))[0] != in_pass:
+            order = _permutation(int(self._counts[which]), self.seed, "class", which, in_pass)
+            self._passes[which] = (in_pass, order)
+        return int(self._by_class[self._starts[which] + self._passes[which][1][turn]])
 
 
 class MicroBatchSampler:
@@ -163,12 +220,5 @@ class MicroBatchSampler:
         for step in range(self.start_step, self.total_steps):
             for micro in range(self.micro_batches.accumulate):
                 first = (micro * world_size + self.rank) * size
-                yield self._at(step * batch_size + self._spread[first : first + size])
-
-    def _at(self, positions: npt.NDArray[np.int64]) -> Samples:
-        epochs, offsets = np.divmod(positions, self.order.num_samples)
-        samples = np.stack([epochs, np.empty_like(epochs), offsets % self.repeats], axis=1)
-        for epoch in np.unique(epochs):
-            in_epoch = epochs == epoch
-            samples[in_epoch, 1] = self.order.images(int(epoch), offsets[in_epoch] // self.repeats)
-        return samples
+                positions = step * batch_size + self._spread[first : first + size]
+                yield self.order.samples(positions, self.repeats)

@@ -73,7 +73,39 @@ def choose(
             f"{data.name}: there is neither a val nor a test split to evaluate on. Set for example "
             "train_split='train[:90%]' and val_split='train[90%:]'."
         )
+    if training and "[" in train:
+        _say_left_without_images(data, splits["train"], train)
     return replace(data, splits=splits)
+
+
+def _say_left_without_images(data: Dataset, images: Images, text: str) -> None:
+    """Name the classes that training will not see, since a slice holds none of their images."""
+    lost = _labels_seen(data.splits.get("train", images)) - _labels_seen(images)
+    if lost:
+        shown = ", ".join(repr(data.classes[label]) for label in sorted(lost)[:5])
+        log.warning(
+            "%s: train_split=%s leaves %s of %s classes without a training image: %s%s",
+            *(data.name, text, f"{len(lost):,}", f"{len(data.classes):,}", shown),
+            " and more" if len(lost) > 5 else "",
+        )
+
+
+def class_counts(data: Dataset, split: str = "train") -> npt.NDArray[np.int64]:
+    """How many images of a split have each class, [K]; one with several labels counts for each."""
+    images, counts = data.splits[split], np.zeros(len(data.classes), np.int64)
+    for first in range(0, len(images), LABELS_PER_CALL):
+        labels = images.labels(np.arange(first, min(first + LABELS_PER_CALL, len(images))))
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+    return counts
+
+
+def _labels_seen(images: Images) -> set[int]:
+    """The class indices that images have."""
+    seen: set[int] = set()
+    for first in range(0, len(images), LABELS_PER_CALL):
+        labels = images.labels(np.arange(first, min(first + LABELS_PER_CALL, len(images))))
+        seen.update(np.unique(labels[labels >= 0]).tolist())
+    return seen
 
 
 def by_class_names(data: Dataset, classes: Sequence[str]) -> Dataset:

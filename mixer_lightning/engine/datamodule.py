@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mixer_lightning.data.loader import Batch, Loader
-from mixer_lightning.data.order import MicroBatches, MicroBatchSampler, Order, seed_generators
+from mixer_lightning.data.order import BalancedOrder, MicroBatches, MicroBatchSampler, Order, seed_generators
 from mixer_lightning.data.sources import Stored
 from mixer_lightning.data.splits import Subset, shard_sizes
 from mixer_lightning.data.stateless_random import derive_seed
@@ -59,6 +60,7 @@ class DataModule(LightningDataModule):
         total_steps: int,
         seed: int,
         repeats: int,
+        sampling: Literal["balanced"] | None = None,
         shuffle_window: int,
         max_bad_fraction: float,
         rank: int,
@@ -76,20 +78,25 @@ class DataModule(LightningDataModule):
             seed,
             repeats,
         )
+        self.sampling = sampling
         self.shuffle_window, self.max_bad_fraction = shuffle_window, max_bad_fraction
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
         self.decode_on, self.memory_format = decode_on, memory_format
         self.start_step = 0
         self._num_begun = 0  # micro-batches handed to the training step in this session
         self._loaders: dict[str, Loader] = {}
+        self._loading_since: float | None = None
 
     def train_dataloader(self) -> Loader:
         """All batches still to come."""
         self._num_begun = 0
         images = self.source.splits["train"]
-        order = Order(shard_sizes(images), window=self.shuffle_window, seed=self.seed)
-        if isinstance(images, Stored):
-            order.prefetch = images.prefetch
+        if self.sampling == "balanced":
+            order: Order = BalancedOrder(images.labels(np.arange(len(images))), seed=self.seed)
+        else:
+            order = Order(shard_sizes(images), window=self.shuffle_window, seed=self.seed)
+            if isinstance(images, Stored):
+                order.prefetch = images.prefetch
         plan = MicroBatchSampler(
             order,
             micro_batches=self.micro_batches,
@@ -149,6 +156,12 @@ class DataModule(LightningDataModule):
             world_size=self.micro_batches.world_size if shared else 1,
         )
 
+    def seconds_waiting(self) -> float:
+        """For how long a batch has been waited for, or images to be loaded into memory; 0 where none is."""
+        since = [loader.waiting_since for loader in self._loaders.values()]
+        begun = [each for each in (*since, self._loading_since) if each is not None]
+        return time.monotonic() - min(begun) if begun else 0.0
+
     def close(self) -> None:
         """End the threads of the loaders."""
         for loader in self._loaders.values():
@@ -187,17 +200,21 @@ class DataModule(LightningDataModule):
     def _loader(
         self, images: Images, plan: Any, *, seed: int | None, mark_bad: bool = False, keep: bool = True
     ) -> Loader:
-        return Loader(
-            images,
-            plan,
-            self.augment,
-            image_size=self.image_size,
-            seed=seed,
-            threads=self.threads,
-            ahead=self.ahead,
-            pin_memory=self.pin_memory,
-            max_bad_fraction=self.max_bad_fraction,
-            mark_bad=mark_bad,
-            keep_in_memory=keep,
-            decode_on=self.decode_on,
-        )
+        self._loading_since = time.monotonic()
+        try:
+            return Loader(
+                images,
+                plan,
+                self.augment,
+                image_size=self.image_size,
+                seed=seed,
+                threads=self.threads,
+                ahead=self.ahead,
+                pin_memory=self.pin_memory,
+                max_bad_fraction=self.max_bad_fraction,
+                mark_bad=mark_bad,
+                keep_in_memory=keep,
+                decode_on=self.decode_on,
+            )
+        finally:
+            self._loading_since = None

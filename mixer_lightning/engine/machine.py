@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
@@ -199,6 +200,8 @@ class Machine:
         """Process-wide switches: TF32 products for what stays in float32, determinism, freed memory kept on CPUs."""
         if self.device_type == "cpu":
             keep_freed_memory()
+        # Lightning takes it from variables that a shell may have kept
+        rank_zero_only.rank = self.rank  # type: ignore[attr-defined]
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
@@ -235,7 +238,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16, AMX, or Arm's bf16)."""
     try:
-        flags = Path("/proc/cpuinfo").read_text().split()
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
         return False
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)

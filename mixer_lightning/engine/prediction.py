@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.data.crops import Integers
 from mixer_lightning.data.order import split_batch
@@ -161,7 +162,12 @@ def ready(chosen: argparse.Namespace) -> Ready:
     images = find_images(chosen.images)
     if not os.access(chosen.output.absolute().parent, os.W_OK):
         raise FileNotFoundError(f"output: cannot write in {chosen.output.absolute().parent}")
-    restored = restore(chosen.checkpoint, model=chosen.model, image_size=chosen.image_size)
+    content = read(chosen.checkpoint)
+    if content.model is not None and content.model.num_classes == 0:
+        raise ValueError(
+            f"{content.path} has no head, so it knows no classes: fine-tune it first (mixer finetune checkpoint=...)"
+        )
+    restored = restore(content, model=chosen.model, image_size=chosen.image_size)
     if restored.report.fresh:
         raise ValueError(f"{chosen.checkpoint} has no head for its classes: fine-tune it first")
     if chosen.classes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -20,6 +21,7 @@ from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.evals import Eval, checked_eval, uses_head
+from mixer_lightning.screen import last_line
 from mixer_lightning.targets import build
 
 
@@ -89,15 +91,23 @@ def assemble(
 def new_model(
     recipe: Recipe | EvaluationRecipe, *, num_classes: int, stochastic_depth: float, head_bias: float
 ) -> nn.Module:
-    """The recipe's backbone as its seed initialises it."""
+    """The recipe's backbone as its seed initialises it.
+
+    Raises:
+        ValueError: there is no such model: sizes that contradict each other, or more than the memory holds.
+    """
     seed_generators(derive_seed(recipe.seed, "init"))
-    model: nn.Module = build(
-        recipe.model,
-        num_classes=num_classes,
-        image_size=recipe.image_size,
-        stochastic_depth=stochastic_depth,
-        head_bias=head_bias,
-    )
+    try:
+        model: nn.Module = build(
+            recipe.model,
+            num_classes=num_classes,
+            image_size=recipe.image_size,
+            stochastic_depth=stochastic_depth,
+            head_bias=head_bias,
+        )
+    except (ArithmeticError, RuntimeError, MemoryError) as error:
+        sizes = ", ".join(f"{key}={value}" for key, value in recipe.model.items() if key != "_target_")
+        raise ValueError(f"model: cannot be built with {sizes}: {last_line(error)}") from error
     return model
 
 
@@ -111,6 +121,7 @@ def data_module(
     total_steps: int = 0,
     seed: int = 0,
     repeats: int = 1,
+    sampling: Literal["balanced"] | None = None,
     shuffle_window: int = 1,
     max_bad_fraction: float = 0.0,
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -124,6 +135,7 @@ def data_module(
         total_steps=total_steps,
         seed=seed,
         repeats=repeats,
+        sampling=sampling,
         shuffle_window=shuffle_window,
         max_bad_fraction=max_bad_fraction,
         rank=machine.rank,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
@@ -17,9 +18,9 @@ from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
 from mixer_lightning.data.checks import refuse_damaged
-from mixer_lightning.data.order import split_batch
-from mixer_lightning.data.sources import BadImage
-from mixer_lightning.engine import setup
+from mixer_lightning.data.order import refuse_several_labels, split_batch
+from mixer_lightning.data.sources import BadImage, Dataset
+from mixer_lightning.engine import setup, startup_checks
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
@@ -77,11 +78,10 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     if parts.report is not None:
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
-    splits.refuse_one_class(source)
     source.refuse_label_changing(parts.augment)
     length = _length(recipe, num_images=len(source.splits["train"]), world_size=machine.world_size)
-    module = classifier(recipe, parts.model, machine, length)
-    _try_parts(module, num_classes=len(source.classes))
+    module = classifier(recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source))
+    startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
     data = setup.data_module(
         source,
         parts.augment,
@@ -91,6 +91,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         total_steps=length.total_steps,
         seed=recipe.seed,
         repeats=recipe.repeats,
+        sampling=recipe.sampling,
         shuffle_window=recipe.shuffle_window,
         max_bad_fraction=recipe.max_bad_fraction,
         memory_format=module.memory_format,
@@ -128,7 +129,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         driven=DrivenCallbacks(others, start_step=data.start_step, states=states),
         earlier=earlier,
     )
-    preemption = _preemption(machine, checkpoints, run_dir, screen)
+    preemption = _preemption(machine, data, checkpoints, run_dir, screen)
     trainer = setup.lightning_trainer(
         machine,
         steps=length.total_steps,
@@ -232,8 +233,28 @@ def _callbacks(
     ]
 
 
-def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Length) -> Classifier:
-    """The LightningModule of a recipe around a model.
+def _class_counts(recipe: Recipe, source: Dataset) -> torch.Tensor | None:
+    """Training images of each class [K], where the loss weighs by them; one with several labels counts for each.
+
+    Raises:
+        ValueError: balanced sampling is asked for, and images have several labels.
+    """
+    if recipe.sampling is not None:
+        refuse_several_labels(source.splits["train"].labels(np.arange(1)))
+    if recipe.loss.get("class_weights") != "balanced":
+        return None
+    return torch.from_numpy(splits.class_counts(source))
+
+
+def classifier(
+    recipe: Recipe,
+    model: nn.Module,
+    machine: Machine,
+    length: Length,
+    *,
+    class_counts: torch.Tensor | None = None,
+) -> Classifier:
+    """The LightningModule of a recipe around a model; `class_counts` [K] is for a loss that weighs by them.
 
     Raises:
         ValueError: the schedule does not take a run of this length.
@@ -245,7 +266,7 @@ def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Lengt
         schedule(step)
     return Classifier(
         model,
-        loss=build(recipe.loss),
+        loss=build(recipe.loss, **({} if class_counts is None else {"class_counts": class_counts})),
         optimizer=build(recipe.optimizer),
         schedule=schedule,
         micro_batches=length.micro_batches,
@@ -258,6 +279,15 @@ def classifier(recipe: Recipe, model: nn.Module, machine: Machine, length: Lengt
 
 def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     """Train to the end, from where an earlier session stopped, and write the result; the exit code (see README)."""
+    code = 1
+    try:
+        code = _fit(recipe, run_dir, run, screen)
+    finally:
+        run.dashboards.close(code)
+    return code
+
+
+def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
     run.dashboards.open()
@@ -333,23 +363,6 @@ def _dashboards(recipe: Recipe | None, run_dir: Path, screen: Screen) -> Dashboa
     return Dashboards(makers, say=screen.say)
 
 
-def _try_parts(module: Classifier, *, num_classes: int) -> None:
-    """Call once what the first step would call, on next to nothing.
-
-    Raises:
-        ValueError: a part does not take its numbers.
-    """
-    try:
-        module.make_optimizer(module.model)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"optimizer: {last_line(error)}") from error
-    targets = torch.full((2, num_classes), 1 / num_classes)
-    try:
-        module.loss(torch.zeros_like(targets), targets)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"loss: {last_line(error)}") from error
-
-
 def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
     """The closing record."""
     metrics, module = run.metrics, run.module
@@ -391,10 +404,14 @@ def _where_to_go_on(run_dir: Path, checkpoints: Checkpoints) -> str:
     return f"The last good checkpoint, step {checkpoints.saved_step:,}, stands in {last}"
 
 
-def _preemption(machine: Machine, checkpoints: Checkpoints, run_dir: Path, screen: Screen) -> Preemption:
+def _preemption(
+    machine: Machine, data: DataModule, checkpoints: Checkpoints, run_dir: Path, screen: Screen
+) -> Preemption:
     def quitting() -> str:
         screen.stop_bars()  # leave the terminal as it was found
         return _where_to_go_on(run_dir, checkpoints)
 
-    requests = StopRequests(screen.say, first="saving after this step", quitting=quitting)
+    requests = StopRequests(
+        screen.say, first="saving after this step", quitting=quitting, waiting=data.seconds_waiting
+    )
     return Preemption(requests, checkpoints, timeout_minutes=machine.process_timeout_minutes)

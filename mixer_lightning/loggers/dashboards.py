@@ -36,9 +36,12 @@ class Dashboards:
         """Say where each is to be seen."""
         self._each(lambda logger: self.say(_advice(logger, run_dir)))
 
-    def close(self) -> None:
-        """Close them for good, or the next job of a sweep would log into the same W&B run."""
-        self._each(_finish)
+    def close(self, exit_code: int = 0) -> None:
+        """Close them for good, or the next job of a sweep would log into the same W&B run.
+
+        They show a run whose `exit_code` is not 0 as failed: it has no result yet.
+        """
+        self._each(lambda logger: _finish(logger, exit_code))
         self.loggers.clear()
 
     def _each(self, use: Callable[[Logger], None]) -> None:
@@ -64,13 +67,13 @@ def _advice(logger: Logger, run_dir: Path) -> str:
     return f"logging to {type(logger).__name__}"
 
 
-def _finish(logger: Logger) -> None:
+def _finish(logger: Logger, exit_code: int) -> None:
     try:
-        logger.finalize("success")
+        logger.finalize("success" if exit_code == 0 else "failed")
     finally:
-        _disconnect(logger)
+        _disconnect(logger, exit_code)
 
 
-def _disconnect(logger: Logger | None) -> None:
+def _disconnect(logger: Logger | None, exit_code: int = 0) -> None:
     if isinstance(logger, WandbLogger):
-        wandb_dashboard.disconnect()
+        wandb_dashboard.disconnect(exit_code)

@@ -47,7 +47,7 @@ def wandb_logger(
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "id.txt"
     if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
+        id_file.write_text(secrets.token_hex(4), encoding="utf-8")
 
     def open_run(mode: str) -> WandbLogger:
         settings = client.Settings(init_timeout=init_timeout_seconds, console="off", silent=True)
@@ -55,7 +55,7 @@ def wandb_logger(
             project=project,
             entity=entity,
             name=run_name,
-            id=id_file.read_text().strip(),
+            id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow",
             dir=str(run_dir),
             mode=mode,  # type: ignore[arg-type]
@@ -85,11 +85,11 @@ def where(logger: WandbLogger) -> str:
     return f"W&B: {getattr(run, 'url', None)}"
 
 
-def disconnect() -> None:
-    """Close the run for good, or the next job of a sweep would log into it."""
+def disconnect(exit_code: int = 0) -> None:
+    """Close the run for good, or the next job of a sweep would log into it; it is shown as failed unless 0."""
     import wandb as client
 
-    client.finish()
+    client.finish(exit_code=exit_code)
 
 
 def settings_of_wandb() -> Any:

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning.data.sources.disk import read_regular
-from mixer_lightning.data.sources.names import stem, suffix_of, too_sparse
-from mixer_lightning.files import read_lines, readable
+from mixer_lightning.data.sources.labels import named_classes
+from mixer_lightning.data.sources.names import stem, suffix_of
+from mixer_lightning.files import readable
 from mixer_lightning.prepare.options import SPLITS, Options
 from mixer_lightning.prepare.readers import PROBED_IMAGES, Cursor, Extent, Sample, Source, selected_splits
 
 ENDINGS = (".tsv", ".txt", ".jsonl")
 FORM = 'path<TAB>label[,label...] in a .tsv or .txt file, {"path": ..., "labels": [...]} in a .jsonl file'
-SHOWN_LABELS = 5  # that are unknown
 
 
 class Row(NamedTuple):
@@ -55,7 +55,7 @@ def open_list(source: Path, options: Options) -> Source:
     contents = {split: _contents(path) for split, path in files.items()}
     found = set[str]().union(*(each.labels for each in contents.values()))
     total = sum(each.num_samples for each in contents.values())
-    classes, label_of = _classes(found, total, options.classes)
+    classes, label_of = named_classes(found, total, options.classes, what="source", key="classes")
     return Source(
         name=options.data,
         release=options.data,
@@ -192,39 +192,3 @@ def _estimate_bytes(file: Path, contents: Contents) -> int:
             f"{file.parent / contents.some_paths[0]}. Paths are relative to the folder of {file.name}."
         )
     return round(contents.num_samples * sum(path.stat().st_size for path in paths) / len(paths))
-
-
-def _classes(found: set[str], num_images: int, file: str | None) -> tuple[list[str], dict[str, int]]:
-    """Class names in the order of labels, and the label that each text in the lists stands for."""
-    are_numbers = all(text.isascii() and text.isdecimal() for text in found)
-    if file is None:
-        if are_numbers:
-            largest = max(found, key=lambda text: (len(text.lstrip("0")), text.lstrip("0")))
-            if len(largest) > 18 or too_sparse(int(largest), num_images):
-                raise ValueError(
-                    f"source: labels go up to {largest}, but the list has {num_images:,} images: they look like ids, "
-                    "and each number up to there would be a class. Write class indices or names, or use "
-                    "classes=<file> with one name (such as an id) per line."
-                )
-            names = [str(label) for label in range(int(largest) + 1)]
-            return names, {text: int(text) for text in found}
-        names = sorted(found)
-        return names, {name: label for label, name in enumerate(names)}
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"classes: there is no file {path}")
-    names = [line for line in read_lines(path) if line]
-    label_of = {name: label for label, name in enumerate(names)}
-    if len(label_of) < len(names):
-        raise ValueError(f"classes: a name stands twice in {path}")
-    if not found <= label_of.keys() and are_numbers:
-        label_of = {text: int(text) for text in found}
-        if max(label_of.values()) >= len(names):
-            raise ValueError(
-                f"classes: labels go up to {max(label_of.values()):,}, but {path} names {len(names):,} classes"
-            )
-    unknown = sorted(found - label_of.keys())
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:SHOWN_LABELS]))
-        raise ValueError(f"classes: {len(unknown):,} labels of the list are not in {path}: {shown}")
-    return names, label_of

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -20,7 +22,7 @@ from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.plan import Plan, check_disk, plan_shards
 from mixer_lightning.prepare.progress import progress
 from mixer_lightning.prepare.readers import Source
-from mixer_lightning.prepare.reading import Stopped, read_source, stop_flag
+from mixer_lightning.prepare.reading import Hanging, Stopped, read_source, stop_flag
 from mixer_lightning.prepare.report import HISTOGRAM, REPORT, make_report, show_report
 from mixer_lightning.prepare.state import PARTIAL, State
 from mixer_lightning.prepare.writing import Written
@@ -79,6 +81,10 @@ def write_shards(
             screen.say(
                 f"stopped by {stop} after {state.consumed:,} images; the same command goes on from there"
             )
+            if isinstance(stop, Hanging):
+                screen.say("an image did not come: it was not waited for")
+                sys.stdout.flush()
+                os._exit(stop.exit_code)  # the thread that reads it would be
             return stop.exit_code
         except (ValueError, OSError) as error:
             screen.say(str(error))

@@ -6,10 +6,11 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
 
+from mixer_lightning import stopping
 from mixer_lightning.prepare.cleaning import CleaningOptions, Outcome, clean_image
 from mixer_lightning.prepare.readers import Sample
 from mixer_lightning.prepare.state import State
@@ -22,7 +23,12 @@ class Stopped(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.exit_code = 130 if number == signal.SIGINT else 143
+
+
+class Hanging(Stopped):
+    """A signal asked to stop while a read does not come back; what was taken is committed, a thread is stuck."""
 
 
 class StopFlag:
@@ -63,7 +69,7 @@ def read_source(
     Up to `buffer_bytes` of samples wait for their shards; at most `commit_seconds` of work are done again.
 
     Raises:
-        Stopped: a signal came; everything taken is committed.
+        Stopped: a signal came; everything taken is committed. Hanging: and an image does not come.
         ValueError, OSError: the source is damaged or unreachable, or a disk is full; the last commit stands.
     """
     submitted: deque[tuple[Sample, Future[Outcome]]] = deque()
@@ -73,7 +79,14 @@ def read_source(
     def take() -> None:
         nonlocal committed
         sample, future = submitted.popleft()
-        state.take(sample, future.result())
+        try:
+            outcome = _outcome(future, flag)
+        except Hanging:
+            submitted.appendleft((sample, future))
+            with ThreadPoolExecutor(1) as fresh:
+                state.commit(fresh)
+            raise
+        state.take(sample, outcome)
         if flag.number is not None:
             state.commit(pool)
             raise Stopped(flag.number)
@@ -91,9 +104,27 @@ def read_source(
                 take()
         while submitted:
             take()
+    except Stopped as stop:
+        begun = [future for _, future in submitted if not future.cancel()]
+        if wait(begun, timeout=stopping.HANGING_SECONDS).not_done:
+            raise Hanging(stop.number) from stop
+        raise
     finally:
         for _, future in submitted:
             future.cancel()
     state.note_left_out()
     state.read_all = True
     state.commit(pool)
+
+
+def _outcome(future: Future[Outcome], flag: StopFlag) -> Outcome:
+    """What became of an image; Hanging where it does not come while the program is asked to stop."""
+    asked: float | None = None
+    while True:
+        wait([future], timeout=1)
+        if future.done():
+            return future.result()
+        if flag.number is not None:
+            asked = asked or time.monotonic()
+            if time.monotonic() - asked > stopping.HANGING_SECONDS:
+                raise Hanging(flag.number)

@@ -172,7 +172,7 @@ def test_hidden_files_and_pipes_are_passed_over_and_others_counted(
     rows = json.loads((checkpoint.parent / "out.json").read_text())
     assert [Path(row["file"]).name for row in rows] == ["b.png", "c.PNG", "d.jfif", "a.png", "e.gif"]
     said = capsys.readouterr().out
-    assert "images: 2 files are not read, by ending: 1 .png, 1 .txt" in said
+    assert "images: 2 files are not read, by ending: 1 .txt, 1 pipe, device or socket" in said
 
 
 def test_a_pipe_is_refused_by_name(
@@ -194,3 +194,15 @@ def test_a_name_that_is_not_utf8_is_read_and_written(
     text = (checkpoint.parent / "out.json").read_text(encoding="utf-8")
     assert r"caf\\xe9.png" in text
     assert r"caf\xe9.png" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_checkpoint_without_a_head_is_to_be_fine_tuned(tmp_path: Path, pictures: Path, capsys) -> None:
+    """And no key is advised that predict does not have."""
+    model = create_model("convmixer_96_4", num_classes=2, image_size=16)
+    save_timm(model, tmp_path / "convmixer_96_4.pth")
+    state = torch.load(tmp_path / "convmixer_96_4.pth", weights_only=True)
+    torch.save({k: v for k, v in state.items() if "head" not in k}, tmp_path / "convmixer_96_4.pth")
+    assert predict.main(words(tmp_path / "convmixer_96_4.pth", pictures)) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has no head, so it knows no classes: fine-tune it first (mixer finetune checkpoint=...)" in said
+    assert "num_classes=" not in said

@@ -230,7 +230,7 @@ def test_pipes_and_sockets_are_not_read(birds, said):
         listening.bind(str(birds / "train/owl/socket.jpg"))
         data = folder(root=str(birds), name="birds")
     assert len(data.splits["train"]) == 6
-    assert said() == ["birds: 2 files are not read, by ending: 2 .jpg"]
+    assert said() == ["birds: 2 files are not read, by ending: 2 pipe, device or socket"]
     images = FolderImages(birds / "train", ["owl/pipe.jpg"], [0])  # became one after it was found
     with pytest.raises(ValueError, match="a named pipe, not a file"):
         images.read(0)

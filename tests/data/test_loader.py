@@ -17,6 +17,7 @@ from PIL import Image, features
 
 from mixer_lightning.data import loader as module
 from mixer_lightning.data import memory
+from mixer_lightning.data.eval_transform import EvalTransform
 from mixer_lightning.data.loader import BadImages, Batch, Loader, decoding_threads
 from mixer_lightning.data.memory import load_into_memory
 from mixer_lightning.data.sources import BadImage
@@ -659,7 +660,8 @@ def test_processes_that_are_silent_name_their_own_bad_images(capsys, monkeypatch
 
     log = logging.getLogger("mixer_lightning")
     before = (log.handlers, log.level, log.propagate)
-    monkeypatch.setenv("RANK", "3")
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
     try:
         show_logging(Screen(silent=True))
         logging.getLogger("mixer_lightning.data.loader").warning("cannot read x")
@@ -695,3 +697,14 @@ def test_photographs_are_turned_before_they_are_cropped(load, seed):
             assert torch.equal(pixels_of(found), pixels_of(expected))
     plain = list(load(lying, range(12), seed=seed))
     assert not torch.equal(pixels_of(plain), pixels_of(expected))
+
+
+def test_a_transform_of_one_image_turns_it_too():
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(np.rot90(pixels)).save(file, "PNG", exif=exif)
+    augment = Augment(exif_orientation=True)
+    with Image.open(file) as image:
+        found = EvalTransform(augment, SIZE)(image)
+    assert torch.equal(found, EvalTransform(augment, SIZE)(Image.fromarray(pixels)))

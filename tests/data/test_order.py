@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from mixer_lightning.data import order as orders
-from mixer_lightning.data.order import MicroBatchSampler, Order, seed_generators, split_batch
+from mixer_lightning.data.order import (
+    BalancedOrder,
+    MicroBatches,
+    MicroBatchSampler,
+    Order,
+    seed_generators,
+    split_batch,
+)
 from mixer_lightning.data.stateless_random import derive_seed
 
 Sample = tuple[int, int, int]  # epoch, image, repeat
@@ -263,3 +270,66 @@ def test_length_is_what_is_still_to_come():
     sampler = MicroBatchSampler(order, micro_batches=micro_batches, rank=0, start_step=3, total_steps=10)
     assert len(sampler) == len(list(sampler)) == 7 * 2
     assert np.array_equal(next(iter(sampler)), next(iter(sampler)))  # can be gone through again
+
+
+# ------------------------------------------------------------------------------------------------- balanced
+
+
+COUNTS = (50, 3, 0, 11)  # images of four classes, one of them without any
+
+
+def balanced(
+    *, rank: int = 0, world_size: int = 1, start_step: int = 0, repeats: int = 1, seed: int = 0
+) -> np.ndarray:
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(4), COUNTS))
+    sampler = MicroBatchSampler(
+        BalancedOrder(labels, seed=seed),
+        micro_batches=MicroBatches(12, 12 // (2 * world_size), world_size),
+        rank=rank,
+        start_step=start_step,
+        total_steps=60,
+        repeats=repeats,
+    )
+    return np.stack(list(sampler)), labels
+
+
+def test_each_class_comes_once_among_as_many_images_as_there_are_classes():
+    batches, labels = balanced()
+    images = batches.reshape(-1, 3)[:, 1]
+    rounds = labels[images].reshape(-1, 3)
+    assert (np.sort(rounds, axis=1) == [0, 1, 3]).all()
+    assert len({tuple(each) for each in rounds}) == 6  # in all orders
+    for label, count in enumerate(COUNTS):
+        own = images[labels[images] == label]
+        for first in range(0, len(own) - count + 1, count) if count else ():
+            assert sorted(own[first : first + count]) == np.flatnonzero(labels == label).tolist()
+
+
+def test_an_image_that_comes_again_is_augmented_otherwise():
+    batches, _ = balanced()
+    samples = batches.reshape(-1, 3)
+    assert len(np.unique(samples, axis=0)) == len(samples)
+    assert samples[:, 0].max() > 50  # passes of the class of three images
+
+
+def test_repeats_of_an_image_meet_in_a_batch():
+    batches, labels = balanced(repeats=3)
+    for batch in batches.reshape(-1, 12, 3):
+        times = np.unique(batch[:, 1], return_counts=True)[1]
+        assert (times % 3 == 0).all()
+        assert len(np.unique(batch, axis=0)) == 12
+    assert set(labels[batches.reshape(-1, 3)[:, 1]]) == {0, 1, 3}
+
+
+def test_balanced_batches_are_the_same_on_any_machine_and_after_any_stop():
+    whole, _ = balanced()
+    two = [balanced(rank=rank, world_size=2)[0] for rank in range(2)]
+    steps = np.stack([each.reshape(60, 2, 3, 3) for each in two], axis=2)  # [steps, micro, rank, D, 3]
+    np.testing.assert_array_equal(steps.reshape(60, 12, 3), whole.reshape(60, 12, 3))
+    np.testing.assert_array_equal(balanced(start_step=41)[0], whole[2 * 41 :])
+    assert not np.array_equal(balanced(seed=1)[0], whole)
+
+
+def test_several_labels_cannot_be_balanced():
+    with pytest.raises(ValueError, match="sampling=balanced needs one label an image"):
+        BalancedOrder(np.zeros((4, 2), np.int64), seed=0)

@@ -65,7 +65,7 @@ class Shards(Files):
 
 
 def dataset(**splits) -> Dataset:
-    return Dataset("stills", ["cat", "dog"], splits)
+    return Dataset("stills", ["cat", "dog", *map(str, range(2, 5000))], splits)
 
 
 def keys_of(images) -> list[str]:
@@ -159,7 +159,7 @@ def test_val_and_test_are_taken_where_they_are():
     train, val, test = Files(KEYS[:10]), Files(KEYS[10:20]), Files(KEYS[20:30])
     chosen = choose(dataset(train=train, val=val, test=test, extra=Files(KEYS[30:])))
     assert chosen.splits == {"train": train, "val": val, "test": test}
-    assert (chosen.name, chosen.classes) == ("stills", ["cat", "dog"])
+    assert (chosen.name, chosen.classes[:2]) == ("stills", ["cat", "dog"])
 
 
 def test_what_is_trained_on_is_not_evaluated_on_by_default():
@@ -350,3 +350,20 @@ def test_labels_follow_the_names_of_the_classes():
     ):
         by_class_names(data, ["crow", "owl"])
     assert by_class_names(data, ["crow", "owl", "emu", "crow"]) is data  # which of the two, nobody knows
+
+
+def test_classes_that_a_slice_leaves_without_images_are_named(caplog):
+    caplog.set_level("WARNING", logger="mixer_lightning.data.splits")
+    labels = np.zeros(60, np.int64)
+    labels[[7, 8]] = [1, 2]
+    images = Arrays("rare", np.zeros((60, 1, 1, 3), np.uint8), labels)
+    data = Dataset("rare", ["many", "one", "another", "never"], {"train": images})
+    cut = choose(data, train="train[:50%]", val="train[50%:]")
+    inside = set(cut.splits["train"].labels(np.arange(len(cut.splits["train"]))).tolist())
+    lost = [name for label, name in ((1, "one"), (2, "another")) if label not in inside]
+    assert lost
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"rare: train_split=train[:50%] leaves {len(lost)} of 4 classes without a training image: "
+        + ", ".join(map(repr, lost))
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import tarfile
@@ -14,7 +15,7 @@ import yaml
 from PIL import Image
 
 from conftest import TINY
-from mixer_lightning import results
+from mixer_lightning import launcher, results
 from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
@@ -31,8 +32,12 @@ def refused(tmp_path, capsys):
     """refused("..."): the words of a run that must exit with 2 and leave nothing behind."""
 
     def refused(*words: str) -> str:
+        try:
+            recipe = compose_one("train", [*TINY, *words])
+        except ValueError as error:  # the command line alone shows it: there is no run directory yet
+            return str(error)
         (tmp_path / "run").mkdir()  # as Hydra does
-        assert train(tmp_path / "run", *words) == 2
+        assert run.train(recipe, tmp_path / "run") == 2
         assert not (tmp_path / "run").exists()
         said = capsys.readouterr()
         assert "Traceback" not in said.out + said.err
@@ -273,7 +278,7 @@ def test_too_many_corrupt_training_images(tmp_path, capsys, mixed_sizes, threads
     assert any(line.startswith(f"cannot read {each}: ") for each in bad)
     assert "more than max_bad_fraction=" in line
     assert "Traceback" not in said
-    assert line in (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert f"  {line}\n" in (tmp_path / "run" / "log.txt").read_text()
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -288,7 +293,7 @@ def test_a_few_corrupt_training_images_are_named_and_replaced(tmp_path, capsys, 
     for path in bad:
         for text in (said, log):
             (line,) = [line for line in text.splitlines() if str(path) in line]
-            assert line.startswith(f"cannot read {path}: ")
+            assert line.removeprefix(line[:21] if text is log else "").startswith(f"cannot read {path}: ")
             assert line.rstrip().endswith("another image is used instead")
     assert results.read_result(tmp_path / "run")["metrics"].keys() >= {"val/top1"}
 
@@ -321,7 +326,7 @@ from mixer_lightning.losses import softmax_cross_entropy
 
 calls = 0
 
-def loss(logits: torch.Tensor, targets: torch.Tensor, *, bad_call: int) -> torch.Tensor:
+def loss(logits: torch.Tensor, targets: torch.Tensor, *, bad_call: int, class_weights: None) -> torch.Tensor:
     global calls
     calls += logits.requires_grad  # a trial before the run is no step
     factor = float("nan") if calls == bad_call else 1.0
@@ -383,7 +388,8 @@ def test_a_full_disk_before_and_after_the_training(tmp_path, capsys, monkeypatch
 def test_what_was_not_foreseen_leaves_its_traceback_in_the_log(tmp_path, capsys, monkeypatch):
     (tmp_path / "broken.py").write_text(
         "from __future__ import annotations\nimport torch\n\n"
-        "def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:\n    return logits.no_such_thing\n"
+        "def loss(logits: torch.Tensor, targets: torch.Tensor, class_weights: None) -> torch.Tensor:\n"
+        "    return logits.no_such_thing\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert train(tmp_path / "run", "~loss.label_smoothing", "loss._target_=broken.loss") == 1
@@ -455,6 +461,52 @@ def test_callbacks_that_wait_for_what_there_is_not_are_refused_before_the_start(
     assert train(tmp_path / "run", *given) == 2
     assert f"callbacks.mine: {name} needs Lightning's own logger" in capsys.readouterr().out
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_disk_that_becomes_read_only_fails_the_run(tmp_path, capsys, monkeypatch):
+    """1, since steps were made; also where the lock cannot be taken away any more."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    unlink = Path.unlink
+
+    def unlink_all_but_the_lock(path: Path, **how: bool) -> None:
+        return (read_only if path.name == ".lock" else unlink)(path, **how)
+
+    monkeypatch.setattr(results, "append_metrics", read_only)
+    monkeypatch.setattr(Path, "unlink", unlink_all_but_the_lock)
+    assert train(tmp_path / "run", "evals=none") == 1
+    said = capsys.readouterr().out
+    assert "Read-only file system" in said
+    assert f"step 3, stands in {tmp_path}/run/last.ckpt" in said
+
+
+def test_a_directory_that_is_gone_holds_no_checkpoint(tmp_path, capsys, monkeypatch):
+    append = results.append_metrics
+
+    def gone(run_dir: Path, row: dict[str, float]) -> None:
+        shutil.rmtree(run_dir)
+        append(run_dir, row)
+
+    monkeypatch.setattr(results, "append_metrics", gone)
+    assert train(tmp_path / "run", "evals=none") == 1
+    assert f"step 3, was {tmp_path}/run/last.ckpt, which is gone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "word", ["model.patch_size=0", "model.hidden_dim=-4", "model.hidden_dim=1000000000000"]
+)
+def test_a_model_that_cannot_be_built(refused, word):
+    assert word.partition(".")[2].partition("=")[0] in refused(word)
+
+
+def test_what_another_process_alone_finds_wrong_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launcher, "is_first", lambda: False)
+    monkeypatch.setattr(launcher, "rank", lambda: "1")
+    monkeypatch.setattr(run, "SECONDS_FOR_THE_FIRST", 0.0)
+    assert train(tmp_path / "run", "data=folder", f"data.root={tmp_path}/nowhere") == 2
+    assert f"process 1: folder: no folder {tmp_path}/nowhere" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- damaged images

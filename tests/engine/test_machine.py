@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from conftest import TINY
+from mixer_lightning import launcher
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import machine, setup, training
 from mixer_lightning.engine.machine import Machine
@@ -21,6 +22,7 @@ from mixer_lightning.screen import Screen
 
 TORCHRUN = {"WORLD_SIZE": "32", "RANK": "19", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}
 SRUN = {"SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "8"}
+SRUN |= {"SLURM_STEP_ID": "0"}
 
 SRUN_OF_TWO = {
     "SLURM_JOB_NAME": "night",
@@ -28,6 +30,7 @@ SRUN_OF_TWO = {
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "1",
     "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_STEP_ID": "0",
 }
 
 
@@ -132,6 +135,52 @@ def test_a_slurm_job_of_one_task_needs_no_launcher(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "env",
+    [
+        {"WORLD_SIZE": "1", "RANK": "0"},  # Kubeflow, SageMaker
+        {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "host", "MASTER_PORT": "23456"},
+        {"RANK": "3"},
+        {"RANK": "3", "LOCAL_RANK": "1"},
+        {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "1"},  # a shell of salloc
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # sbatch's script
+        {
+            "SLURM_NTASKS": "4",
+            "SLURM_PROCID": "0",
+            "SLURM_STEP_ID": "4294967290",
+        },  # salloc's interactive step
+        {
+            "SLURM_NTASKS": "4",
+            "SLURM_PROCID": "0",
+            "SLURM_STEP_ID": "0",
+            "SLURM_PTY_PORT": "33333",
+        },  # srun --pty
+    ],
+)
+def test_what_a_platform_or_a_shell_sets_is_no_launcher(monkeypatch, env):
+    launch(monkeypatch, env)
+    assert place(Machine(accelerator="cpu")) == (1, 0, 0, 1, 1)
+    assert launcher.is_first()
+    assert not launcher.is_torchrun()
+    with pytest.raises(ValueError, match="trainer=ddp is started by a launcher"):
+        _ = Machine(accelerator="cpu", devices=None).world_size
+
+
+def test_several_processes_that_nothing_numbers_are_refused_once(monkeypatch):
+    launch(monkeypatch, {"WORLD_SIZE": "2", "RANK": "1"})
+    with pytest.raises(
+        ValueError, match=r"WORLD_SIZE=2 announces several processes.*unset WORLD_SIZE and RANK"
+    ):
+        launcher.launched()
+    assert not launcher.is_first()
+
+
+def test_the_variables_of_a_launcher_are_numbers(monkeypatch):
+    launch(monkeypatch, TORCHRUN | {"RANK": "first"})
+    with pytest.raises(ValueError, match="RANK=first"):
+        launcher.launched()
+
+
+@pytest.mark.parametrize(
     ("flags", "expected"),
     [
         ("fpu vme avx512f avx512_bf16 amx_tile", True),
@@ -143,7 +192,7 @@ def test_a_slurm_job_of_one_task_needs_no_launcher(monkeypatch):
     ],
 )
 def test_bf16_of_a_processor(monkeypatch, flags, expected):
-    def read(self: Path) -> str:
+    def read(self: Path, encoding: str) -> str:
         if flags is None:
             raise FileNotFoundError
         return f"processor : 0\nflags : {flags}\n"
@@ -162,7 +211,7 @@ def test_threads_are_the_cores_that_a_process_may_use(monkeypatch):
     launch(monkeypatch, TORCHRUN)
     assert Machine(accelerator="gpu", devices=None).threads == 3  # 24 cores, 8 processes
     assert Machine(accelerator="gpu", devices=None, decode_threads=7).threads == 7
-    launch(monkeypatch, {"LOCAL_WORLD_SIZE": "32"})
+    launch(monkeypatch, TORCHRUN | {"LOCAL_WORLD_SIZE": "32"})
     assert Machine(accelerator="gpu", devices=None).threads == 1
 
 

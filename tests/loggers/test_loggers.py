@@ -372,3 +372,14 @@ def test_the_other_dashboards_go_on(tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [((), "success"), (("optimizer.lr=1e30", "clip_grad_norm=null"), "failed")]
+)
+def test_a_dashboard_is_told_how_a_run_ended(tmp_path, monkeypatch, words, status):
+    told = []
+    monkeypatch.setattr(Broken, "finalize", lambda self, status: told.append(status))
+    given = ("+logger.mine._target_=test_loggers.broken", "+logger.mine.breaks=none", *words)
+    code = train(tmp_path / "run", *given)
+    assert (code == 0, told) == (status == "success", [status])

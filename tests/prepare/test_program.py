@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,11 +25,12 @@ import pytest
 from pictures import picture
 from PIL import Image
 
+from mixer_lightning import stopping
 from mixer_lightning.cli.prepare import parse
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import lock_run_dir
+from mixer_lightning.prepare import lists, plan, program, readers, state
 from mixer_lightning.prepare import open as opening
-from mixer_lightning.prepare import plan, program, readers, state
 from mixer_lightning.prepare.cleaning import difference_hash
 from mixer_lightning.reports import prepare as picture_of
 from mixer_lightning.screen import Screen
@@ -864,3 +866,26 @@ def test_a_list_in_latin_1(prepare, tmp_path):
     )
     assert code == 0, said
     assert json.loads((tmp_path / "other/dataset.json").read_text())["classes"] == ["wren", r"caf\xe9"]
+
+
+def test_a_read_that_does_not_come_back_is_not_waited_for(prepare, photos, tmp_path, monkeypatch):
+    arguments = ("data=list", f"source={photos}", "shards=2", f"output={tmp_path / 'out'}")
+    prepare(*arguments[:3], f"output={tmp_path / 'whole'}")
+    come_back, codes = threading.Event(), []
+    true = lists.read_regular
+
+    def hangs(path):
+        if path.endswith("elk_009.jpg") and not come_back.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            come_back.wait(60)
+        return true(path)
+
+    monkeypatch.setattr(lists, "read_regular", hangs)
+    monkeypatch.setattr(stopping, "HANGING_SECONDS", 0.1)
+    monkeypatch.setattr(os, "_exit", lambda code: codes.append(code) or come_back.set())
+    code, said = prepare(*arguments)
+    assert (code, codes) == (143, [143])
+    assert "images; the same command goes on from there" in said
+    assert "an image did not come" in said
+    assert prepare(*arguments)[0] == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")

@@ -46,6 +46,7 @@ SHARD_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 JPEG_ENDINGS = tuple(f".{suffix}" for suffix in RASTER_FORMATS["JPEG"])
 SHOWN_ENDINGS = 6  # of files that are left out
 NO_ENDING = "without an ending"
+NO_FILE = "pipe, device or socket"  # though its name ends as an image's does
 
 _NUMBER = re.compile(r"(?<=[^/])(~~\d+)+$")
 
@@ -90,6 +91,8 @@ def is_hidden(name: str) -> bool:
 def ending_of(name: str) -> str:
     """How a file's name ends, for a count of those left out: '.txt', or 'without an ending'."""
     stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    if suffix.lower() in IMAGE_SUFFIXES:
+        return NO_FILE
     return f".{suffix.lower()}" if stem and dot else NO_ENDING
 
 
@@ -107,7 +110,7 @@ def left_out(counts: dict[str, int]) -> str:
 def not_read(name: str) -> str:
     """Why a file beside images is left out."""
     ending = ending_of(name)
-    if ending[1:] in IMAGE_SUFFIXES:
+    if ending == NO_FILE:
         return "it is a pipe, a device or a socket, not a file"
     why = (
         "its name has no ending"
