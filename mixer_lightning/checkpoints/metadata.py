@@ -86,7 +86,8 @@ def of_recipe(recipe: Mapping[str, Any], classes: Any, where: str) -> Metadata:
     for key, part in (("model", node), ("augment", augment), ("choices", choices)):
         if not isinstance(part, Mapping):
             raise ValueError(f"{where}: '{key}' must be a mapping, found {_short(part)}: {_REMEDY}")
-    family = family_of_target(str(node.get("_target_")))  # None: a model of the user's, with parameters of its own
+    # None for a model of the user's, whose parameters are its own
+    family = family_of_target(str(node.get("_target_")))
     stated = {
         **augment,
         "model": choices.get("model"),
