@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from mixer_lightning.ranges import BelowOne
+from mixer_lightning.ranges import BelowOne, NonNegativeFloat
 
 
 def softmax_cross_entropy(
@@ -19,7 +19,7 @@ def softmax_cross_entropy(
     targets: torch.Tensor,
     *,
     label_smoothing: BelowOne = 0.0,
-    class_weights: Literal["balanced"] | list[float] | None = None,
+    class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = None,
     class_counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """-sum over classes of weight·targets·log softmax(logits), mean over the batch, as torch's cross_entropy.

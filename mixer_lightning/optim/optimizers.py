@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mixer_lightning.optim.groups import parameter_groups
-from mixer_lightning.ranges import BelowOne, NonNegativeFloat, PositiveFloat
+from mixer_lightning.ranges import BelowOne, NonNegativeFloat, PositiveFloat, PositiveFraction
 
 
 def adamw(
@@ -25,7 +25,7 @@ def adamw(
     beta2: BelowOne = 0.999,
     eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
-    layer_decay: float | None = None,
+    layer_decay: PositiveFraction | None = None,
 ) -> torch.optim.Optimizer:
     """Adam whose weight decay skips the moments: w <- w - s·lr·(Adam step + weight_decay·w), s the schedule.
 
@@ -55,7 +55,7 @@ def adam(
     beta2: BelowOne = 0.999,
     eps: PositiveFloat = 1e-8,
     decay_bias_and_norm: bool = False,
-    layer_decay: float | None = None,
+    layer_decay: PositiveFraction | None = None,
 ) -> torch.optim.Optimizer:
     """Adam with L2 regularisation: weight_decay·w is added to the gradient, before the moments.
 
@@ -83,7 +83,7 @@ def sgd(
     weight_decay: NonNegativeFloat = 0.0,
     nesterov: bool = False,
     decay_bias_and_norm: bool = False,
-    layer_decay: float | None = None,
+    layer_decay: PositiveFraction | None = None,
 ) -> torch.optim.Optimizer:
     """SGD with momentum, v <- momentum·v + g; w <- w - s·lr·v: the fine-tuning optimiser of Mixer and ViT.
 
@@ -124,7 +124,7 @@ def lamb(
     eps: PositiveFloat = 1e-6,
     max_grad_norm: PositiveFloat | None = 1.0,
     decay_bias_and_norm: bool = False,
-    layer_decay: float | None = None,
+    layer_decay: PositiveFraction | None = None,
 ) -> torch.optim.Optimizer:
     """Adam steps rescaled per tensor by |w| / |step|, so that large batches bear large rates.
 
