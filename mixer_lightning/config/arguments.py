@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -44,14 +45,19 @@ class Parser(argparse.ArgumentParser):
 
     def wrong(self, argv: Sequence[str]) -> list[str]:
         """What is wrong with the form and the keys of a command line."""
-        known = [option.lstrip("-") for option in self._option_string_actions]
+        actions = {option.lstrip("-"): action for option, action in self._option_string_actions.items()}
+        words = deque(argv)
         messages = []
-        for argument in argv:
-            key, equals, _ = argument.lstrip("-").partition("=")
-            if not equals and not argument.startswith("-"):
-                messages.append(f"'{argument}' is not of the form key=value")
-            elif key not in known:
-                messages.append(f"unknown key '{key}'{did_you_mean(key, known)}")
+        while words:
+            word = words.popleft()
+            key, equals, _ = word.lstrip("-").partition("=")
+            if not equals and not word.startswith("-"):
+                messages.append(f"'{word}' is not of the form key=value")
+            elif key not in actions:
+                messages.append(f"unknown key '{key}'{did_you_mean(key, list(actions))}")
+            elif not equals and actions[key].nargs != 0:  # --key value, as other programs take it
+                value = words.popleft() if words and not re.match("-|[^=]+=", words[0]) else "<...>"
+                messages.append(f"{word} is not of the form key=value: write {key}={value}")
         return messages
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:

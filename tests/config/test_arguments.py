@@ -15,7 +15,7 @@ RUN = """
 import sys
 from mixer_lightning.cli.console import main
 try:
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
 except SystemExit as end:
     slow = [name for name in {slow!r} if name in sys.modules]
     print(end.code, slow)
@@ -30,6 +30,13 @@ except SystemExit as end:
         ("predict", ["checkpoint=x"], "'images' is missing: images=<...>"),
         ("export", ["checkpoint=x", "too=npz"], "unknown key 'too': did you mean 'to'?"),
         ("prepare", ["data=folder", "sorce=x"], "unknown key 'sorce': did you mean 'source'?"),
+        ("prepare", ["--data", "folder"], "--data is not of the form key=value: write data=folder"),
+        (
+            "prepare",
+            ["--threads", "--data", "x"],
+            "--threads is not of the form key=value: write threads=<...>",
+        ),
+        ("export", ["--to", "npz", "out=y"], "--to is not of the form key=value: write to=npz"),
         ("transfer", ["checkpoint=x", "suit=vtab"], "unknown key 'suit': did you mean 'suite'?"),
     ],
 )
