@@ -8,22 +8,59 @@ import fcntl
 import functools
 import logging
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of flock
+#: What a file system answers that lacks a call.
+_NOT_OFFERED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_LOCKS = (*_NOT_OFFERED, errno.ENOLCK)
 
+NAME = "mixer_lightning"
 _HERE = Path(__file__).parent
 #: The recipes: in a checkout beside the package, in an installed package inside it.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 
 def cache_home() -> Path:
-    """The user's cache folder of this package: $XDG_CACHE_HOME/mixer_lightning, or ~/.cache/mixer_lightning."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixer_lightning"
+    """The user's cache folder of this package: $XDG_CACHE_HOME/mixer_lightning, or ~/.cache/mixer_lightning.
+
+    Where there is no home, or none that can be written (a container with an unknown user id), one of the user's own
+    under the system's temporary folder, which is said once.
+    """
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / NAME
+    try:
+        folder = Path.home() / ".cache" / NAME
+    except RuntimeError:  # no HOME, and no such user
+        return _temporary_cache("there is no home folder")
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if existing == folder or os.access(existing, os.W_OK):
+        return folder
+    return _temporary_cache(f"{existing} may not be written")
+
+
+@functools.cache
+def _temporary_cache(why: str) -> Path:
+    """A folder that nobody else can write, since compiled code is loaded from it."""
+    folder = Path(tempfile.gettempdir()) / f"{NAME}-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    try:
+        state = folder.lstat()
+        is_ours = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        folder = Path(tempfile.mkdtemp(prefix=f"{NAME}-"))
+    log.warning(
+        "%s: copies and compiled kernels are kept in %s; XDG_CACHE_HOME=<folder> names another", why, folder
+    )
+    return folder
 
 
 def readable(text: str) -> str:
@@ -55,16 +92,42 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with temporary.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        folder = os.open(path.parent, os.O_RDONLY)
+    except PermissionError:  # one may write into it, and not list it
+        return
+    try:
+        fsync(folder)
     finally:
         os.close(folder)
+
+
+def fsync(descriptor: int) -> None:
+    """Wait until the disk has what was written to an open file, or renamed in an open folder.
+
+    A file system that has no such call (folders on CIFS and some FUSE) is said once, and goes without.
+
+    Raises:
+        OSError: the disk failed or is full.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+        _say_unsynced(error.strerror)
+
+
+@functools.cache
+def _say_unsynced(why: str) -> None:
+    log.warning(
+        "a file system here does not flush to disk when asked to (%s): a power cut may cost what is new", why
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -127,7 +190,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """
     path = run_dir / ".lock"
     while True:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             if not flock(file.fileno(), wait=False):
                 raise ValueError(
                     f"another process is at work in {run_dir}: wait for it, or use name=<another>"

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mixer_lightning.files import write_text
+from mixer_lightning.files import fsync, write_text
 
 #: Groups of conf/ whose files set keys of the root: their names say less than those keys.
 GLOBAL_GROUPS = ("scratch", "transfer", "experiment")
@@ -65,7 +65,7 @@ def is_better_lower(metric: str) -> bool:
 def append_metrics(run_dir: Path, row: Mapping[str, float]) -> None:
     """Add one line to metrics.jsonl; values that JSON has no word for (an infinite gradient norm) are left out."""
     row = {key: value for key, value in row.items() if math.isfinite(value)}
-    with (run_dir / METRICS).open("a") as file:
+    with (run_dir / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -74,7 +74,7 @@ def flush_metrics(run_dir: Path) -> None:
     for name in (METRICS, LOG):
         # A file that cannot be flushed (a pipe, some FUSE) is no reason to stop: a failing disk fails the checkpoint.
         with contextlib.suppress(OSError), (run_dir / name).open("rb") as file:
-            os.fsync(file.fileno())
+            fsync(file.fileno())
 
 
 def read_metrics(run_dir: Path, *, damaged: list[int] | None = None) -> list[dict[str, float]]:
@@ -233,7 +233,7 @@ def cpu_name() -> str:
     """Processor and number of cores."""
     name = platform.processor() or platform.machine()
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break

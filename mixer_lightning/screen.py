@@ -1,4 +1,4 @@
-"""What a run says: on the terminal, and the same lines in log.txt."""
+"""What a run says: on the terminal, and the same lines with the time in log.txt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 import io
 import logging
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,6 +94,8 @@ class Screen:
         self._write(file.getvalue())
 
     def _write(self, text: str) -> None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")  # before each line, so that tables stay tables
+        text = "".join(f"{now}  {line}\n" for line in text.splitlines())
         if self.log is not None:
             self.log.write(text)
         elif not self.silent:  # a silent process never opens a log

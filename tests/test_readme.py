@@ -96,7 +96,7 @@ def test_files_and_folders_that_it_names_exist():
 def test_it_describes_every_file_of_a_run():
     for name in (
         results.RECIPE, results.METRICS, results.METRICS_CSV, results.RESULT, results.LAST, results.BEST,
-        results.CURVES, results.LOG,
+        results.FIRST_BATCH, results.CURVES, results.LOG,
     ):  # fmt: skip
         assert f"`{name}`" in README
 

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 from mixer_lightning import results
 from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.describe import Description
-from mixer_lightning.checkpoints.families import PREPROCESSING
+from mixer_lightning.checkpoints.families import PREPROCESSING, family_of_target
 from mixer_lightning.checkpoints.run_format import recipe_beside
 from mixer_lightning.data.transforms import Augment
 
@@ -86,11 +86,13 @@ def of_recipe(recipe: Mapping[str, Any], classes: Any, where: str) -> Metadata:
     for key, part in (("model", node), ("augment", augment), ("choices", choices)):
         if not isinstance(part, Mapping):
             raise ValueError(f"{where}: '{key}' must be a mapping, found {_short(part)}: {_REMEDY}")
+    # None for a model of the user's, whose parameters are its own
+    family = family_of_target(str(node.get("_target_")))
     stated = {
         **augment,
         "model": choices.get("model"),
         "image_size": recipe.get("image_size"),
-        "activation": node.get("activation", "gelu") if node else None,
+        "activation": node.get("activation", "gelu") if family is not None else None,
         "classes": classes,
     }
     found = of_export(stated, where)

@@ -124,7 +124,7 @@ def help_text(config_name: str, folders: Sequence[Path] = (CONF,)) -> str:
 
 
 def _first_comment(path: Path) -> str:
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line:
             return textwrap.shorten(line.lstrip("# "), width=90, placeholder=" ...")
     return ""

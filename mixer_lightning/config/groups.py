@@ -22,7 +22,7 @@ def groups(folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
 
 def groups_of(config_name: str, folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
     """Those groups that a program reads: those of its defaults list, and new ones of further folders."""
-    defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((CONF / f"{config_name}.yaml").read_text(encoding="utf-8"))["defaults"]
     listed = {next(iter(each)).removeprefix("optional ") for each in defaults if isinstance(each, dict)}
     elsewhere = groups().keys() - listed
     return {group: choices for group, choices in groups(folders).items() if group not in elsewhere}

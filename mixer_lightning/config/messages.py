@@ -34,7 +34,7 @@ def written_in(key: str, config_name: str, choices: Mapping[str, str], folders: 
 
 def _has_key(path: Path, key: str, package: str) -> bool:
     """Whether a YAML file sets a dotted key of the recipe; its `# @package` line counts."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     for line in text.splitlines():
         if line.startswith("# @package"):
             package = line.split()[-1]
@@ -64,7 +64,11 @@ def explain(
         group, choice = missing.groups()
         chosen = [line.partition("=")[2] for line in overrides if key_of(line) == "experiment"]
         files = [folder / "experiment" / f"{name}.yaml" for folder in folders for name in chosen]
-        where = [os.path.relpath(path) for path in files if path.exists() and choice in path.read_text()]
+        where = [
+            os.path.relpath(path)
+            for path in files
+            if path.exists() and choice in path.read_text(encoding="utf-8")
+        ]
         return f"unknown {group} '{choice}'{did_you_mean(choice, known[group])}" + "".join(
             f"  (in {path})" for path in where
         )

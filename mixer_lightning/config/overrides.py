@@ -131,7 +131,7 @@ def name_of_each_job(overrides: Sequence[str], known: Mapping[str, Any]) -> list
         return []
     values = {key: f"hydra:runtime.choices.{key}" if key in known else key for key in varied}
     name = "-".join(f"{key}=${{file_name:${{{value}}}}}" for key, value in values.items())
-    subdir = yaml.safe_load((CONF / "hydra" / "default.yaml").read_text())["sweep"]["subdir"]
+    subdir = yaml.safe_load((CONF / "hydra" / "default.yaml").read_text(encoding="utf-8"))["sweep"]["subdir"]
     return [f"hydra.sweep.subdir='{subdir}-{name}'"]
 
 

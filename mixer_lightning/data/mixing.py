@@ -83,7 +83,7 @@ def box(*, height: int, width: int, lam: float, random: Any = np.random) -> tupl
     """
     ratio = math.sqrt(1 - lam)
     box_height, box_width = int(height * ratio), int(width * ratio)
-    row, column = np.random.randint(height), np.random.randint(width)
+    row, column = random.randint(height), random.randint(width)
     top, bottom = max(row - box_height // 2, 0), min(row + box_height // 2, height)
     left, right = max(column - box_width // 2, 0), min(column + box_width // 2, width)
     return top, bottom, left, right

@@ -30,11 +30,13 @@ def load(name: str) -> ctypes.CDLL | None:
     """
     try:
         source = CSRC / f"{name}.cpp"
-        cpuinfo = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
         processor = [
             line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features", "model name"))
         ]
-        key = hashlib.sha256("\n".join([source.read_text(), *FLAGS, *processor]).encode()).hexdigest()[:16]
+        key = hashlib.sha256(
+            "\n".join([source.read_text(encoding="utf-8"), *FLAGS, *processor]).encode()
+        ).hexdigest()[:16]
         library = cache_home() / f"{name}-{key}.so"
         if not library.exists():
             _compile(source, library)

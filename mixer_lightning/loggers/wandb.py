@@ -47,7 +47,7 @@ def wandb_logger(
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "id.txt"
     if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
+        id_file.write_text(secrets.token_hex(4), encoding="utf-8")
 
     def open_run(mode: str) -> WandbLogger:
         settings = client.Settings(init_timeout=init_timeout_seconds, console="off", silent=True)
@@ -55,7 +55,7 @@ def wandb_logger(
             project=project,
             entity=entity,
             name=run_name,
-            id=id_file.read_text().strip(),
+            id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow",
             dir=str(run_dir),
             mode=mode,  # type: ignore[arg-type]

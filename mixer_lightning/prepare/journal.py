@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
-from mixer_lightning.files import write_text
+from mixer_lightning.files import fsync, write_text
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import LABELS, Cursor, Source
 
@@ -44,7 +44,7 @@ class Journal:
 
 def read_journal(path: Path) -> Journal:
     """The journal of an earlier session."""
-    return Journal(**json.loads(path.read_text()))
+    return Journal(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def refuse_differences(
@@ -90,6 +90,6 @@ class AppendOnly:
             with self.path.open("ab") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                fsync(file.fileno())
             self.num_bytes += len(data)
             self._waiting.clear()

@@ -57,7 +57,9 @@ class State:
         self.read_all = journal.read_all
         self.bad = AppendOnly(self.folder / BAD, journal.bad_bytes)
         self.hashes = AppendOnly(self.folder / HASHES, journal.hash_bytes)
-        self.notes = Counter(json.loads(line)["kind"] for line in self.bad.path.read_text().splitlines())
+        self.notes = Counter(
+            json.loads(line)["kind"] for line in self.bad.path.read_text(encoding="utf-8").splitlines()
+        )
         self.waiting_bytes = 0
         self._written = journal.written
         self._seconds_before = journal.seconds

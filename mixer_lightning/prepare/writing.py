@@ -24,7 +24,7 @@ from mixer_lightning.data.sources.names import numbered
 from mixer_lightning.data.sources.samples import ROW
 from mixer_lightning.data.sources.tar import BLOCK, end_of_tar, file_header, padding
 from mixer_lightning.data.stateless_random import hash32
-from mixer_lightning.files import atomic_write
+from mixer_lightning.files import atomic_write, fsync
 
 
 class Entry(NamedTuple):
@@ -98,7 +98,7 @@ class Shard:
         if self._unsynced:
             for path in (self.path, self.rows_path):
                 with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                    fsync(file.fileno())
             self._unsynced = False
 
     def restore(self, num_bytes: int, samples: int, *, finished: bool) -> None:
@@ -133,7 +133,7 @@ class Shard:
             with self.path.open("ab") as file:
                 file.write(end)
                 file.flush()
-                os.fsync(file.fileno())
+                fsync(file.fileno())
             self.path.rename(path)
             self._digest.update(end)
             digest, num_bytes = self._digest, self.num_bytes + len(end)

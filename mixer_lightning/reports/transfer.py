@@ -49,7 +49,7 @@ def mean_std(fractions: Sequence[float]) -> MeanStd:
 
 def published(model: str) -> list[dict[str, str]]:
     """The published rows of a model of conf/model: mixer_l16."""
-    with Path(__file__).with_name("transfer.csv").open() as file:
+    with Path(__file__).with_name("transfer.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [each for each in rows if re.sub(r"\W", "", each["model"]).lower() == model.replace("_", "")]
 

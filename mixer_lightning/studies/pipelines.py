@@ -168,14 +168,14 @@ def _process_tree() -> list[int]:
         pid = todo.pop()
         found.append(pid)
         for task in Path(f"/proc/{pid}/task").iterdir():
-            todo += [int(child) for child in (task / "children").read_text().split()]
+            todo += [int(child) for child in (task / "children").read_text(encoding="utf-8").split()]
     return found
 
 
 def _cpu_seconds() -> float:
     ticks = 0
     for pid in _process_tree():
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -183,6 +183,6 @@ def _cpu_seconds() -> float:
 def _memory_mib() -> float:
     total = 0
     for pid in _process_tree():
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024

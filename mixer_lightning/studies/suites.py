@@ -97,7 +97,7 @@ def read_suite(name: str) -> Suite:
         raise ValueError(f"there is no suite '{name}'{hint}")
     where = os.path.relpath(path)
     try:
-        node = _checked(yaml.safe_load(path.read_text()) or {}, _FILE, where)
+        node = _checked(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, _FILE, where)
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: {error}") from error
     parts = [read_suite(part) for part in node.get("suites", [])]

@@ -21,6 +21,8 @@ from mixer_lightning.checkpoints.restore import restore
 from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.cli import evaluate, export, finetune, predict
 
+MIXER = "mixer_lightning.models.mixer.Mixer"
+
 #: Values of the JSON beside a checkpoint, and a part of the sentence.
 WRONG: list[tuple[Any, str]] = [
     ({"eval_crop": 0}, r"eval_crop must be in \(0, 1\]; it is 0"),
@@ -85,7 +87,7 @@ def test_json_that_is_none_or_nested_too_deep_is_named(tmp_path: Path, text: str
         ("augment", 3, "its recipe: 'augment' must be a mapping"),
         ("model", "mixer_digits", "its recipe: 'model' must be a mapping"),
         ("choices", ["mixer_digits"], "its recipe: 'choices' must be a mapping"),
-        ("model", {"activation": ["gelu"]}, "its recipe: 'activation' must be one of"),
+        ("model", {"_target_": MIXER, "activation": ["gelu"]}, "its recipe: 'activation' must be one of"),
     ],
 )
 def test_a_wrong_recipe_inside_a_checkpoint_is_named(
@@ -206,3 +208,19 @@ def test_tensors_that_are_no_plain_numbers(tmp_path: Path) -> None:
         torch.save({**digits_model().state_dict(), "head.weight": wrong}, tmp_path / "birds.pth")
         with pytest.raises(ValueError, match=sentence):
             read(tmp_path / "birds.pth")
+
+
+def test_a_model_of_the_users_has_parameters_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    node = {"_target_": "own_parts.Net", "width": 4, "activation": "silu"}
+    torch.save(
+        {
+            "recipe": {"model": node, "choices": {"model": "net"}, "image_size": 8, "augment": {}},
+            "classes": ["a", "b"],
+            "state_dict": {"model.fc.weight": torch.ones(2, 4), "model.fc.bias": torch.ones(2)},
+        },
+        path,
+    )
+    found = read(path)
+    assert found.model_name == "net"
+    assert found.classes == ["a", "b"]

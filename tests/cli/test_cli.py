@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -170,18 +171,20 @@ def test_a_run_leaves_the_files_of_the_readme_and_no_others(first_minute):
     (run_dir,) = folder.glob("runs/*/*")
     assert {path.name for path in run_dir.iterdir()} == {
         "recipe.yaml", "metrics.jsonl", "metrics.csv", "result.json",
-        "last.ckpt", "best.ckpt", "curves.png", "log.txt", "per_class_test.csv",
+        "last.ckpt", "best.ckpt", "first_batch.png", "curves.png", "log.txt", "per_class_test.csv",
     }  # fmt: skip
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in folder.iterdir()] == ["runs"]
 
 
-def test_the_log_has_the_words_of_the_screen(first_minute):
+def test_the_log_has_the_words_of_the_screen_and_when_they_were_said(first_minute):
     folder, done = first_minute
     (log,) = folder.glob("runs/*/*/log.txt")
-    assert [line.rstrip() for line in log.read_text().splitlines()] == [
-        line.rstrip() for line in done.stdout.splitlines()
-    ]
+    lines = [line.rstrip() for line in log.read_text().splitlines()]
+    assert [line[21:] for line in lines] == [line.rstrip() for line in done.stdout.splitlines()]
+    times = [datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S") for line in lines]
+    assert times == sorted(times)
+    assert timedelta(0) <= datetime.now() - times[0] < timedelta(hours=1)
 
 
 def test_a_finished_run_says_so_without_waiting(first_minute):

@@ -158,25 +158,39 @@ def test_a_box_of_odd_length_loses_a_pixel():
 # ---- one factor for a global batch
 
 
-def test_parts_of_a_global_batch_share_what_is_drawn():
+@pytest.mark.parametrize("strengths", [(0.5, 0.0), (0.0, 0.5), (0.5, 0.5)])
+def test_parts_of_a_global_batch_share_what_is_drawn(strengths):
     """big_vision draws one factor for all devices, each of which mixes its own images."""
     images, labels = batch(8)
-    found = []
-    for part in (slice(0, 4), slice(4, 8), slice(0, 8)):
-        np.random.seed(len(found))  # the state of a process does not matter
-        found.append(mixed(images[part], labels[part], mixup=0.5, cutmix=0.5, seed=7)[1][1])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    others = {float(mixed(images[:4], labels[:4], mixup=0.5, seed=seed)[1][1, 1]) for seed in range(20)}
-    assert len(others) == 20
+    mixup, cutmix = strengths
+    for seed in range(20):
+        found = []
+        for part in (slice(0, 4), slice(4, 8), slice(0, 8)):
+            np.random.seed(len(found))  # the state of a process does not matter
+            out, targets = mixed(images[part], labels[part], mixup=mixup, cutmix=cutmix, seed=seed)
+            found.append((out != images[part].float(), targets[1]))
+        assert torch.equal(found[0][1], found[1][1])
+        assert torch.equal(found[0][1], found[2][1])
+        if mixup == 0:  # the same box: grey levels of two images are equal at some places in it
+            rows, columns = (
+                [touched.any(dim=(0, 1)).any(dim=axis) for touched, _ in found] for axis in (1, 0)
+            )
+            assert torch.equal(rows[0], rows[1])
+            assert torch.equal(columns[0], columns[1])
 
 
-def test_a_seed_leaves_the_global_generator_alone():
+def test_other_seeds_draw_other_factors():
+    images, labels = batch(4)
+    assert len({float(mixed(images, labels, mixup=0.5, seed=seed)[1][1, 1]) for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize("method", ["mixup", "cutmix"])
+def test_a_seed_leaves_the_global_generator_alone(method):
     images, labels = batch()
     np.random.seed(3)
     expected = np.random.rand()
     np.random.seed(3)
-    mixed(images, labels, mixup=0.5, cutmix=0.5, seed=1)
+    mixed(images, labels, seed=1, **{method: 0.5})
     assert np.random.rand() == expected
 
 

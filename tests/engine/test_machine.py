@@ -192,7 +192,7 @@ def test_the_variables_of_a_launcher_are_numbers(monkeypatch):
     ],
 )
 def test_bf16_of_a_processor(monkeypatch, flags, expected):
-    def read(self: Path) -> str:
+    def read(self: Path, encoding: str) -> str:
         if flags is None:
             raise FileNotFoundError
         return f"processor : 0\nflags : {flags}\n"

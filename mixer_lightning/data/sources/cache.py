@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from mixer_lightning.data.sources.remote import File, fetch, sha256_of
-from mixer_lightning.files import flock, is_at
+from mixer_lightning.files import flock, fsync, is_at
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Cache:
                     return None
                 self._free_space(keep=path)
                 fetch(file, part, sleep=self._sleep)
-                os.fsync(own.fileno())
+                fsync(own.fileno())
                 part.rename(path)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -180,7 +180,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _folder_lock(self) -> Iterator[None]:
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / ".lock").open("w", encoding="utf-8") as lock:
             flock(lock.fileno())
             yield
 

@@ -209,7 +209,7 @@ def build(files: Sequence[File], classes: list[str] | None, *, name: str, store:
 def _load(folders: Iterable[Path], split: str, fingerprint: str) -> Index | None:
     for folder in folders:
         try:
-            metadata = json.loads((folder / f"{split}-index.json").read_text())
+            metadata = json.loads((folder / f"{split}-index.json").read_text(encoding="utf-8"))
             if metadata["fingerprint"] == fingerprint:
                 shards = [(each["name"], each["bytes"], each["samples"]) for each in metadata["shards"]]
                 return read(folder, split, shards, metadata["labels_per_image"])

@@ -192,7 +192,7 @@ def _locked(base: Path, *, needed: bool) -> Iterator[None]:
         yield
         return
     base.mkdir(parents=True, exist_ok=True)
-    with (base / ".lock").open("w") as file:
+    with (base / ".lock").open("w", encoding="utf-8") as file:
         flock(file.fileno())
         yield
 

@@ -81,7 +81,7 @@ def dtd(request: Request) -> Originals:
     base = unpacked(request, ["dtd/dtd", "dtd", "."], "labels/train1.txt", archives, DTD)
     pools = {}
     for stored, theirs in (("train", "train"), ("validation", "val"), ("test", "test")):
-        names = (base / "labels" / f"{theirs}1.txt").read_text().split()
+        names = (base / "labels" / f"{theirs}1.txt").read_text(encoding="utf-8").split()
         pools[stored] = files_pool(base / "images", names, by_folder(names, classes.DTD), keys=names)
     return Originals(classes.DTD, pools)
 
@@ -111,7 +111,7 @@ def pets(request: Request) -> Originals:
     for stored, theirs in (("train", "trainval"), ("test", "test")):
         path = base / "annotations" / f"{theirs}.txt"
         with reading(path):
-            rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             names = [f"{row[0]}.jpg" for row in rows]
             labels = [int(row[1]) - 1 for row in rows]
         pools[stored] = files_pool(base / "images", names, labels, keys=names)
@@ -133,7 +133,7 @@ def sun397(request: Request) -> Originals:
     else:
         files = {"train": "tr", "validation": "va", "test": "te"}
         keys = {
-            stored: (listed / f"sun397_tfds_{theirs}.txt").read_text().split()
+            stored: (listed / f"sun397_tfds_{theirs}.txt").read_text(encoding="utf-8").split()
             for stored, theirs in files.items()
         }
     scenes = sorted({key.rpartition("/")[0] for each in keys.values() for key in each})

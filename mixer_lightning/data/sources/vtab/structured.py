@@ -133,7 +133,7 @@ def _clevr_depths(path: Path) -> dict[str, list[float]]:
             return node["pixel_coords"][2]
         return (node["image_filename"], node["objects"]) if "objects" in node else node
 
-    with reading(path), path.open() as file:
+    with reading(path), path.open(encoding="utf-8") as file:
         return dict(json.load(file, object_hook=reduced)["scenes"])
 
 
@@ -205,8 +205,8 @@ def kitti_division(mapping: Path) -> dict[str, list[int]]:
     """
     drives: dict[str, list[int]] = {}
     with reading(mapping):
-        lines = (mapping / "train_mapping.txt").read_text().splitlines()
-        for image, line in enumerate((mapping / "train_rand.txt").read_text().split(",")):
+        lines = (mapping / "train_mapping.txt").read_text(encoding="utf-8").splitlines()
+        for image, line in enumerate((mapping / "train_rand.txt").read_text(encoding="utf-8").split(",")):
             drives.setdefault(lines[int(line) - 1].split()[1], []).append(image)
     generator = np.random.RandomState(123)
     tenth = max(1, len(drives) // 10)
@@ -229,7 +229,7 @@ def _kitti_pool(base: Path, ids: list[int]) -> Pool:
 def kitti_label(path: Path) -> int:
     """The class of an image by its annotations: type, 10 numbers, x, y, z in metres from the camera, rotation."""
     with reading(path):
-        rows = [line.split() for line in path.read_text().splitlines()]
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
         depths = [float(row[13]) for row in rows if row and row[0] in VEHICLES]
     return last_below(min([*depths, NO_VEHICLE]), KITTI_DISTANCES)
 

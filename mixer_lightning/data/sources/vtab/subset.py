@@ -246,7 +246,7 @@ def _lists(task: Task, places: list[Path], lists: str | None) -> Lists | None:
 def _from_text(path: Path) -> list[ListRow]:
     """Lines of a name and, where they have one, a label."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8").splitlines():
         name, _, label = text.strip().rpartition(" ")
         if name and label.isdecimal():
             lines.append(ListRow(name.strip(), int(label)))
@@ -258,7 +258,7 @@ def _from_text(path: Path) -> list[ListRow]:
 def _from_json(task: Task, path: Path) -> Lists:
     """Lists by task: {"dtd": {"train800": [names], "val200": [names]}}, or {"dtd": [names]}, the 800 first."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"vtab_{task.name}: {path} is not JSON: {error}") from error
     expected = f'Expected {{"{task.name}": {{"train800": [names], "val200": [names]}}}}.'
