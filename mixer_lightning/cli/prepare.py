@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> Options:
     own = [argument for argument in argv if argument not in overrides]
     parser = _parser()
     messages = parser.wrong(own)
-    keyed = [argument for argument in own if "=" in argument or argument.startswith("-")]
+    keyed = [argument for argument in own if "=" in argument or argument in ("-h", "--help")]
     chosen, _ = parser.parse_known_args([x if x.startswith("-") else f"--{x}" for x in keyed])
     for key in ("data", "output"):
         if getattr(chosen, key) is None:

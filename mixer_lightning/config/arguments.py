@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -52,39 +53,28 @@ class Parser(argparse.ArgumentParser):
 
     def wrong(self, argv: Sequence[str]) -> list[str]:
         """What is wrong with the form and the keys of a command line."""
-        known = [option.lstrip("-") for option in self._option_string_actions]
+        actions = {option.lstrip("-"): action for option, action in self._option_string_actions.items()}
+        words = deque(argv)
         messages = []
-        for argument in argv:
-            key, equals, _ = argument.lstrip("-").partition("=")
-            if key in known and (message := without_value(argument)):
+        while words:
+            word = words.popleft()
+            key, equals, _ = word.lstrip("-").partition("=")
+            if not equals and not word.startswith("-"):
+                messages.append(f"'{word}' is not of the form key=value")
+            elif key not in actions:
+                messages.append(f"unknown key '{key}'{did_you_mean(key, list(actions))}")
+            elif message := without_value(word):
                 messages.append(message)
-            elif not equals and not argument.startswith("-"):
-                messages.append(f"'{argument}' is not of the form key=value")
-            elif key not in known:
-                messages.append(f"unknown key '{key}'{did_you_mean(key, known)}")
+            elif not equals and actions[key].nargs != 0:  # --key value, as other programs take it
+                value = words.popleft() if words and not re.match("-|[^=]+=", words[0]) else "<...>"
+                messages.append(f"{word} is not of the form key=value: write {key}={value}")
         return messages
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The values of a command line."""
-        argv = self._joined(argv)
         if messages := self.wrong(argv):
             refuse(messages)
         return self.parse_args([a if a.startswith("-") else f"--{a}" for a in argv])
-
-    def _joined(self, argv: Sequence[str]) -> list[str]:
-        """`--batch-size 32` as `--batch_size=32`."""
-        joined: list[str] = []
-        for argument in argv:
-            before = self._option_string_actions.get(joined[-1]) if joined else None
-            if before is not None and before.nargs != 0 and "=" not in argument and argument[:1] != "-":
-                joined[-1] += f"={argument}"
-                continue
-            option, equals, value = argument.partition("=")
-            underscored = f"--{option[2:].replace('-', '_')}"
-            if option.startswith("--") and option not in self._option_string_actions:
-                option = underscored if underscored in self._option_string_actions else option
-            joined.append(f"{option}{equals}{value}")
-        return joined
 
     def error(self, message: str) -> NoReturn:
         """Refuse, as the programs with a recipe do."""

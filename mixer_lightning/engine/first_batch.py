@@ -53,12 +53,9 @@ def pixels(images: Tensor, augment: Augment) -> Any:
 
 
 def caption(target: Tensor, classes: Sequence[str]) -> str:
-    """The classes of a target [K]: 'cat', or mixed '70 % cat + 30 % dog'; label smoothing is left out."""
+    """The classes of a target [K] as the loss is given it: 'cat', or mixed '70 % cat + 30 % dog'."""
     value, label = target.topk(min(NUM_NAMED, len(target)))
-    spread = float(target.min())  # what smoothing gave to every class
-    named = [
-        (classes[k], v) for k, v in zip(label.tolist(), value.tolist(), strict=True) if v - spread > 0.01
-    ]
+    named = [(classes[k], v) for k, v in zip(label.tolist(), value.tolist(), strict=True) if v > 0.01]
     if len(named) == 1:
         return str(named[0][0])
     return " + ".join(f"{100 * share:.0f} % {name}" for name, share in named)

@@ -227,8 +227,8 @@ def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) ->
     Raises:
         ValueError, OSError: other data are there now; or none, at a place that was not the run's.
     """
-    from mixer_lightning.data import identity  # torch and Lightning: seconds
-    from mixer_lightning.engine.setup import open_data
+    from mixer_lightning.data import identity  # NumPy and the data: only where there is a result
+    from mixer_lightning.engine.source import open_data
 
     try:
         data = open_data(recipe)

@@ -20,6 +20,7 @@ from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.source import open_data
 from mixer_lightning.evals import Eval, checked_eval, uses_head
 from mixer_lightning.screen import last_line
 from mixer_lightning.targets import build
@@ -41,21 +42,6 @@ class Assembly:
         counts = "  ".join(f"{len(images):,} {split}" for split, images in self.source.splits.items())
         data = f"{self.source.name}  {counts}  {len(self.source.classes):,} classes"
         return f"{data}     {model_name or type(self.model).__name__} {detail}     {self.machine}"
-
-
-def open_data(recipe: Recipe | EvaluationRecipe) -> Dataset:
-    """The data set of a recipe, with its splits.
-
-    Raises:
-        ValueError, OSError: it is not there, or has no such splits.
-    """
-    return splits.choose(
-        build(recipe.data),
-        train=recipe.train_split,
-        val=recipe.val_split,
-        test=recipe.test_split,
-        training=isinstance(recipe, Recipe),
-    )
 
 
 def assemble(

@@ -30,6 +30,13 @@ except SystemExit as end:
         ("predict", ["checkpoint=x"], "'images' is missing: images=<...>"),
         ("export", ["checkpoint=x", "too=npz"], "unknown key 'too': did you mean 'to'?"),
         ("prepare", ["data=folder", "sorce=x"], "unknown key 'sorce': did you mean 'source'?"),
+        ("prepare", ["--data", "folder"], "--data is not of the form key=value: write data=folder"),
+        (
+            "prepare",
+            ["--threads", "--data", "x"],
+            "--threads is not of the form key=value: write threads=<...>",
+        ),
+        ("export", ["--to", "npz", "out=y"], "--to is not of the form key=value: write to=npz"),
         ("transfer", ["checkpoint=x", "suit=vtab"], "unknown key 'suit': did you mean 'suite'?"),
     ],
 )
