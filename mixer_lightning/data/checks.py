@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mixer_lightning.data import decode
@@ -13,12 +13,13 @@ from mixer_lightning.data.splits import Joined, Subset
 
 IMAGES_PER_TASK = 64
 NAMED_IMAGES = 5  # in an error
+MANY_IMAGES = 5_000  # to read these takes a while: that is said
 
 
-def refuse_damaged(data: Dataset, *, threads: int) -> None:
+def refuse_damaged(data: Dataset, *, threads: int, say: Callable[[str], object]) -> None:
     """See that the images to evaluate on can be read and have the header and the end of a whole file.
 
-    Shards that are fetched when they are needed are not looked at.
+    Shards that are fetched when they are needed are not looked at. `say` is told of a look that takes a while.
 
     Raises:
         BadImage: some are damaged; the first are named.
@@ -26,6 +27,8 @@ def refuse_damaged(data: Dataset, *, threads: int) -> None:
     for split, images in data.splits.items():
         if split == "train" or _is_pixels_or_remote(images):
             continue
+        if len(images) >= MANY_IMAGES:
+            say(f"looking whether the {len(images):,} images to evaluate on ({split}) are whole")
         found = list(damaged(images, threads=threads))
         if found:
             lines = [f"cannot read {images.name(index)}: {reason}" for index, reason in found[:NAMED_IMAGES]]

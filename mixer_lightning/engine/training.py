@@ -104,7 +104,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         _refuse_another_run(recipe, *earlier, of_data, length)
         _go_on(module, data, earlier[1], length, screen)
     elif recipe.evals and machine.rank == 0:
-        refuse_damaged(source, threads=machine.threads)
+        refuse_damaged(source, threads=machine.threads, say=screen.say)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
     metrics = MetricsLog(
         run_dir,

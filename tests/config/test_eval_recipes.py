@@ -20,6 +20,7 @@ class Fixed:
 
     device = torch.device("cpu")
     folder = None
+    loss = None
 
     def __init__(self, splits: dict[str, tuple[np.ndarray, np.ndarray]], *, batch: int) -> None:
         self._splits, self._batch = splits, batch

@@ -34,7 +34,7 @@ OPERATION = {
     "max_bad_fraction",
 }
 #: What no paper of ours has, while it is null.
-OFF = {"freeze", "optimizer.layer_decay"}
+OFF = {"freeze", "sampling", "optimizer.layer_decay", "loss.class_weights"}
 TRANSFER = groups()["transfer"]
 EXPERIMENTS = groups()["experiment"]
 
@@ -116,6 +116,7 @@ LENGTHS = {
     "pets": (500, 100),
     "flowers": (500, 100),
     "folder": (500, 100),
+    "csv": (500, 100),
     "shards": (500, 100),
     "digits": (500, 100),
 }

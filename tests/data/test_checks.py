@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_lightning.data import decode
+from mixer_lightning.data import checks, decode
 from mixer_lightning.data.checks import refuse_damaged
 from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.data.sources.folder import FolderImages
@@ -40,7 +40,7 @@ def of(images) -> Dataset:
 def test_whole_images_pass_and_most_are_not_decoded(files, monkeypatch):
     pixels, seen = decode.pixels, []
     monkeypatch.setattr(decode, "pixels", lambda each: seen.append(1) or pixels(each))
-    refuse_damaged(of(files), threads=2)
+    refuse_damaged(of(files), threads=2, say=pytest.fail)
     assert len(seen) == 3  # JPEG and PNG say where they end
 
 
@@ -53,13 +53,20 @@ def test_damage_is_named_before_the_start(files, tmp_path, index, damage):
     if damage == "gone":
         path.unlink()
     with pytest.raises(BadImage, match=rf"cannot read {path}: .*\n.*\(val\).* remove them"):
-        refuse_damaged(of(files), threads=2)
+        refuse_damaged(of(files), threads=2, say=pytest.fail)
     others = np.setdiff1d(np.arange(len(files)), index)
-    refuse_damaged(of(Joined([Subset(files, others), Subset(files, others)])), threads=2)
+    refuse_damaged(of(Joined([Subset(files, others), Subset(files, others)])), threads=2, say=pytest.fail)
 
 
 def test_many_are_counted(files, tmp_path):
     for index in range(len(FORMS)):
         Path(files.name(index)).write_bytes(b"")
     with pytest.raises(BadImage, match=r"and 5 more"):
-        refuse_damaged(of(Joined([files, files])), threads=2)
+        refuse_damaged(of(Joined([files, files])), threads=2, say=pytest.fail)
+
+
+def test_a_look_that_takes_a_while_is_said(files, monkeypatch):
+    monkeypatch.setattr(checks, "MANY_IMAGES", len(FORMS))
+    said: list[str] = []
+    refuse_damaged(of(files), threads=2, say=said.append)
+    assert said == [f"looking whether the {len(FORMS)} images to evaluate on (val) are whole"]
