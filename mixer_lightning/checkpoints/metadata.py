@@ -86,13 +86,14 @@ def of_recipe(recipe: Mapping[str, Any], classes: Any, where: str) -> Metadata:
     for key, part in (("model", node), ("augment", augment), ("choices", choices)):
         if not isinstance(part, Mapping):
             raise ValueError(f"{where}: '{key}' must be a mapping, found {_short(part)}: {_REMEDY}")
-    # None for a model of the user's, whose parameters are its own
-    family = family_of_target(str(node.get("_target_")))
+    activation = node.get("activation", "gelu")
+    if activation not in ACTIVATIONS and family_of_target(str(node.get("_target_"))) is None:
+        activation = None  # a model of the user's, whose parameters are its own
     stated = {
         **augment,
         "model": choices.get("model"),
         "image_size": recipe.get("image_size"),
-        "activation": node.get("activation", "gelu") if family is not None else None,
+        "activation": activation,
         "classes": classes,
     }
     found = of_export(stated, where)

@@ -219,7 +219,6 @@ def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> Non
         "x=[1]",
         " a ",
         "\\'",
-        "",
     ],
 )
 def test_any_text_comes_through_hydra_as_it_is(text: str) -> None:
