@@ -57,7 +57,7 @@ def damaged_record(path: Path) -> str | None:
             return archive.testzip() if has_checksums else None
     except (
         Exception
-    ) as error:  # zipfile's own BadZipFile, and NotImplementedError, EOFError, struct.error, ...
+    ) as error:  # BadZipFile, EOFError, struct.error, an unknown compression: zipfile raises many
         raise Damaged(broken(path, "torch file")) from error
 
 

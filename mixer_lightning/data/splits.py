@@ -21,7 +21,7 @@ from mixer_lightning.data.sources.names import shard_key
 from mixer_lightning.data.stateless_random import hash32
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mixer_lightning.data.sources import Indices, Pixels
 
@@ -92,19 +92,24 @@ def _say_left_without_images(data: Dataset, images: Images, text: str) -> None:
 
 def class_counts(data: Dataset, split: str = "train") -> npt.NDArray[np.int64]:
     """How many images of a split have each class, [K]; one with several labels counts for each."""
-    images, counts = data.splits[split], np.zeros(len(data.classes), np.int64)
+    counts = np.zeros(len(data.classes), np.int64)
+    for labels in _labels(data.splits[split]):
+        counts += np.bincount(labels, minlength=len(counts))
+    return counts
+
+
+def _labels(images: Images) -> Iterator[npt.NDArray[np.int64]]:
+    """The class indices of all images, many at a time, [M]; one with several labels gives each."""
     for first in range(0, len(images), LABELS_PER_CALL):
         labels = images.labels(np.arange(first, min(first + LABELS_PER_CALL, len(images))))
-        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
-    return counts
+        yield labels[labels >= 0]
 
 
 def _labels_seen(images: Images) -> set[int]:
     """The class indices that images have."""
     seen: set[int] = set()
-    for first in range(0, len(images), LABELS_PER_CALL):
-        labels = images.labels(np.arange(first, min(first + LABELS_PER_CALL, len(images))))
-        seen.update(np.unique(labels[labels >= 0]).tolist())
+    for labels in _labels(images):
+        seen.update(np.unique(labels).tolist())
     return seen
 
 
@@ -145,9 +150,8 @@ def refuse_one_class(data: Dataset) -> None:
     """
     images = data.splits["train"]
     seen: set[int] = set()
-    for first in range(0, len(images), LABELS_PER_CALL):
-        labels = images.labels(np.arange(first, min(first + LABELS_PER_CALL, len(images))))
-        seen.update(np.unique(labels[labels >= 0]).tolist())
+    for labels in _labels(images):
+        seen.update(np.unique(labels).tolist())
         if len(seen) > 1:
             return
     which = ", ".join(repr(data.classes[label]) for label in seen)
