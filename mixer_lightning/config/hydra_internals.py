@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -29,7 +30,7 @@ def parse_flags(argv: Sequence[str], keys: Collection[str] = ()) -> argparse.Nam
     """
     parser = get_args_parser()
     known = [option for option in parser._option_string_actions if option.startswith("--")]
-    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, after in pairwise([*argv, ""]):
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and flag not in known:
             value = value if equals else ("" if "=" in after or after.startswith("-") else after)

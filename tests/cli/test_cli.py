@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, TINY
+from mixer_lightning.cli import console
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.groups import groups
 
@@ -134,6 +135,38 @@ def test_the_help_texts_own_example(program):
     done = program("train.py", "model=mixer_s16", "data=folder", "data.root=~/birds", "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert Path(yaml.safe_load(done.stdout)["data"]["root"]).expanduser() == Path("~/birds").expanduser()
+
+
+def test_no_argument_is_the_default_recipe(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    begun = []
+    monkeypatch.setattr("mixer_lightning.cli.train.train", lambda recipe, run_dir: begun.append(run_dir) or 0)
+    assert console.main(["train"]) == 0
+    assert [str(path) for path in begun] == [
+        "runs/default/convmixer_96_4-digits-seed0"
+    ]  # as the README shows
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("finetune", "'checkpoint' is missing"),
+        ("evaluate", "'checkpoint' is missing"),
+        ("predict", "'images' is missing"),
+        ("export", "'to' is missing"),
+        ("transfer", "'checkpoint' is missing"),
+        ("prepare", "'output' is missing"),
+    ],
+)
+def test_no_argument_where_some_are_needed(monkeypatch, tmp_path, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = console.main([command])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert message in "".join(capsys.readouterr())
+    assert not [*tmp_path.iterdir()]
 
 
 # ---------------------------------------------------------------------------------------------- real runs
