@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -36,6 +37,16 @@ def _one_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_imported() -> None:
+    """A run in the same process turns the package's log to its screen, and Hydra lets errors alone through."""
+    logging.getLogger().setLevel(logging.WARNING)
+    log = logging.getLogger("mixer_lightning")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
 
 
 @pytest.fixture

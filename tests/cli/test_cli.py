@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -145,6 +146,24 @@ def test_no_argument_is_the_default_recipe(monkeypatch, tmp_path):
     assert [str(path) for path in begun] == [
         "runs/default/convmixer_96_4-digits-seed0"
     ]  # as the README shows
+
+
+def test_hydra_silences_nobody(monkeypatch, tmp_path):
+    """Loggers that are there before Hydra sets up its own: "this file system has no locks" is said in a run."""
+    monkeypatch.chdir(tmp_path)
+    silenced = []
+
+    def run(recipe, run_dir):
+        loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+        silenced.extend(
+            log.name for log in loggers if log.name.startswith("mixer_lightning") and log.disabled
+        )
+        return 0
+
+    monkeypatch.setattr("mixer_lightning.cli.train.train", run)
+    assert "mixer_lightning.files" in logging.root.manager.loggerDict
+    assert console.main(["train"]) == 0
+    assert silenced == []
 
 
 @pytest.mark.parametrize(

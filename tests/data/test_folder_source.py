@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import socket
@@ -201,7 +200,6 @@ def test_unknown_classes_in_another_split_are_listed(birds):
 def said(caplog):
     """What the source says while it is opened."""
     caplog.set_level("INFO", logger="mixer_lightning.data.sources.folder")
-    logging.getLogger("mixer_lightning").propagate = True
     return lambda: [record.getMessage() for record in caplog.records]
 
 
