@@ -22,7 +22,7 @@ from mixer_lightning.data.stateless_random import hash32, sample_keys
 
 IMAGES_PER_CALL = 2**18
 MARKED_IMAGES = 32  # of a split: those whose keys have the smallest hashes
-MAX_CHANGED = 0.25  # of these: some may have been repaired
+MAX_CHANGED = 0.25  # of these, or one: some may have been repaired
 
 
 def record(data: Dataset) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _other_images(split: str, before: Mapping[str, Any], now: Mapping[str, Any])
         return f"the same {split} images with other labels"
     shared = before["marks"].keys() & now["marks"].keys()
     changed = sum(before["marks"][key] != now["marks"][key] for key in shared)
-    if changed > MAX_CHANGED * len(shared):
+    if changed > max(1, MAX_CHANGED * len(shared)):
         return f"{split} images of the same names, but {changed} of {len(shared)} looked at are other files"
     return None
 

@@ -144,3 +144,16 @@ def test_thirteen_million_images_in_shards_cost_no_python_loop():
     found = identity.identity(rows)
     assert rows.calls == 2 + identity.MARKED_IMAGES
     assert len(found["marks"]) == identity.MARKED_IMAGES
+
+
+@pytest.mark.parametrize(("repaired", "is_refused"), [(1, False), (2, True)])
+def test_one_image_of_a_small_split_may_have_been_repaired(tmp_path, repaired, is_refused):
+    before, now = paint(tmp_path / "a"), paint(tmp_path / "b")
+    for root in (before, now):
+        for path in sorted(root.glob("val/*/*"))[2:]:
+            path.unlink()
+    left = sorted(now.glob("val/*/*"))
+    for path in left[:repaired]:
+        Image.fromarray(np.full((4, 5, 3), 9, np.uint8)).save(path)
+    assert len(left) == 2
+    assert (refused(folder(root=str(now)), folder(root=str(before))) is not None) == is_refused
