@@ -21,6 +21,10 @@ def refuse_damaged(data: Dataset, *, threads: int, say: Callable[[str], object])
 
     Shards that are fetched when they are needed are not looked at. `say` is told of a look that takes a while.
 
+    Files are read whole, which costs little more than their ends alone: 1,000 ImageNet photographs (108 kB each) take
+    0.4 to 0.8 s, their ends 0.2 to 0.7 s (2 cores, ext4 on a virtual disk, nothing cached); to decode them takes 8 s.
+    So ImageNet's 50,000 take half a minute, and lie in memory for the first evaluation if they fit there.
+
     Raises:
         BadImage: some are damaged; the first are named.
     """
