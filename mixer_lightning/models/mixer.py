@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_lightning.models.patches import grid_size
-from mixer_lightning.ranges import BelowOne, PositiveInt
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
 
 class Mixer(nn.Module):
@@ -25,6 +25,7 @@ class Mixer(nn.Module):
     channels_last: ClassVar[bool] = False
     head_name: ClassVar[str] = "head"
 
+    @check_ranges
     def __init__(
         self,
         *,
@@ -33,7 +34,7 @@ class Mixer(nn.Module):
         hidden_dim: PositiveInt,
         tokens_mlp_dim: PositiveInt,
         channels_mlp_dim: PositiveInt,
-        num_classes: PositiveInt,
+        num_classes: NonNegativeInt,
         image_size: PositiveInt,
         stochastic_depth: BelowOne = 0.0,
         head_bias: float = 0.0,

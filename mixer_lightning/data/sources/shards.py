@@ -35,12 +35,13 @@ from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import cache_home, readable
-from mixer_lightning.ranges import PositiveInt
+from mixer_lightning.ranges import PositiveInt, check_ranges
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
 
 
+@check_ranges
 def shards(
     *,
     root: str,
