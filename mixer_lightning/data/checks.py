@@ -42,6 +42,27 @@ def refuse_damaged(data: Dataset, *, threads: int, say: Callable[[str], object])
             raise BadImage("\n".join([*lines, f"In evaluation ({split}) {advice}"]))
 
 
+def refuse_random_reads(images: Images) -> None:
+    """See that images that are read in no order of shards lie here, or will once they have been fetched.
+
+    Raises:
+        ValueError: they lie elsewhere and are more than the cache holds: nearly each image would fetch a shard anew.
+    """
+    if isinstance(images, Subset):
+        refuse_random_reads(images.images)
+    elif isinstance(images, Joined):
+        for part in images.parts:
+            refuse_random_reads(part)
+    elif isinstance(images, ShardImages):
+        size, kept = images.remote_bytes()
+        if size > kept:
+            raise ValueError(
+                f"sampling=balanced reads images of all shards at once; these are {size:,} bytes elsewhere, and "
+                f"data.cache_bytes={kept:,} keeps fewer. Set data.cache_bytes={size} if the disk has room, copy the "
+                "shards here, or use loss.class_weights=balanced with sampling=null"
+            )
+
+
 def damaged(images: Images, *, threads: int) -> Iterator[tuple[int, str]]:
     """Indices of damaged images, and the reasons."""
 
