@@ -1,8 +1,8 @@
 """The run directory's format, and the JSON file beside an export. Standard library only.
 
 The names below are its files. They are written atomically (a temporary file in the same directory, flushed to disk,
-then renamed), so a reader sees the old content or the new, never half of it; metrics.jsonl and log.txt grow line by
-line.
+then renamed), so a reader sees the old content or the new, never half of it; metrics.jsonl, bad_images.jsonl and
+log.txt grow line by line.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ CONFUSION = "confusion.npz"
 EVALUATION = "evaluation.json"
 FIRST_BATCH = "first_batch.png"
 LOG = "log.txt"
+BAD_IMAGES = "bad_images.jsonl"
 
 
 # ---------------------------------------------------------------------------------------------- metrics
@@ -111,6 +112,24 @@ def keep_metrics_until(run_dir: Path, step: int) -> list[int]:
     rows = [row for row in read_metrics(run_dir, damaged=damaged) if row["step"] <= step]
     write_text(run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
     return damaged
+
+
+def append_bad_image(run_dir: Path, row: Mapping[str, Any]) -> None:
+    """Add one line to bad_images.jsonl: an image that could not be read or decoded."""
+    with (run_dir / BAD_IMAGES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_bad_images(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of bad_images.jsonl; lines that are none are left out."""
+    rows = []
+    with contextlib.suppress(OSError):
+        for line in (run_dir / BAD_IMAGES).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and {"split", "key", "labels"} <= row.keys():
+                    rows.append(row)
+    return rows
 
 
 def write_metrics_csv(run_dir: Path) -> None:

@@ -2,14 +2,15 @@
 
 A sum has the same value in whatever order and place the images are stored. Keys often are numbers, so a few images
 are also compared by a checksum or their size. For 13 million images in shards it takes seconds: all stands in the
-index.
+index. Images that a run has named as bad may go, or be repaired: what is recorded says which of them are not there.
 
 Legend: N images of a split, L labels an image has at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,60 @@ MARKED_IMAGES = 32  # of a split: those whose keys have the smallest hashes
 MAX_CHANGED = 0.25  # of these: some may have been repaired
 
 
-def record(data: Dataset) -> dict[str, Any]:
-    """What a run stores about its data, to recognise it wherever it is stored later."""
+def record(data: Dataset, *, bad: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """What a run stores about its data, to recognise it wherever it is stored later.
+
+    `bad` are images that the run has named as bad, each its `split` and what `describe` says of it. Those that are gone
+    stand under `without`; the others may have been repaired, and are compared by key and labels alone.
+    """
+    of_split: dict[str, list[Mapping[str, Any]]] = {split: [] for split in data.splits}
+    for each in bad:
+        of_split.get(each["split"], []).append(each)
     return {
         "classes": list(data.classes),
         "images": {split: len(images) for split, images in data.splits.items()},
-        "identity": {split: identity(images) for split, images in data.splits.items()},
+        "identity": {split: identity(images, bad=of_split[split]) for split, images in data.splits.items()},
     }
 
 
-def identity(images: Images) -> dict[str, Any]:
-    """Sums over all keys, and over all keys with their labels, in hexadecimal digits; marks of some images by key."""
+def describe(images: Images, index: int) -> dict[str, Any]:
+    """What tells an image from the others of its split once it is gone: the hash of its key, and its labels."""
+    return {"key": _key_hash(images, index), "labels": images.labels(np.array([index])).reshape(-1).tolist()}
+
+
+def without(of_data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The images that are gone according to a `record`, perhaps of a version that recorded less."""
+    identities = of_data.get("identity", {})
+    return [{"split": split, **each} for split, it in identities.items() for each in it.get("without", [])]
+
+
+def identity(images: Images, *, bad: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Sums over all keys, and over all keys with their labels, in hexadecimal digits; marks of some images by key.
+
+    Those of `bad` (see `record`) have no mark, and `without` says which of them are gone.
+    """
     hashes = key_hashes(images)
+    known_bad = {int(each["key"]): [int(label) for label in each["labels"]] for each in bad}
+    gone = np.setdiff1d(np.array([*known_bad], np.uint32), hashes).tolist() if known_bad else []
     keys = labelled = 0
     for first in range(0, len(images), IMAGES_PER_CALL):
         rows = np.arange(first, min(first + IMAGES_PER_CALL, len(images)))
-        labels = images.labels(rows).reshape(len(rows), -1)  # [rows, L]
-        part = hashes[rows].astype(np.int64)[:, None]
-        keys += int(sample_keys(0, part).sum(dtype=np.uint64))
-        labelled += int(sample_keys(1, np.concatenate([part, labels], axis=1)).sum(dtype=np.uint64))
+        of_keys, of_labels = _sums(hashes[rows], images.labels(rows).reshape(len(rows), -1))
+        keys, labelled = keys + of_keys, labelled + of_labels
     limit = np.partition(hashes, MARKED_IMAGES)[MARKED_IMAGES] if len(hashes) > MARKED_IMAGES else 2**32
-    chosen = np.flatnonzero(hashes < limit)
+    chosen = np.flatnonzero((hashes < limit) & ~np.isin(hashes, list(known_bad)))
     marks = {str(hashes[row]): mark for row in chosen if (mark := _mark(images, int(row))) is not None}
-    return {"keys": f"{keys % 2**64:016x}", "labelled": f"{labelled % 2**64:016x}", "marks": marks}
+    found = {"keys": f"{keys % 2**64:016x}", "labelled": f"{labelled % 2**64:016x}", "marks": marks}
+    return found | ({"without": [{"key": key, "labels": known_bad[key]} for key in gone]} if gone else {})
+
+
+def _sums(hashes: npt.NDArray[np.uint32], labels: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Sums over images by their keys' hashes [N], and by these with their labels [N, L]."""
+    keys = hashes.astype(np.int64)[:, None]
+    with_labels = np.concatenate([keys, labels], axis=1)
+    return int(sample_keys(0, keys).sum(dtype=np.uint64)), int(
+        sample_keys(1, with_labels).sum(dtype=np.uint64)
+    )
 
 
 def key_hashes(images: Images) -> npt.NDArray[np.uint32]:
@@ -59,6 +91,15 @@ def key_hashes(images: Images) -> npt.NDArray[np.uint32]:
     if isinstance(images, Stored):
         return images.hashes()
     return np.fromiter((hash32(images.key(i)) for i in range(len(images))), np.uint32, len(images))
+
+
+def _key_hash(images: Images, index: int) -> int:
+    """The one of `key_hashes` at an index."""
+    if isinstance(images, Subset):
+        return _key_hash(images.images, int(images.indices[index]))
+    if isinstance(images, Joined):
+        return _key_hash(*images.find(index))
+    return int(images.hashes()[index]) if isinstance(images, Stored) else hash32(images.key(index))
 
 
 def _mark(images: Images, index: int) -> int | None:
@@ -76,11 +117,13 @@ def _mark(images: Images, index: int) -> int | None:
 def refuse_another(now: Mapping[str, Any], stored: Mapping[str, Any], run_dir: Path) -> None:
     """Compare a `record` with the one that `run_dir` holds, perhaps of a version that recorded less.
 
+    Images that are gone after the run named them as bad are counted as if they were there.
+
     Raises:
         ValueError: classes, numbers of images, keys, labels or many marks differ.
     """
     what = _other_classes(stored.get("classes"), now["classes"])
-    if what is None and stored.get("images", now["images"]) != now["images"]:
+    if what is None and "images" in stored and _num_images(stored) != _num_images(now):
         what = f"{_counted(stored['images'])} there, {_counted(now['images'])} here"
     if what is None:
         for split, before in stored.get("identity", {}).items():
@@ -103,15 +146,31 @@ def _other_classes(before: list[str] | None, now: list[str]) -> str | None:
 
 def _other_images(split: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """In what the images of a split differ; None where they are the same, but for some that were repaired."""
-    if before["keys"] != now["keys"]:
+    (keys_before, labelled_before), (keys_now, labelled_now) = _whole_sums(before), _whole_sums(now)
+    if keys_before != keys_now:
         return f"as many {split} images as here, but others, or under other names"
-    if before["labelled"] != now["labelled"]:
+    if labelled_before != labelled_now:
         return f"the same {split} images with other labels"
     shared = before["marks"].keys() & now["marks"].keys()
     changed = sum(before["marks"][key] != now["marks"][key] for key in shared)
     if changed > MAX_CHANGED * len(shared):
         return f"{split} images of the same names, but {changed} of {len(shared)} looked at are other files"
     return None
+
+
+def _whole_sums(of_split: Mapping[str, Any]) -> tuple[int, int]:
+    """The sums of an `identity`, with those images that are gone."""
+    keys, labelled = int(of_split["keys"], 16), int(of_split["labelled"], 16)
+    for each in of_split.get("without", []):
+        of_key, of_labels = _sums(np.array([each["key"]], np.uint32), np.array([each["labels"]], np.int64))
+        keys, labelled = keys + of_key, labelled + of_labels
+    return keys % 2**64, labelled % 2**64
+
+
+def _num_images(of_data: Mapping[str, Any]) -> dict[str, int]:
+    """Images of each split, with those that are gone."""
+    gone = Counter(each["split"] for each in without(of_data))
+    return {split: count + gone[split] for split, count in of_data["images"].items()}
 
 
 def _counted(images: Mapping[str, int]) -> str:

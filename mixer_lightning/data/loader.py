@@ -83,6 +83,8 @@ class Loader:
     `ahead` batches are prefetched while one is used. With 0, all threads work on the batch that is waited for, and are
     idle while it is used: right where the same cores train.
 
+    `on_bad` is called with `images`, the index and the reason of each bad image, by any thread, before that is raised.
+
     With `keep_in_memory`, images of one size that fit there are decoded once, before the first batch.
 
     With `decode_on`, a GPU decodes and resizes, and batches are made there, each by one thread.
@@ -101,6 +103,7 @@ class Loader:
         pin_memory: bool,
         max_bad_fraction: float = 0.0,
         mark_bad: bool = False,
+        on_bad: Callable[[Images, int, str], object] | None = None,
         keep_in_memory: bool = True,
         decode_on: torch.device | None = None,
     ) -> None:
@@ -111,7 +114,9 @@ class Loader:
         self.ahead, self.pin_memory = ahead, pin_memory
         self.mark_bad = mark_bad
         self.bad = BadImages(
-            images, max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction
+            images,
+            max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction,
+            on_bad=on_bad,
         )
         self.waiting_since: float | None = None  # for a batch, by time.monotonic()
         self._pool = decoding_threads(threads)
@@ -265,8 +270,14 @@ class BadImages:
     `max_fraction` of the images read may be bad, or a few of a small split; None for none, with BadImage at once.
     """
 
-    def __init__(self, images: Images, *, max_fraction: float | None) -> None:
-        self.images, self.max_fraction = images, max_fraction
+    def __init__(
+        self,
+        images: Images,
+        *,
+        max_fraction: float | None,
+        on_bad: Callable[[Images, int, str], object] | None = None,
+    ) -> None:
+        self.images, self.max_fraction, self.on_bad = images, max_fraction, on_bad
         self.reasons: dict[int, str] = {}
         self._read = 0
         self._lock = threading.Lock()
@@ -295,16 +306,20 @@ class BadImages:
                 self._add(index, reason)
 
     def _add(self, index: int, reason: str) -> None:
+        if self.on_bad is not None:
+            self.on_bad(self.images, index, reason)
         what = f"cannot read {self.images.name(index)}: {reason}"
         if self.max_fraction is None:
-            raise BadImage(f"{what}. In evaluation each image counts: put a good file in its place")
+            raise BadImage(
+                f"{what}. In evaluation each image counts: put a good file in its place, or remove it"
+            )
         self.reasons[index] = reason
         bad, read = len(self.reasons), min(max(self._read, MIN_IMAGES_OF_BAD_FRACTION), len(self.images))
         if bad > max(self.max_fraction * read, self._tolerated()):
             raise BadImage(
                 f"{what}. It is bad image number {bad:,} of {read:,}, more than "
                 f"max_bad_fraction={self.max_fraction:g} allows: put good files in place of the images named so far, "
-                f"or allow more, such as max_bad_fraction={_rounded_up(2 * bad / read)}"
+                f"remove them, or allow more, such as max_bad_fraction={_rounded_up(2 * bad / read)}"
             )
         if bad <= MAX_BAD_IMAGES_NAMED:
             log.warning("%s; another image is used instead", what)

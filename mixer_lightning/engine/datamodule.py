@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -83,6 +84,8 @@ class DataModule(LightningDataModule):
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
         self.decode_on, self.memory_format = decode_on, memory_format
         self.start_step = 0
+        #: Called with the split, its images (or some), an index of these and the reason, for each bad image.
+        self.on_bad: Callable[[str, Images, int, str], object] | None = None
         self._num_begun = 0  # micro-batches handed to the training step in this session
         self._loaders: dict[str, Loader] = {}
         self._loading_since: float | None = None
@@ -106,7 +109,7 @@ class DataModule(LightningDataModule):
             repeats=self.repeats,
         )
         if "train" not in self._loaders:
-            self._loaders["train"] = self._loader(images, plan, seed=self.seed)
+            self._loaders["train"] = self._loader("train", images, plan, seed=self.seed)
         self._loaders["train"].plan = plan
         return self._loaders["train"]
 
@@ -118,7 +121,7 @@ class DataModule(LightningDataModule):
         name = f"eval {split}"  # training has a loader of its own
         if name not in self._loaders:
             plan = self.eval_plan(len(self.source.splits[split]))
-            self._loaders[name] = self._loader(self.source.splits[split], plan, seed=None)
+            self._loaders[name] = self._loader(split, self.source.splits[split], plan, seed=None)
         self._loaders[name].augment = augment or self.augment
         return self._loaders[name]
 
@@ -139,7 +142,7 @@ class DataModule(LightningDataModule):
         """
         images = Subset(self.source.splits[split], indices)
         loader = self._loader(
-            images, self.eval_plan(len(images), shared=shared), seed=None, mark_bad=mark_bad, keep=keep
+            split, images, self.eval_plan(len(images), shared=shared), seed=None, mark_bad=mark_bad, keep=keep
         )
         loader.augment = augment or self.augment
         try:
@@ -198,7 +201,14 @@ class DataModule(LightningDataModule):
         return batch.to(device)
 
     def _loader(
-        self, images: Images, plan: Any, *, seed: int | None, mark_bad: bool = False, keep: bool = True
+        self,
+        split: str,
+        images: Images,
+        plan: Any,
+        *,
+        seed: int | None,
+        mark_bad: bool = False,
+        keep: bool = True,
     ) -> Loader:
         self._loading_since = time.monotonic()
         try:
@@ -213,6 +223,7 @@ class DataModule(LightningDataModule):
                 pin_memory=self.pin_memory,
                 max_bad_fraction=self.max_bad_fraction,
                 mark_bad=mark_bad,
+                on_bad=None if self.on_bad is None else functools.partial(self.on_bad, split),
                 keep_in_memory=keep,
                 decode_on=self.decode_on,
             )

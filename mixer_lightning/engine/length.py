@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning.config.recipe import Duration, Recipe
-from mixer_lightning.data.order import MicroBatches
+from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.targets import build
 
 
@@ -18,6 +18,20 @@ class Length(NamedTuple):
     micro_batches: MicroBatches
     steps_per_epoch: float
     total_steps: int
+
+
+def length_of(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
+    """The length of a run on so many training images, by so many processes.
+
+    Raises:
+        ValueError: the processes cannot share its batches.
+    """
+    steps_per_epoch = recipe.optimizer_steps_per_epoch(num_images)
+    return Length(
+        split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
+        steps_per_epoch,
+        recipe.duration.to_steps(steps_per_epoch),
+    )
 
 
 def refuse_another_length(recipe: Recipe, state: Mapping[str, Any], length: Length, run_dir: Path) -> None:

@@ -231,6 +231,7 @@ def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) ->
         ValueError, OSError: other data are there now; or none, at a place that was not the run's.
     """
     from mixer_lightning.data import identity  # NumPy and the data: only where there is a result
+    from mixer_lightning.engine.bad_images import record
     from mixer_lightning.engine.source import open_data
 
     try:
@@ -239,4 +240,4 @@ def _refuse_other_data(result: dict[str, Any], recipe: Recipe, run_dir: Path) ->
         if results.flatten(result["recipe"]).get("data.root") != recipe.data.get("root"):
             raise
         return
-    identity.refuse_another(identity.record(data), result, run_dir)
+    identity.refuse_another(record(data, run_dir, result), result, run_dir)

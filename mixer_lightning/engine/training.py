@@ -18,15 +18,15 @@ from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
 from mixer_lightning.data.checks import refuse_damaged
-from mixer_lightning.data.order import refuse_several_labels, split_batch
+from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
-from mixer_lightning.engine import setup, startup_checks
+from mixer_lightning.engine import bad_images, setup, startup_checks
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.first_batch import FirstBatch
-from mixer_lightning.engine.length import Length, refuse_another_length
+from mixer_lightning.engine.length import Length, length_of, refuse_another_length
 from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks, build_callbacks, is_driven
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
@@ -79,7 +79,10 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
     source.refuse_label_changing(parts.augment)
-    length = _length(recipe, num_images=len(source.splits["train"]), world_size=machine.world_size)
+    earlier = read_last(run_dir)
+    of_data = bad_images.record(source, run_dir, earlier and earlier[1])
+    num_images = bad_images.num_images(of_data, "train")
+    length = length_of(recipe, num_images=num_images, world_size=machine.world_size)
     module = classifier(recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source))
     startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
     data = setup.data_module(
@@ -99,10 +102,10 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
-    of_data, earlier = identity.record(source), read_last(run_dir)
+    data.on_bad = bad_images.BadImagesLog(run_dir)
     if earlier is not None:
         _refuse_another_run(recipe, *earlier, of_data, length)
-        _go_on(module, data, earlier[1], length, screen)
+        _go_on(module, data, earlier[1], of_data, length, screen)
     elif recipe.evals and machine.rank == 0:
         refuse_damaged(source, threads=machine.threads, say=screen.say)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
@@ -120,11 +123,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         every_steps=recipe.checkpoint_every.to_steps(length.steps_per_epoch),
         every_minutes=recipe.checkpoint_minutes,
         total_steps=length.total_steps,
-        record={
-            "recipe": recipe.to_dict(),
-            **of_data,
-            "device_batch": length.micro_batches.device_batch,
-        },
+        record={"recipe": recipe.to_dict(), **of_data, "device_batch": length.micro_batches.device_batch},
         metrics=metrics,
         driven=DrivenCallbacks(others, start_step=data.start_step, states=states),
         earlier=earlier,
@@ -152,15 +151,6 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     )
 
 
-def _length(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
-    steps_per_epoch = recipe.optimizer_steps_per_epoch(num_images)
-    return Length(
-        split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
-        steps_per_epoch,
-        recipe.duration.to_steps(steps_per_epoch),
-    )
-
-
 def _refuse_another_run(
     recipe: Recipe, path: Path, state: Mapping[str, Any], of_data: Mapping[str, Any], length: Length
 ) -> None:
@@ -176,9 +166,16 @@ def _refuse_another_run(
 
 
 def _go_on(
-    module: Classifier, data: DataModule, state: Mapping[str, Any], length: Length, screen: Screen
+    module: Classifier,
+    data: DataModule,
+    state: Mapping[str, Any],
+    of_data: Mapping[str, Any],
+    length: Length,
+    screen: Screen,
 ) -> None:
     """Put the module and the order of the data where an earlier session stood."""
+    for sentence in bad_images.newly_gone(of_data, state):
+        screen.say(sentence)
     module.step = data.start_step = state["step"]
     module.ended, module.evaluation_due = state.get("ended"), state.get("evaluation_due", False)
     module.only_evaluates = module.step == length.total_steps and module.evaluation_due
@@ -297,6 +294,8 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     try:
         if is_first:
             (run_dir / results.RESULT).unlink(missing_ok=True)  # of a run that is made longer
+            if run.checkpoints.saved_step < 0:  # of one that never saved
+                (run_dir / results.BAD_IMAGES).unlink(missing_ok=True)
             write_text(run_dir / results.RECIPE, recipe.to_yaml())
             damaged = results.keep_metrics_until(run_dir, run.module.step)
             if damaged:

@@ -144,3 +144,26 @@ def test_thirteen_million_images_in_shards_cost_no_python_loop():
     found = identity.identity(rows)
     assert rows.calls == 2 + identity.MARKED_IMAGES
     assert len(found["marks"]) == identity.MARKED_IMAGES
+
+
+def test_images_named_as_bad_may_go_or_be_repaired_and_no_others(tmp_path):
+    root = paint(tmp_path)
+    before = folder(root=str(root))
+    stored = identity.record(before)
+    paths = sorted((root / "val").rglob("*.png"))
+    bad = [{"split": "val", **identity.describe(before.splits["val"], i)} for i in range(3)]
+    for i, content in enumerate([None, b"repaired", b"too"]):
+        paths[i].unlink() if content is None else paths[i].write_bytes(content)
+    data = folder(root=str(root))
+    with pytest.raises(ValueError, match="4 val there, 8 train, 3 val here"):
+        identity.refuse_another(identity.record(data), stored, root)
+    now = identity.record(data, bad=bad)
+    identity.refuse_another(now, stored, root)
+    assert [each["key"] for each in identity.without(now)] == [bad[0]["key"]]
+    assert identity.without(identity.record(data, bad=identity.without(now))) == identity.without(now)
+    with pytest.raises(ValueError, match="other labels"):
+        identity.refuse_another(identity.record(data, bad=[bad[0] | {"labels": [1]}, *bad[1:]]), stored, root)
+    paths[3].unlink()
+    paths[1].unlink()
+    with pytest.raises(ValueError, match="4 val there, 8 train, 1 val here"):
+        identity.refuse_another(identity.record(folder(root=str(root)), bad=bad), stored, root)
