@@ -38,7 +38,8 @@ def cache_home() -> Path:
         folder = Path.home() / ".cache" / NAME
     except RuntimeError:  # no HOME, and no such user
         return _temporary_cache("there is no home folder")
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    # not Path.exists, which raises where a folder of another user may not be entered
+    existing = next(each for each in (folder, *folder.parents) if os.path.exists(each))  # noqa: PTH110
     if existing == folder or os.access(existing, os.W_OK):
         return folder
     return _temporary_cache(f"{existing} may not be written")

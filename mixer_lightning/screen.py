@@ -102,7 +102,7 @@ class Screen:
             self._said.append(text)
 
     def _complain(self, error: OSError) -> None:
-        self.console.print(Text(f"cannot write the log: {error}; training goes on without"), soft_wrap=True)
+        self.console.print(Text(f"cannot write the log: {error}; the work goes on without"), soft_wrap=True)
 
 
 class LogFile:

@@ -83,6 +83,25 @@ def test_a_home_that_cannot_be_written(tmp_path, monkeypatch, caplog):
     assert "may not be written" in caplog.text
 
 
+def test_a_home_that_may_not_be_entered(tmp_path, monkeypatch, caplog):
+    """HOME of another user, of mode 700, as an image keeps it that is started with an unknown user id."""
+    look = os.stat
+
+    def stat_of_another(path, *args, **kwargs):
+        if str(path).startswith(f"{tmp_path}/root/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, *args, **kwargs)
+
+    (tmp_path / "root").mkdir()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "root"))
+    monkeypatch.setattr(os, "stat", stat_of_another)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert files.cache_home() == tmp_path / f"mixer_lightning-{os.getuid()}"
+    assert f"{tmp_path}/root may not be written" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["writable", "link", "file"])
 def test_compiled_code_is_not_loaded_from_a_folder_that_others_can_write(no_home, kind):
     taken = no_home / f"mixer_lightning-{os.getuid()}"

@@ -35,9 +35,8 @@ from mixer_lightning.models.presets import list_models
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
-MOST_DEFLATED = (
-    1032  # bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor")
-)
+#: Bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor").
+MOST_DEFLATED = 1032
 NO_FAMILY = f"neither a {family_names(' nor a ')}"
 
 

@@ -19,9 +19,8 @@ from mixer_lightning.checkpoints.describe import Description
 from mixer_lightning.checkpoints.families import FAMILIES
 
 DEPTH = 3  # of mappings in mappings
-AVERAGED = re.compile(
-    r"(^|[._\W])(ema|averaged?|swa|polyak)($|[._\W])"
-)  # in a key, or before the names of tensors
+#: In a key, or before the names of tensors.
+AVERAGED = re.compile(r"(^|[._\W])(ema|averaged?|swa|polyak)($|[._\W])")
 #: Keys under which weights stand where their names are of no family that is known; averaged ones first.
 KEYS = (
     "state_dict_ema",

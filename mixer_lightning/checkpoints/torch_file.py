@@ -55,9 +55,7 @@ def damaged_record(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             has_checksums = any(record.CRC for record in archive.infolist())
             return archive.testzip() if has_checksums else None
-    except (
-        Exception
-    ) as error:  # BadZipFile, EOFError, struct.error, an unknown compression: zipfile raises many
+    except Exception as error:  # BadZipFile, EOFError, struct.error: zipfile raises many
         raise Damaged(broken(path, "torch file")) from error
 
 

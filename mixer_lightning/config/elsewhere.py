@@ -60,8 +60,12 @@ def meant(key: str, value: str, known: Collection[str]) -> str:
     found = name if name in known else ELSEWHERE.get(name) or _in_group(name)
     if found is None or found.partition(".")[0] not in known:
         return ""
-    quotes = "'\""
-    return f": did you mean '{found}={value.strip(quotes)}'?"
+    text = value.strip("'\"")
+    if name not in known and name in ELSEWHERE and text.lower() in ("true", "false"):
+        text = "<...>"  # a switch there; none of these keys is one here
+    if found == "trainer" and text in ("cuda", "0"):
+        text = "gpu"
+    return f": did you mean '{found}={text}'?"
 
 
 def _in_group(name: str) -> str | None:

@@ -41,9 +41,9 @@ MAX_PIXELS_CROPPED_ON_DEVICE = 96 * 96
 MAX_BAD_IMAGES_NAMED = 20  # in the log; more are counted
 #: The fraction of bad images is one of at least this many, or of the whole split.
 MIN_IMAGES_OF_BAD_FRACTION = 1000
-TOLERATED_BAD_IMAGES = (
-    10  # however small the split, but a tenth of it at most, and none where no fraction is allowed
-)
+#: However small the split, but a tenth of it at most, and none where no fraction is allowed.
+TOLERATED_BAD_IMAGES = 10
+LARGEST_BAD_FRACTION = 0.99  # that is advised: 1 is none that a recipe takes
 
 
 class Batch(NamedTuple):
@@ -340,9 +340,9 @@ class BadImages:
 
 
 def _rounded_up(fraction: float) -> str:
-    """One digit, not less, not above 1: .0012 -> 0.002."""
+    """One digit, not less, below 1: .0012 -> 0.002."""
     digits = 10.0 ** math.floor(math.log10(fraction))
-    return f"{min(math.ceil(fraction / digits - 1e-9) * digits, 1.0):g}"
+    return f"{min(math.ceil(fraction / digits - 1e-9) * digits, LARGEST_BAD_FRACTION):g}"
 
 
 def decoding_threads(threads: int) -> ThreadPoolExecutor:

@@ -22,6 +22,7 @@ from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.source import open_data
 from mixer_lightning.evals import Eval, checked_eval, uses_head
+from mixer_lightning.models.presets import refuse_too_large
 from mixer_lightning.screen import last_line
 from mixer_lightning.targets import build
 
@@ -82,8 +83,8 @@ def new_model(
     Raises:
         ValueError: there is no such model: sizes that contradict each other, or more than the memory holds.
     """
-    seed_generators(derive_seed(recipe.seed, "init"))
-    try:
+
+    def make() -> nn.Module:
         model: nn.Module = build(
             recipe.model,
             num_classes=num_classes,
@@ -91,10 +92,15 @@ def new_model(
             stochastic_depth=stochastic_depth,
             head_bias=head_bias,
         )
+        return model
+
+    try:
+        refuse_too_large(make, num_classes=num_classes, image_size=recipe.image_size)
+        seed_generators(derive_seed(recipe.seed, "init"))
+        return make()
     except (ArithmeticError, RuntimeError, MemoryError) as error:
         sizes = ", ".join(f"{key}={value}" for key, value in recipe.model.items() if key != "_target_")
         raise ValueError(f"model: cannot be built with {sizes}: {last_line(error)}") from error
-    return model
 
 
 def data_module(

@@ -90,7 +90,7 @@ def slow_average(*, decay: float | None, total_steps: int) -> str | None:
     """
     if decay is None or decay ** (total_steps - 1) <= MAX_WEIGHT_OF_BEGINNING:
         return None
-    fitting = f"ema_decay={1 - 10 / total_steps:.4g}, or " if total_steps > 20 else ""
+    fitting = f"ema_decay={1 - float(f'{10 / total_steps:.1g}'):.9g}, or " if total_steps > 20 else ""
     return (
         f"ema_decay={decay:g} is slow for {total_steps:,} steps: of the averaged weights, which are evaluated and "
         f"kept, {100 * decay ** (total_steps - 1):.0f} % will be those of the first step. Use {fitting}ema_decay=null"

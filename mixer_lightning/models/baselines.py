@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from mixer_lightning.models.patches import grid_size
-from mixer_lightning.ranges import BelowOne, PositiveInt
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt
 from mixer_lightning.screen import did_you_mean
 
 
 def timm_backbone(
     *,
     timm_name: str,
-    num_classes: PositiveInt,
+    num_classes: NonNegativeInt,
     image_size: PositiveInt,
     stochastic_depth: BelowOne = 0.0,
     head_bias: float = 0.0,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.models.patches import grid_size
-from mixer_lightning.ranges import BelowOne, PositiveInt
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt
 
 # torch warns that it pads a copy for even kernels: that is what the paper's kernels of 8 need.
 warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
@@ -40,7 +40,7 @@ class ConvMixer(nn.Module):
         kernel_size: PositiveInt,
         patch_size: PositiveInt,
         activation: Literal["gelu", "relu"] = "gelu",
-        num_classes: PositiveInt,
+        num_classes: NonNegativeInt,
         image_size: PositiveInt,
         stochastic_depth: BelowOne = 0.0,
         head_bias: float = 0.0,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_lightning.models.patches import grid_size
-from mixer_lightning.ranges import BelowOne, PositiveInt
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt
 
 
 class Mixer(nn.Module):
@@ -33,7 +33,7 @@ class Mixer(nn.Module):
         hidden_dim: PositiveInt,
         tokens_mlp_dim: PositiveInt,
         channels_mlp_dim: PositiveInt,
-        num_classes: PositiveInt,
+        num_classes: NonNegativeInt,
         image_size: PositiveInt,
         stochastic_depth: BelowOne = 0.0,
         head_bias: float = 0.0,

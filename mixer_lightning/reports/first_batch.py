@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.reports.figures import new_figure, save_figure
+from mixer_lightning.reports.figures import label, new_figure, save_figure
 
 COLUMNS = 8
 INCHES = 1.3  # of an image
@@ -27,10 +27,8 @@ def draw(path: Path, images: npt.NDArray[np.uint8], captions: Sequence[str]) -> 
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         top, left = (size + gap) * (index // columns), (size + gap) * (index % columns)
         mosaic[top : top + size, left : left + size] = image
-        short = caption if len(caption) <= MAX_CHARACTERS else f"{caption[: MAX_CHARACTERS - 1]}…"
-        axes.text(
-            left + size / 2 - 0.5, top + size, short, fontsize=6, ha="center", va="top", parse_math=False
-        )
+        short = label(caption, MAX_CHARACTERS)
+        axes.text(left + size / 2 - 0.5, top + size, short, fontsize=6, ha="center", va="top")
     axes.imshow(mosaic, interpolation="nearest")
     axes.set_axis_off()
     save_figure(figure, path)

@@ -79,6 +79,35 @@ def test_what_they_are_called_here_is_there() -> None:
     assert {found.partition(".")[0] for found in ELSEWHERE.values()} <= known
 
 
+def test_what_is_advised_for_them_is_taken() -> None:
+    values = {
+        "data": "folder",
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "trainer": "cuda",
+        "trainer.precision": "32-true",
+        "checkpoint": "timm:mixer_b16_224.goog_in21k",
+        "hydra.run.dir": "there",
+        "ema_decay": "0.9",
+        "stochastic_depth": "0.1",
+        "loss.label_smoothing": "0.1",
+    }
+    typed = [f"{key}={values.get(meant, '2')}" for key, meant in ELSEWHERE.items()]
+    messages = compose("train", typed).messages
+    advised = {message.partition("did you mean '")[2].removesuffix("'?") for message in messages}
+    assert len(messages) == len(ELSEWHERE)
+    taken = [each for each in sorted(advised) if not each.startswith("duration.")]
+    assert compose("train", ["loss=softmax", "duration.epochs=2", *taken]).messages == []
+
+
+@pytest.mark.parametrize("typed", ["amp=true", "pretrained=True"])
+def test_a_switch_of_other_programs_is_no_value_here(typed: str) -> None:
+    key = typed.partition("=")[0]
+    assert compose("train", [typed]).messages == [
+        f"unknown key '{key}': did you mean '{ELSEWHERE[key]}=<...>'?"
+    ]
+
+
 def ended(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[object, str]:
     """Exit code and what was said of `mixer train` with these arguments, which start nothing."""
     try:

@@ -631,6 +631,22 @@ def test_a_prepared_index_that_does_not_fit_is_named(made, damage):
         shards(root=str(made))
 
 
+@pytest.mark.parametrize("verify", ["size", "full"])
+@pytest.mark.parametrize("name", ["../../mine.txt", "MINE", "val-index.npy", "train-000.tar"])
+def test_a_dataset_json_names_no_files_of_others_as_its_index(made, tmp_path, name, verify):
+    """Of a remote set, what differs from its checksum would be removed."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    about = json.loads((made / "dataset.json").read_text())
+    about["splits"]["train"]["arrays"] = [{"name": name.replace("MINE", str(mine)), "sha256": "0" * 64}]
+    (made / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(
+        ValueError, match=r"arrays must be among train-index\.npy and train-labels\.npy, found"
+    ):
+        shards(root=str(made), verify=verify)
+    assert mine.read_text() == "mine"
+
+
 def test_a_dataset_json_that_contradicts_itself(made):
     about = json.loads((made / "dataset.json").read_text())
     for key, value in (("samples", 8), ("shards", 5), ("shards", [{"name": "train-000.tar"}])):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mixer_lightning.config.compose import compose_one
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import BadImage, Dataset, Images
 from mixer_lightning.data.sources.digits import digits
@@ -305,6 +306,17 @@ def test_too_many_bad_images_end_the_run(module, tmp_path, threads):
     message = str(caught.value)
     assert message.startswith(f"cannot read {tmp_path}/train/")
     assert "bad image number 5 of 40, more than max_bad_fraction=0.05 allows" in message
+
+
+def test_the_fraction_that_is_advised_is_one_that_a_recipe_takes(module, tmp_path):
+    spoil(
+        write_images(tmp_path, train=4),
+        *(f"train/{path.parent.name}/{path.name}" for path in sorted(tmp_path.glob("train/*/*"))[:3]),
+    )
+    with pytest.raises(BadImage) as caught:
+        micro_batches(module(folder(root=str(tmp_path)), max_bad_fraction=0.3))
+    advised = str(caught.value).rpartition("such as ")[2]
+    assert compose_one("train", ["data=folder", advised]).max_bad_fraction >= 0.75
 
 
 @pytest.mark.parametrize("threads", [1, 4])

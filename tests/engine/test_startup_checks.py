@@ -67,6 +67,14 @@ def test_the_weight_of_the_beginning_is_that_of_torchs_average(decay, total_step
     assert slow_average(decay=None, total_steps=total_steps) is None
 
 
+@pytest.mark.parametrize("total_steps", [21, 2_450, 300_000, 7_000_000])
+def test_the_decay_that_is_advised_is_one(total_steps):
+    said = slow_average(decay=1 - 1e-9, total_steps=total_steps)
+    fitting = float(said.rpartition(", or ema_decay=null")[0].rpartition("ema_decay=")[2])
+    assert 0 < fitting < 1
+    assert slow_average(decay=fitting, total_steps=total_steps) is None
+
+
 def test_a_slow_average_is_said_at_the_start(tmp_path, capsys):
     assert run.train(compose_one("train", [*TINY, "ema_decay=0.9999"]), tmp_path / "run") == 0
     said = capsys.readouterr().out
@@ -94,3 +102,11 @@ def test_a_balanced_run_is_the_same_after_a_stop(tmp_path, capsys):
     places = (tmp_path / "whole", stopped)
     one, two = (torch.load(each / "last.ckpt", weights_only=True)["state_dict"] for each in places)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_model_larger_than_the_memory_is_not_begun(tmp_path, capsys):
+    words = [*TINY, "model=mixer_digits", f"image_size={2**17}"]
+    assert run.train(compose_one("train", words), tmp_path / "run") == 2
+    assert "GB of memory: is num_classes or image_size a misspelling?" in " ".join(
+        capsys.readouterr().out.split()
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -321,7 +322,9 @@ def test_a_caption_names_the_classes_of_a_target():
 
 def test_the_picture_is_a_png_of_all_its_images(tmp_path):
     images = torch.randint(0, 256, (11, 8, 8, 3), dtype=torch.uint8).numpy()
-    draw(tmp_path / "x.png", images, ["$a_b$ [x]"] * 11)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of glyphs that no font has
+        draw(tmp_path / "x.png", images, ["$a_b$ [x]", "深圳", "שלום"] + ["x" * 40] * 8)
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "PNG"
         assert image.width > 400

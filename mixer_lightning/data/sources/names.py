@@ -97,7 +97,7 @@ def ending_of(name: str) -> str:
 
 
 def left_out(counts: dict[str, int]) -> str:
-    """'12 files are not read, by their endings: 10 .txt, 2 .heic (pip install ...)' of counts by `ending_of`."""
+    """'12 files are not read, by ending: 10 .txt, 2 .heic (pip install ...)' of counts by `ending_of`."""
     ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
     shown = [f"{count:,} {ending}" for ending, count in ordered[:SHOWN_ENDINGS]]
     if more := sum(count for _, count in ordered[SHOWN_ENDINGS:]):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.data.sources.cache import Cache
-from mixer_lightning.data.sources.index import Index, read
+from mixer_lightning.data.sources.index import Index, array_paths, read
 from mixer_lightning.data.sources.locks import log_progress, once_per_machine
 from mixer_lightning.data.sources.prepare_defaults import prepare_command
 from mixer_lightning.data.sources.remote import File, content, fetch, find, is_remote, sha256_of
@@ -65,7 +65,7 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
         about = json.loads(text)
         classes = about["classes"]
         splits = {
-            split: _described(base, each, f"splits.{split}", verify=verify)
+            split: _described(base, split, each, verify=verify)
             for split, each in about.get("splits", {}).items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -81,8 +81,8 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
     return Description(classes, splits, hashlib.sha256(text).hexdigest(), again)
 
 
-def _described(base: str, split: dict[str, Any], where: str, *, verify: Literal["size", "full"]) -> Described:
-    files, samples = [], []
+def _described(base: str, name: str, split: dict[str, Any], *, verify: Literal["size", "full"]) -> Described:
+    files, samples, where = [], [], f"splits.{name}"
     for number, each in enumerate(split["shards"]):
         shard = f"{where}.shards[{number}]"
         file, sha256 = _text(each, "name", shard), _text(each, "sha256", shard)
@@ -96,6 +96,9 @@ def _described(base: str, split: dict[str, Any], where: str, *, verify: Literal[
         _text(each, "name", f"{where}.arrays"): _text(each, "sha256", f"{where}.arrays")
         for each in split.get("arrays", [])
     }
+    own = [path.name for path in array_paths(Path(), name)]
+    if foreign := arrays.keys() - own:
+        raise ValueError(f"{where}.arrays must be among {' and '.join(own)}, found {min(foreign)!r}")
     return Described(files, samples, labels_per_image, arrays)
 
 
