@@ -328,6 +328,43 @@ def test_a_mistyped_option_is_answered_in_a_sentence(program):
     assert done.stderr == "unknown option '--hlep': did you mean '--help'?\n"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(tmp_path, words):
+    """`mixer train --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "mixer_lightning", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=120,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_table_of_models_fits_a_terminal_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setattr("mixer_lightning.cli.models.list_models", lambda: ["mixer_b16", "convmixer_1536_20"])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert console.main(["models"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    for text in ("mixer_b16", "59,880,472", "convmixer_1536_20", "224 px", "81.37 %", "2201.09792"):
+        assert text in said
+
+
+def test_a_transfer_of_a_checkpoint_that_is_not_there(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words in (["checkpoint=no/such.npz"], ["checkpoint=no/such.npz", "model=mixer_b16", "--dry-run"]):
+        assert console.main(["transfer", *words]) == 2
+        assert "there is no checkpoint file no/such.npz" in capsys.readouterr().out
+    assert not [*tmp_path.iterdir()]
+
+
 def test_nothing_is_left_of_a_run_that_was_refused(program, tmp_path):
     assert program("finetune.py", "checkpoint=no/such.npz").returncode == 2
     assert list(tmp_path.iterdir()) == []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +99,9 @@ def evaluated(run_dir: Path) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if not k.startswith("train/") and not k.endswith("/loss")}
 
 
-def test_figures_are_those_of_the_run(run_dir, tmp_path):
+def test_figures_are_those_of_the_run(run_dir, tmp_path, capsys, monkeypatch):
+    clock = itertools.count(0, 61)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     recipe = composed(given(run_dir / results.LAST), "evals=[accuracy,fewshot,confusion]", *WORDS)
     assert evaluate(recipe, tmp_path / "found") == 0
     record = read_evaluation(tmp_path / "found")
@@ -110,6 +115,11 @@ def test_figures_are_those_of_the_run(run_dir, tmp_path):
         run_dir / "misclassified.csv"
     ).read_text()
     assert (tmp_path / "found" / "confusion.png").exists()
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"{tmp_path}/found/confusion.png, {tmp_path}/found/misclassified.png" in said
+    assert re.search(
+        r"test \d+/\d+ .* left", said
+    )  # how far it is: a line a minute, and this clock goes fast
 
 
 def test_the_recipe_of_the_run_is_taken_and_the_command_line_has_the_last_word(run_dir):

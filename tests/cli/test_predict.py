@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from mixer_lightning.checkpoints.restore import restore
 from mixer_lightning.checkpoints.save import save_timm
 from mixer_lightning.cli import predict
 from mixer_lightning.engine import prediction
+from mixer_lightning.stdio import printable
 
 
 @pytest.fixture
@@ -184,6 +188,39 @@ def test_a_pipe_is_refused_by_name(
         f"images: {pictures / 'pipe.png'} is not read: it is a named pipe, not a file"
         in capsys.readouterr().out
     )
+
+
+def test_names_of_files_and_classes_are_text(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the markup, the emoji nor the escape sequences of a terminal's library; no BOM of Windows' editors either."""
+    named = {"b.png": "a[/b].png", "c.PNG": "[old]dog.png", "deeper/a.png": ":dog:.png"}
+    (pictures / "a[").mkdir()
+    for name, other in named.items():
+        (pictures / name).rename(pictures / other)
+    classes = ["[red]owl", ":cat:", "a[/x]", "\x1b[2Jcrow", ":bug:", "[b]", "\x1b]0;x\x07"]
+    (pictures.parent / "names.txt").write_text("\n".join(classes), encoding="utf-8-sig")
+    monkeypatch.chdir(pictures)  # so that each row has a line
+    given = words(checkpoint, Path(), f"classes={pictures.parent / 'names.txt'}", "top=1")
+    assert predict.main(given) == 0
+    said = capsys.readouterr().out
+    rows = json.loads((checkpoint.parent / "out.json").read_text())
+    assert {row["file"] for row in rows} == set(named.values())
+    for row in rows:
+        name = row["classes"][0]["class"]
+        assert name in classes
+        assert re.search(re.escape(f"{row['file']} ") + f" *{re.escape(printable(name))} [0-9.]+ %", said)
+    assert "\x1b" not in said
+
+
+def test_it_says_how_far_it_is(
+    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no terminal, a line a minute."""
+    clock = itertools.count(0, 61)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    assert predict.main(words(checkpoint, pictures, "batch_size=1")) == 0
+    assert re.search(r"^2/3 images .*left$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_name_that_is_not_utf8_is_read_and_written(

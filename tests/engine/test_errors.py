@@ -435,6 +435,13 @@ def test_brackets_are_text_on_the_screen_and_in_the_log(tmp_path, capsys):
         assert "[/pytorch/pair.cc:152] connection [closed]" in text
 
 
+def test_the_name_of_a_run_directory_is_text(tmp_path, capsys):
+    run_dir = tmp_path / "a[" / "b] :dog:"
+    assert train(run_dir, "evals=none") == 0
+    assert f"{run_dir}/result.json" in capsys.readouterr().out
+    assert f"{run_dir}/result.json" in (run_dir / "log.txt").read_text()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
 def test_a_full_disk_under_the_log_ends_the_log_alone(tmp_path, capsys):
     run_dir = tmp_path / "run"
