@@ -54,7 +54,7 @@ class Accuracy:
 
     def metric_names(self, data: Dataset) -> list[str]:
         """Top-1 and top-5 of each split and crop, and the loss."""
-        suffixes = ["_square" if crop == "square" else "" for crop in self.crops or [""]]
+        suffixes = ["_square" if crop == "square" else "" for crop in self.crops or []] or [""]
         kinds = [f"top{k}" for k in TOP_K if k < len(data.classes)] + ["loss"]
         splits = self.splits or eval_splits(data)
         return [f"{split}/{kind}{suffix}" for split in splits for kind in kinds for suffix in suffixes]
