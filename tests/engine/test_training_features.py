@@ -370,9 +370,10 @@ def test_the_picture_shows_what_the_network_is_given(tmp_path, monkeypatch):
 def test_a_caption_names_the_classes_of_a_target():
     names = ["cat", "dog", "owl"]
     assert first_batch.caption(torch.tensor([0.0, 1.0, 0.0]), names) == "dog"
-    assert first_batch.caption(torch.tensor([0.7, 0.0, 0.3]), names) == "70 % cat + 30 % owl"
-    assert first_batch.caption(torch.tensor([0.3, 0.7]), names[:2]) == "70 % dog + 30 % cat"  # no class is 0
+    assert first_batch.caption(torch.tensor([0.7, 0.0, 0.3]), names) == "70 % cat\n30 % owl"
+    assert first_batch.caption(torch.tensor([0.3, 0.7]), names[:2]) == "70 % dog\n30 % cat"  # no class is 0
     assert first_batch.caption(torch.tensor([0.0, 1.0]), names[:2]) == "dog"
+    assert first_batch.caption(torch.tensor([0.0, 1.0]), ["a", "b\nc"]) == "b c"
 
 
 def test_the_picture_is_a_png_of_all_its_images(tmp_path):
