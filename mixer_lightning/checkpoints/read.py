@@ -6,6 +6,7 @@ pickled objects are refused, and a recipe in it names no code.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import zipfile
@@ -98,7 +99,7 @@ def read(path: str | Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _from_state_dict(path, *_read_safetensors(path))
     if path.suffix in TORCH_SUFFIXES:
-        content = torch_file.load(path)
+        content = _read_torch(path)
         return _from_state_dict(path, _state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
@@ -117,6 +118,21 @@ def _in_run(run_dir: Path) -> Path:
         f"{run_dir} holds neither {results.BEST} nor {results.LAST} nor {hub.FILE}: give a run directory, or a file of "
         "weights"
     )
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    """The content of a torch file; where one of a run is damaged, it is said which of its others is whole."""
+    try:
+        return torch_file.load(path)
+    except torch_file.Damaged as error:
+        names = (results.BEST, results.LAST, results.PREVIOUS)
+        for other in (path.with_name(name) for name in names if path.name in names and name != path.name):
+            with contextlib.suppress(ValueError, OSError):
+                step = torch_file.load(other)["step"]
+                raise torch_file.Damaged(
+                    f"{error}, or take {other} of step {step:,}, which is whole"
+                ) from error
+        raise
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,7 @@ def draw(path: Path, images: npt.NDArray[np.uint8], captions: Sequence[str]) -> 
     """
     columns = min(COLUMNS, len(images))
     rows, size = math.ceil(len(images) / columns), images.shape[1]
-    gap = max(1, round(0.2 * size))  # under each image; its caption stands there
+    gap = max(1, round(0.3 * size))  # under each image; its caption stands there
     mosaic = np.full((rows * (size + gap), columns * (size + gap), 3), 255, np.uint8)
     figure = new_figure(columns * INCHES, rows * INCHES)
     axes = figure.subplots()
