@@ -6,7 +6,6 @@ pickled objects are refused, and a recipe in it names no code.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import zipfile
@@ -127,11 +126,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
     except torch_file.Damaged as error:
         names = (results.BEST, results.LAST, results.PREVIOUS)
         for other in (path.with_name(name) for name in names if path.name in names and name != path.name):
-            with contextlib.suppress(ValueError, OSError):
+            try:
                 step = torch_file.load(other)["step"]
-                raise torch_file.Damaged(
-                    f"{error}, or take {other} of step {step:,}, which is whole"
-                ) from error
+            except (ValueError, OSError, KeyError):
+                continue
+            raise torch_file.Damaged(f"{error}, or take {other} of step {step:,}, which is whole") from error
         raise
 
 
