@@ -1,11 +1,20 @@
-"""Numbers by the values that make sense: annotations of parameters, checked with their type (config/check.py).
+"""Numbers by the values that make sense: annotations of parameters.
 
->>> def head(*, num_classes: PositiveInt, drop_rate: BelowOne = 0.0): ...
+A recipe's are checked with their type (config/check.py), before anything is imported; those that a program gives, by
+the function itself.
+
+>>> @check_ranges
+... def head(*, num_classes: PositiveInt, drop_rate: BelowOne = 0.0): ...
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+import functools
+import math
+import numbers
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
 
 
 class Range(NamedTuple):
@@ -17,10 +26,11 @@ class Range(NamedTuple):
     high_open: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int | float):
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
             return False
-        above = value > self.low if self.low_open else value >= self.low
-        return above and (value < self.high if self.high_open else value <= self.high)
+        number = float(value)
+        above = number > self.low if self.low_open else number >= self.low
+        return above and (number < self.high if self.high_open else number <= self.high)
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.low_open else f"at least {self.low:g}"
@@ -43,3 +53,45 @@ RANGES: dict[str, tuple[type[Any], Range]] = {
     for name, alias in list(globals().items())
     if hasattr(alias, "__metadata__")
 }
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def check_ranges(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which at each call checks the keyword arguments that its annotations give a range.
+
+    Raises:
+        ValueError: by the function: a number is of another type or not in its range, or one of a list of them.
+    """
+    found = {
+        name: RANGES[match[0]]
+        for name, annotation in function.__annotations__.items()
+        if (match := re.search("|".join(rf"\b{each}\b" for each in RANGES), str(annotation)))
+    }
+    assert found, f"no parameter of {function.__qualname__} has a range"
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in found.keys() & kwargs.keys():
+            _check(name, kwargs[name], *found[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _check(name: str, value: object, kind: type[Any], bounds: Range) -> None:
+    """ValueError unless it is a number of the range, a list of such, or None."""
+    if value is None:
+        return
+    if isinstance(value, list | tuple):
+        for each in value:
+            _check(name, each, kind, bounds)
+        return
+    wanted = numbers.Integral if kind is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise ValueError(
+            f"{name} must be a {'whole ' if kind is int else ''}number, {bounds}, found {value!r}"
+        )
+    if value not in bounds:
+        raise ValueError(f"{name} must be {bounds}, found {value}")

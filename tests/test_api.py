@@ -137,8 +137,8 @@ def test_own_sizes_and_their_way_back(tmp_path: Path) -> None:
     [
         ({"num_block": 2}, "mixer_digits has no parameter 'num_block': did you mean 'num_blocks'"),
         ({"depth": 2}, "mixer_digits has no parameter 'depth'"),
-        ({"num_blocks": "2"}, "num_blocks must be a whole number above 0, found '2'"),
-        ({"num_blocks": 0}, "num_blocks must be a whole number above 0, found 0"),
+        ({"num_blocks": "2"}, "num_blocks must be a whole number, at least 1, found '2'"),
+        ({"num_blocks": 0}, "num_blocks must be at least 1, found 0"),
         ({"_target_": "os.system"}, "has no parameter '_target_'"),
     ],
 )

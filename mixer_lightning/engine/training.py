@@ -17,7 +17,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
-from mixer_lightning.data.checks import refuse_damaged
+from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.engine import bad_images, setup, startup_checks
@@ -234,10 +234,11 @@ def _class_counts(recipe: Recipe, source: Dataset) -> torch.Tensor | None:
     """Training images of each class [K], where the loss weighs by them; one with several labels counts for each.
 
     Raises:
-        ValueError: balanced sampling is asked for, and images have several labels.
+        ValueError: balanced sampling is asked for, and images have several labels or would be fetched one by one.
     """
     if recipe.sampling is not None:
         refuse_several_labels(source.splits["train"].labels(np.arange(1)))
+        refuse_random_reads(source.splits["train"])
     if recipe.loss.get("class_weights") != "balanced":
         return None
     return torch.from_numpy(splits.class_counts(source))

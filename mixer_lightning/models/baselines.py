@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from mixer_lightning.models.patches import grid_size
-from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from mixer_lightning.screen import did_you_mean
 
 
+@check_ranges
 def timm_backbone(
     *,
     timm_name: str,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.models.patches import grid_size
-from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
 # torch warns that it pads a copy for even kernels: that is what the paper's kernels of 8 need.
 warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
@@ -32,6 +32,7 @@ class ConvMixer(nn.Module):
     channels_last: ClassVar[bool] = True  # its convolutions are faster on memory ordered [B, H, W, C]
     head_name: ClassVar[str] = "head"
 
+    @check_ranges
     def __init__(
         self,
         *,

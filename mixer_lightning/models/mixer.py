@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_lightning.models.patches import grid_size
-from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
 
 class Mixer(nn.Module):
@@ -25,6 +25,7 @@ class Mixer(nn.Module):
     channels_last: ClassVar[bool] = False
     head_name: ClassVar[str] = "head"
 
+    @check_ranges
     def __init__(
         self,
         *,

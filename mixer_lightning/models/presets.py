@@ -86,10 +86,6 @@ def build_model(
         ValueError: there is no such model, or a number makes no sense.
     """
     node = _overridden(name, model_node(name), overrides or {})
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be at least 0 (no head), found {num_classes}")
-    if not 0 <= stochastic_depth < 1:
-        raise ValueError(f"stochastic_depth must be at least 0 and below 1, found {stochastic_depth}")
     size = default_image_size(name) if image_size is None else image_size
 
     def make() -> nn.Module:
@@ -113,9 +109,8 @@ def _overridden(name: str, node: Mapping[str, Any], overrides: Mapping[str, Any]
         if key not in known:
             hint = did_you_mean(key, known) or f": it has {', '.join(known)}"
             raise ValueError(f"{name} has no parameter '{key}'{hint}")
-        if type(value) is not type(node[key]) or (isinstance(value, int) and value < 1):
-            expected = "a whole number above 0" if isinstance(node[key], int) else type(node[key]).__name__
-            raise ValueError(f"{key} must be {expected}, found {value!r}")
+        if isinstance(node[key], str) and not isinstance(value, str):
+            raise ValueError(f"{key} must be a text, found {value!r}")
     return {**node, **overrides}
 
 

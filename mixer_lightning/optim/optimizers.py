@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from mixer_lightning.optim.groups import parameter_groups
-from mixer_lightning.ranges import BelowOne, NonNegativeFloat, PositiveFloat, PositiveFraction
+from mixer_lightning.ranges import BelowOne, NonNegativeFloat, PositiveFloat, PositiveFraction, check_ranges
 
 
+@check_ranges
 def adamw(
     model: nn.Module,
     *,
@@ -46,6 +47,7 @@ def adamw(
     return _unscaled_by_the_loop(optimizer)
 
 
+@check_ranges
 def adam(
     model: nn.Module,
     *,
@@ -75,6 +77,7 @@ def adam(
     return _unscaled_by_the_loop(optimizer)
 
 
+@check_ranges
 def sgd(
     model: nn.Module,
     *,
@@ -114,6 +117,7 @@ def sgd(
     return _unscaled_by_the_loop(optimizer)
 
 
+@check_ranges
 def lamb(
     model: nn.Module,
     *,

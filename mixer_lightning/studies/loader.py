@@ -131,6 +131,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"there is no pipeline '{name}': known are {'; '.join(PIPELINES)}")
     parser.check_at_least(1, chosen, "workers", "images", "copies")
     parser.check_at_least(2, chosen, "rounds")
+    parser.check_at_least(0, chosen, "device_rate")
     return chosen
 
 

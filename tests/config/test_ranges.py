@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import yaml
 
 from mixer_lightning.config.compose import compose
 from mixer_lightning.config.recipe import RUNTIME_ARGS, Duration, EvaluationRecipe, Recipe
 from mixer_lightning.config.signatures import signature
+from mixer_lightning.data.sources.shards import shards
 from mixer_lightning.files import CONF
+from mixer_lightning.models.baselines import timm_backbone
+from mixer_lightning.models.convmixer import ConvMixer
+from mixer_lightning.models.mixer import Mixer
+from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.ranges import RANGES
 
 #: Numbers that may be any: a seed, an offset of logits, colours.
@@ -91,3 +97,48 @@ def test_a_number_of_another_type_is_of_another_type():
     assert message == "'model.depth' takes int, found 'deep'"
     (message,) = compose("train", ["model.depth=2.5"]).messages
     assert message == "'model.depth' takes int, found 2.5"
+
+
+MIXER = {"patch_size": 4, "num_blocks": 1, "hidden_dim": 8, "tokens_mlp_dim": 8, "channels_mlp_dim": 8}
+CONVMIXER = {"dim": 8, "depth": 1, "kernel_size": 3, "patch_size": 4}
+TIMM = {"timm_name": "resnet18"}
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "wrong", "message"),
+    [
+        (Mixer, MIXER, {"hidden_dim": 0}, "hidden_dim must be at least 1, found 0"),
+        (Mixer, MIXER, {"num_blocks": -1}, "num_blocks must be at least 1, found -1"),
+        (
+            Mixer,
+            MIXER,
+            {"tokens_mlp_dim": 2.5},
+            "tokens_mlp_dim must be a whole number, at least 1, found 2.5",
+        ),
+        (Mixer, MIXER, {"patch_size": True}, "patch_size must be a whole number, at least 1, found True"),
+        (Mixer, MIXER, {"stochastic_depth": 1}, "stochastic_depth must be at least 0 and below 1, found 1"),
+        (
+            Mixer,
+            MIXER,
+            {"stochastic_depth": float("nan")},
+            "stochastic_depth must be at least 0 and below 1, found nan",
+        ),
+        (Mixer, MIXER, {"num_classes": -1}, "num_classes must be at least 0, found -1"),
+        (ConvMixer, CONVMIXER, {"depth": 0}, "depth must be at least 1, found 0"),
+        (ConvMixer, CONVMIXER, {"dim": -8}, "dim must be at least 1, found -8"),
+        (ConvMixer, CONVMIXER, {"image_size": 0}, "image_size must be at least 1, found 0"),
+        (timm_backbone, TIMM, {"num_classes": -5}, "num_classes must be at least 0, found -5"),
+        (adamw, {"model": None, "weight_decay": 0.1}, {"lr": -1}, "lr must be above 0, found -1"),
+        (shards, {"root": "x"}, {"cache_bytes": 0}, "cache_bytes must be at least 1, found 0"),
+    ],
+)
+def test_a_program_is_told_the_range(make, given, wrong, message):
+    of_models = {"num_classes": 2, "image_size": 8} if make in (Mixer, ConvMixer, timm_backbone) else {}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make(**{**of_models, **given, **wrong})
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = Mixer(**{**MIXER, "hidden_dim": np.int64(8)}, num_classes=0, image_size=8)
+    assert model.num_features == 8
+    assert all(np.float32(0.5) in RANGES[name][1] for name in ("PositiveFloat", "Fraction", "BelowOne"))

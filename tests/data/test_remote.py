@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from test_shards_source import picture, prepared_set, write
 
+from mixer_lightning.data.checks import refuse_random_reads
 from mixer_lightning.data.sources import remote
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.remote import File, expand
 from mixer_lightning.data.sources.shards import shards
+from mixer_lightning.data.splits import Joined, Subset
 
 
 @pytest.fixture(autouse=True)
@@ -535,3 +537,20 @@ def test_what_cannot_be_fetched_ahead_is_an_error_only_when_it_is_read(root, ser
     with pytest.raises(FileNotFoundError, match=r"train-000\.tar does not exist"):
         train.read(0)
     check_train(train)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_balanced_sampling_of_shards_elsewhere_takes_a_cache_that_holds_them(root, fits):
+    """Each image would fetch its shard again: more than the whole set for each batch."""
+    url = upload(root)
+    size = sum(path.stat().st_size for path in root.glob("train-*.tar"))
+    images = shards(root=url, cache_bytes=size if fits else size - 1).splits["train"]
+    joined = Joined([Subset(images, np.arange(3)), Subset(images, np.arange(3, 9))])
+    if fits:
+        refuse_random_reads(joined)
+    else:
+        with pytest.raises(
+            ValueError, match=rf"sampling=balanced .* Set data\.cache_bytes={size} .* or use loss"
+        ):
+            refuse_random_reads(joined)
+    refuse_random_reads(shards(root=str(root), cache_bytes=1).splits["train"])

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from mixer_lightning.data.sources import Stored, cache, index, prepared
+from mixer_lightning.data.sources import Stored, cache, index, names, prepared, samples
 from mixer_lightning.data.sources.shards import shards
 from mixer_lightning.data.stateless_random import hash32
 
@@ -221,6 +221,27 @@ def test_ids_are_not_taken_for_labels(root):
         else:
             with pytest.raises(ValueError, match="labels go up to 101,000"):
                 shards(root=str(root))
+
+
+def test_shards_hold_the_formats_that_folders_hold(root, said, monkeypatch):
+    """Of several images in a sample the one that every reader decodes is meant; what a plugin reads is counted."""
+    monkeypatch.setattr(samples, "IMAGE_SUFFIXES", tuple(s for s in names.IMAGE_SUFFIXES if s != "heic"))
+    monkeypatch.setattr(names, "IMAGE_SUFFIXES", samples.IMAGE_SUFFIXES)
+    suffixes = sorted(samples.IMAGE_SUFFIXES)
+    files: dict[str, bytes] = {}
+    for i, suffix in enumerate(suffixes):
+        files |= {f"{i:03d}.{suffix}": picture(i), f"{i:03d}.cls": b"1"}
+    files |= {"x.tif": b"mask", "x.jpg": picture(3), "x.cls": b"0"}
+    files |= {f"y{i}.{name}": b"1" for i in range(3) for name in ("heic", "cls")}
+    write_files(root / "train-000.tar", files)
+    images = shards(root=str(root), train="train-000.tar").splits["train"]
+    assert [images.read(i) for i in range(len(suffixes))] == [picture(i) for i in range(len(suffixes))]
+    assert images.read(len(suffixes)) == picture(3)
+    assert len(images) == len(suffixes) + 1
+    (line,) = [line for line in said() if "left out" in line]
+    assert line.startswith(
+        "shards: 3 images in .heic (pip install 'mixer-lightning[heic]' reads HEIF) are left"
+    )
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,24 @@ def test_imagenet_with_other_folders_or_unsorted_images(imagenet_folders):
     loose.unlink()
 
 
+@pytest.mark.parametrize("beside", [[], ["ILSVRC2012_devkit_t12.tar.gz"]])
+def test_imagenet_with_val_alone_is_there_to_evaluate_on(imagenet_folders, tmp_path, beside):
+    """The devkit stays where the archive of val was unpacked with it."""
+    (tmp_path / "val").symlink_to(imagenet_folders / "val")
+    for name in beside:
+        (tmp_path / name).write_bytes(b"")
+    data = imagenet1k(root=str(tmp_path))
+    assert {split: len(images) for split, images in data.splits.items()} == {"val": 1000}
+    assert len(choose(data, training=False).splits["val"]) == 1000
+    assert choose(data, training=False, val="none", test="val").splits.keys() == {"test"}
+    with pytest.raises(ValueError, match="there is no train split to learn from, only val"):
+        choose(data)
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"")
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=r"no train/ and no ILSVRC2012_devkit_t12\.tar\.gz in"):
+        imagenet1k(root=str(tmp_path))
+
+
 def test_imagenet_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"imagenet1k: no folder .*/x\. Expected .*train/<wnid>"):
         imagenet1k(root=str(tmp_path / "x"))

@@ -164,7 +164,7 @@ def test_compiles_as_one_graph_in_bfloat16_and_channels_last(name: str) -> None:
         ({"name": "vit"}, "no model 'vit': known are convmixer_1024_12"),
         ({"name": "../model/mixer_b16"}, "there is no model"),
         ({"name": "mixer_b16", "image_size": 230}, "image_size 230 .* patch_size 16: 224 and 240 work"),
-        ({"name": "convmixer_96_4", "num_classes": -1}, "num_classes must be at least 0 .*, found -1"),
+        ({"name": "convmixer_96_4", "num_classes": -1}, "num_classes must be at least 0, found -1"),
         ({"name": "mixer_digits", "stochastic_depth": 1.0}, "stochastic_depth must be .* below 1, found 1.0"),
     ],
 )

@@ -103,6 +103,7 @@ def test_what_it_writes(photos: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (["root=/nowhere/at/all"], "there is no folder"),
         (["rounds=1"], "at least 2"),
+        (["device_rate=-1"], "device_rate must be at least 0, found -1.0"),
         (["only=the fastest"], "there is no pipeline"),
     ],
 )

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.locks import log_progress, once_per_machine
+from mixer_lightning.data.sources.names import IMAGE_SUFFIXES, PLUGINS, RASTER_FORMATS
 from mixer_lightning.data.sources.remote import File, expand, find
 from mixer_lightning.data.sources.samples import ROW, Samples, samples
 from mixer_lightning.data.sources.tar import BLOCK
@@ -235,6 +236,7 @@ def _save(folder: Path, split: str, fingerprint: str, index: Index) -> None:
 
 
 def _fingerprint(files: Sequence[File], classes: list[str] | None) -> str:
-    """Changes with any shard's name, size or time, and with the classes; not with the folder they are in."""
+    """Changes with any shard's name, size or time, the classes, and the formats read; not with the shards' folder."""
     states = [(file.name, file.bytes, file.version) for file in files]
-    return hashlib.sha256(json.dumps(["index 3", states, classes]).encode()).hexdigest()
+    plugins = [form for form in PLUGINS if RASTER_FORMATS[form][0] in IMAGE_SUFFIXES]
+    return hashlib.sha256(json.dumps(["index 3", states, classes, *plugins]).encode()).hexdigest()

@@ -39,7 +39,7 @@ IMAGE_SUFFIXES = tuple(
     if form not in PLUGINS or find_spec(PLUGINS[form][0]) is not None
     for suffix in suffixes
 )
-#: What the image of a sample in a shard may be: formats that every reader of shards decodes.
+#: Formats that every reader of shards decodes: of several images in a sample, the one that is of these is meant.
 SHARD_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 #: JPEGs alone, which some decoders take alone.
@@ -126,6 +126,16 @@ def _plugin_advice(endings: Iterable[str]) -> str:
         if any(ending[1:] in RASTER_FORMATS[form] and ending[1:] not in IMAGE_SUFFIXES for ending in endings):
             return f" (pip install 'mixer-lightning[{extra}]' reads {form})"
     return ""
+
+
+def is_unreadable_here(suffix: str) -> bool:
+    """Whether only a plugin that is not installed reads images with this ending."""
+    return suffix not in IMAGE_SUFFIXES and any(suffix in each for each in RASTER_FORMATS.values())
+
+
+def not_read_here(suffix: str) -> str:
+    """What to call such images, and what reads them: 'images in .heic (pip install ...)'."""
+    return f"images in .{suffix}{_plugin_advice([f'.{suffix}'])}"
 
 
 def stem(name: str) -> str:

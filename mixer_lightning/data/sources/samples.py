@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources.names import IMAGE_SUFFIXES, SHARD_SUFFIXES, unnumbered
+from mixer_lightning.data.sources.names import (
+    IMAGE_SUFFIXES,
+    SHARD_SUFFIXES,
+    is_unreadable_here,
+    not_read_here,
+    unnumbered,
+)
 from mixer_lightning.data.sources.tar import BLOCK, MAX_IMAGE_BYTES, Member, members
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import readable
@@ -73,9 +79,14 @@ def samples(fd: int, labels_of: dict[str, int]) -> Samples:
         if "cls" not in files and not any(suffix in IMAGE_SUFFIXES for suffix in files):
             left_out[WITHOUT_IMAGE] += [member.name for member in files.values()]
             continue
-        image, found = _sample(fd, key, files, labels_of)
-        rows.append((image.offset // BLOCK, image.size, found[0], hash32(unnumbered(key))))
-        labels.append(found)
+        if not any(suffix in IMAGE_SUFFIXES for suffix in files) and (
+            found := [*filter(is_unreadable_here, files)]
+        ):
+            left_out[not_read_here(found[0])].append(files[found[0]].name)
+            continue
+        image, labels_found = _sample(fd, key, files, labels_of)
+        rows.append((image.offset // BLOCK, image.size, labels_found[0], hash32(unnumbered(key))))
+        labels.append(labels_found)
     width = max(map(len, labels), default=1)
     padded = [each + [-1] * (width - len(each)) for each in labels]
     return Samples(
@@ -88,13 +99,15 @@ def samples(fd: int, labels_of: dict[str, int]) -> Samples:
 def _sample(
     fd: int, key: str, files: dict[str, Member], labels_of: dict[str, int]
 ) -> tuple[Member, list[int]]:
-    images = [files[suffix] for suffix in files if suffix in SHARD_SUFFIXES]
+    images = {suffix: file for suffix, file in files.items() if suffix in IMAGE_SUFFIXES}
+    if len(images) > 1:  # a picture and, say, a .tif of labels of its pixels
+        images = {suffix: file for suffix, file in images.items() if suffix in SHARD_SUFFIXES} or images
     if len(images) != 1:
         raise ValueError(
             f"sample {key!r} has {len(images)} images among {', '.join(member.name for member in files.values())}; "
-            f"expected one of {', '.join(SHARD_SUFFIXES)}."
+            f"expected one, ending in {', '.join(IMAGE_SUFFIXES)}."
         )
-    image, note = images[0], files.get("cls") or files.get("json")
+    image, note = next(iter(images.values())), files.get("cls") or files.get("json")
     if note is None:
         raise ValueError(
             f"sample {key!r} has no label. Expected {key}.cls or {key}.json beside {image.name}."

@@ -35,12 +35,13 @@ from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import cache_home, readable
-from mixer_lightning.ranges import PositiveInt
+from mixer_lightning.ranges import PositiveInt, check_ranges
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Indices
 
 
+@check_ranges
 def shards(
     *,
     root: str,
@@ -59,11 +60,11 @@ def shards(
     `train`, `val`, `test` name the shards of a split explicitly: patterns with {000..009}, {a,b} or *, relative to
     root, or paths, URLs, commands (`pipe:curl -s https://host/x-{000..009}.tar`); or lists of these.
 
-    A sample is a run of files in a shard that share their name up to the first dot: one image (jpg, jpeg, png, webp)
-    and its labels, in a `.cls` file (a class index, or a class name of dataset.json) or a `.json` file ({"label": 1} or
-    {"labels": [1, 5]}). The classes are {"classes": ["name of class 0", ...]} in dataset.json; without it their
-    names are their indices. `num_classes` is the size of the head, where it is to exceed the number of classes that are
-    named or found.
+    A sample is a run of files in a shard that share their name up to the first dot: one image (of any format of
+    names.py; of several the one that is a jpg, jpeg, png or webp) and its labels, in a `.cls` file (a class index, or a
+    class name of dataset.json) or a `.json` file ({"label": 1} or {"labels": [1, 5]}). The classes are {"classes":
+    ["name of class 0", ...]} in dataset.json; without it their names are their indices. `num_classes` is the size of
+    the head, where it is to exceed the number of classes that are named or found.
 
     Shards of `prepare` must have the sizes of dataset.json and, with verify="full", also the sha256, and the index must
     be theirs, label by label; remote shards are checked when they are fetched, and their index by its sha256. For
@@ -144,6 +145,11 @@ class ShardImages:
     def is_remote(self) -> bool:
         """Whether reading fetches shards."""
         return any(remote.is_remote(file.address) for file in self._files)
+
+    def remote_bytes(self) -> tuple[int, int]:
+        """Size of the shards that have to be fetched, and of the cache that keeps them; 0 where a size is not known."""
+        sizes = [file.bytes or 0 for file in self._files if file.is_remote]
+        return sum(sizes), self._store.max_bytes
 
     def labels(self, indices: Indices) -> npt.NDArray[np.int64]:
         """Class indices [B], or [B, L] padded with -1."""

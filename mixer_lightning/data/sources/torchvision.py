@@ -79,7 +79,8 @@ def imagenet1k(*, root: str) -> Dataset:
     """ImageNet-1k (ILSVRC 2012): 1,281,167 train and 50,000 val photographs, 1,000 classes in order of WordNet id.
 
     `root` holds class folders `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, or the three official archives, which
-    are unpacked into these folders on first use (about 150 GB, hours). Classes carry their first WordNet synonym.
+    are unpacked into these folders on first use (about 150 GB, hours); val alone is enough to evaluate on. Classes
+    carry their first WordNet synonym.
     """
     base = _root(root)
     layout = (
@@ -88,21 +89,22 @@ def imagenet1k(*, root: str) -> Dataset:
     )
     if not base.is_dir():
         raise FileNotFoundError(f"imagenet1k: no folder {base}. {layout}")
-    if not (base / "val").is_dir() or _missing_1k(base, "train") != [ARCHIVES_1K["train"], DEVKIT]:
-        with _locked(base, needed=not all((base / split).is_dir() for split in ARCHIVES_1K)):
-            for split in ARCHIVES_1K:
-                if (base / split).is_dir():
-                    continue
-                if missing := _missing_1k(base, split):
-                    raise FileNotFoundError(
-                        f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
-                    )
-                _unpack_imagenet(base, split)
+    present = [
+        split for split, tar in ARCHIVES_1K.items() if (base / split).is_dir() or (base / tar).is_file()
+    ]
+    if "val" not in present:  # which alone is enough to evaluate on
+        present = [*ARCHIVES_1K]
+    with _locked(base, needed=not all((base / split).is_dir() for split in present)):
+        for split in present:
+            if (base / split).is_dir():
+                continue
+            if missing := _missing_1k(base, split):
+                raise FileNotFoundError(
+                    f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
+                )
+            _unpack_imagenet(base, split)
 
     wnids = wnid_list("1k")
-    present = [
-        split for split in ARCHIVES_1K if (base / split).is_dir()
-    ]  # val alone is enough to be judged by
     for split in present:
         _check_wnids(base / split, wnids)
     splits = {split: scan("imagenet1k", base / split, wnids) for split in present}
