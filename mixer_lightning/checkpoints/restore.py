@@ -77,7 +77,7 @@ def restore(
         made = build_model(model, num_classes=num_classes, image_size=image_size)
     elif there is None:
         raise ValueError(
-            f"{checkpoint.path} does not tell what model it holds: say model=<name>, one of {', '.join(list_models())}"
+            f"{checkpoint.path} does not tell what model it holds: say model=<name>, one that `mixer models` lists"
         )
     else:
         if image_size is None:

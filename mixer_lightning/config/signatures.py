@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
+import functools
 import importlib.util
 import inspect
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from mixer_lightning.ranges import RANGES
 from mixer_lightning.screen import did_you_mean
@@ -32,12 +34,16 @@ def signature(target: str) -> dict[str, Parameter]:
     module, _, name = target.rpartition(".")
     path = _source_file(module)
     if path is not None:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
+        body = _body(path)
         defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         if name in defined:
             node = defined[name]
-            return _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
-        if name not in {found for node in body for found in _names(node)}:
+            found = _from_function(node) if isinstance(node, ast.FunctionDef) else _from_class(node)
+            aliases = _Aliases(module)
+            return {
+                key: each._replace(annotation=aliases.expand(each.annotation)) for key, each in found.items()
+            }
+        if name not in {each for node in body for each in _names(node)}:
             raise ValueError(f"there is no '{target}'{did_you_mean(name, sorted(defined), f'{module}.')}")
     try:
         parameters = inspect.signature(locate(target)).parameters
@@ -92,6 +98,62 @@ def _source_file(module: str) -> Path | None:
     return path if path.suffix == ".py" and path.exists() else None
 
 
+@functools.lru_cache(maxsize=64)
+def _body(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+class _Aliases(ast.NodeTransformer):
+    """Expands what a module calls by a name, its own or one imported from its package: Filter for Literal[...]."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def expand(self, annotation: str) -> str:
+        """An annotation as text."""
+        return ast.unparse(self.visit(ast.parse(annotation, mode="eval"))) if annotation else ""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """The name, or the Literal that it stands for."""
+        return node if node.id in RANGES else _literal(self.module, node.id) or node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        """A Literal in a Literal is one."""
+        self.generic_visit(node)
+        if _is_literal(node):
+            choices = [
+                choice
+                for each in _elements(node)
+                for choice in (_elements(each) if _is_literal(each) else [each])
+            ]
+            node.slice = ast.Tuple(choices) if len(choices) > 1 else choices[0]
+        return node
+
+
+def _literal(module: str, name: str) -> ast.Subscript | None:
+    """What `name = Literal[...]` says in a module, or in that of the same package from which it is imported."""
+    path = _source_file(module)
+    for node in _body(path) if path is not None else ():
+        if isinstance(node, ast.Assign) and name in _names(node):
+            return copy.deepcopy(node.value) if _is_literal(node.value) else None
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").partition(".")[0] == module.partition(".")[0]
+        ):
+            for each in node.names:
+                if name == (each.asname or each.name):
+                    return _literal(str(node.module), each.name)
+    return None
+
+
+def _is_literal(node: ast.expr) -> TypeGuard[ast.Subscript]:
+    return isinstance(node, ast.Subscript) and ast.unparse(node.value).rpartition(".")[2] == "Literal"
+
+
+def _elements(node: ast.Subscript) -> list[ast.expr]:
+    return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+
+
 def _from_function(node: ast.FunctionDef) -> dict[str, Parameter]:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
@@ -129,10 +191,9 @@ def _text(annotation: ast.expr | None) -> str:
 def describe(annotation: str, value: Any = None) -> str:
     """What an annotation takes, for a message; with the nearest of a few texts that were meant by `value`."""
     node = ast.parse(annotation.removesuffix(" | None"), mode="eval").body if annotation else None
-    if not isinstance(node, ast.Subscript) or not ast.unparse(node.value).endswith("Literal"):
+    if node is None or not _is_literal(node):
         return _without_ranges(annotation)
-    choices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    texts = [str(ast.literal_eval(choice)) for choice in choices]
+    texts = [str(ast.literal_eval(choice)) for choice in _elements(node)]
     texts += ["null"] if annotation.endswith(" | None") else []
     hint = did_you_mean(value, texts).removeprefix(": ") if isinstance(value, str) else ""
     return f"one of {', '.join(texts)}{f' ({hint})' if hint else ''}"
@@ -164,7 +225,7 @@ def _fits(node: ast.expr, value: Any) -> bool:
         return type(value) is type(node.value) and value == node.value
     if isinstance(node, ast.Subscript):
         outer = ast.unparse(node.value).rpartition(".")[2]
-        inner = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
+        inner = _elements(node)
         if outer == "Literal":
             return any(_fits(choice, value) for choice in inner)
         if outer in ("list", "List", "Sequence"):

@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torch import Tensor
 Integers = npt.NDArray[np.int64]
 
 Filter = Literal["bilinear", "bicubic", "area", "tf_bilinear"]
-FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic", "area", "tf_bilinear")
+FILTERS: tuple[Filter, ...] = get_args(Filter)
 #: Those of tf.image.resize: computed in floating point throughout, then rounded down, as by tf.cast.
 TENSORFLOW = (FILTERS.index("area"), FILTERS.index("tf_bilinear"))
 #: Grey levels. In float32 a mean of equal levels may fall a little below them, and is rounded down next.

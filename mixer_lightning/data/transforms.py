@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mixer_lightning.data import mixing
 from mixer_lightning.data.boxes import NUM_UNIFORMS, Boxes, inception, integer, random_resized
-from mixer_lightning.data.crops import FILTERS, Crops, Integers
+from mixer_lightning.data.crops import FILTERS, Crops, Filter, Integers
 from mixer_lightning.data.policies import (
     ColorJitter,
     ColorJitterParams,
@@ -82,7 +82,7 @@ class Augment:
     crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
     crop_padding: NonNegativeInt = 0
-    interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear", "random"] = "bilinear"
+    interpolation: Literal[Filter, "random"] = "bilinear"
     flip: Fraction = 0.0
     rand_augment: str | None = None
     color_jitter: NonNegativeFloat = 0.0
@@ -97,7 +97,7 @@ class Augment:
     erase_mode: Literal["pixel", "const"] = "pixel"
     eval_crop: PositiveFraction = 1.0
     eval_resize: Literal["short_side", "square"] = "short_side"
-    eval_interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear"] = "bilinear"
+    eval_interpolation: Filter = "bilinear"
     eval_rounding: Literal["torchvision", "big_vision"] = "torchvision"
     exif_orientation: bool = False
 

@@ -43,7 +43,7 @@ class Machine:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Literal[1] | None = 1
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    precision: Literal["auto", Precision] = "auto"
     channels_last: bool | None = None
     compile: bool = False
     decode_threads: PositiveInt | None = None

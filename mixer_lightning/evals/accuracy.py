@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Accuracy:
     """
 
     splits: list[str] | None = None
-    crops: list[Literal["short_side", "square"]] | None = None
+    crops: list[Resize] | None = None
     per_class: bool = True
     at_end: bool = False
     uses_head: ClassVar[bool] = True

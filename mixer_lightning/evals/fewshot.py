@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_lightning.data.crops import FILTERS
+from mixer_lightning.data.crops import FILTERS, Filter
 from mixer_lightning.evals import Predict, eval_split
 from mixer_lightning.ranges import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
 
@@ -47,7 +47,7 @@ class Fewshot:
     l2: PositiveFloat = 2.0**10
     split: str | None = None
     eval_crop: PositiveFraction = 0.875
-    eval_interpolation: Literal["bilinear", "bicubic", "area", "tf_bilinear"] | None = "tf_bilinear"
+    eval_interpolation: Filter | None = "tf_bilinear"
     at_end: bool = False
     uses_head: ClassVar[bool] = False
 

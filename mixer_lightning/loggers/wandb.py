@@ -25,7 +25,7 @@ def wandb_logger(
     *,
     project: str = "mixer-lightning",
     entity: str | None = None,
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    mode: Mode = "auto",
     init_timeout_seconds: PositiveFloat = 60.0,
 ) -> WandbLogger:
     """A Weights & Biases run that a later session of the same run directory continues.

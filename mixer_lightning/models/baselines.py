@@ -5,6 +5,8 @@ A file of conf/model names one: `_target_: mixer_lightning.models.baselines.timm
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,11 +39,39 @@ def timm_backbone(
         ValueError: timm has no such model, it has more than one head, it cannot be built for `image_size`, or it has
             no stochastic depth or bias where one is asked for.
     """
+    return _backbone(timm_name, num_classes, image_size, stochastic_depth, head_bias)
+
+
+def timm_transformer(
+    *,
+    timm_name: str,
+    patch_size: PositiveInt,
+    num_classes: PositiveInt,
+    image_size: PositiveInt,
+    stochastic_depth: BelowOne = 0.0,
+    head_bias: float = 0.0,
+) -> nn.Module:
+    """A transformer of timm on patches of another side, in pixels, than its name says; the rest as in `timm_backbone`.
+
+    Raises:
+        ValueError: as there, and for a model that cuts its images into no such patches.
+    """
+    return _backbone(timm_name, num_classes, image_size, stochastic_depth, head_bias, patch_size=patch_size)
+
+
+def _backbone(
+    timm_name: str,
+    num_classes: int,
+    image_size: int,
+    stochastic_depth: float,
+    head_bias: float,
+    **options: Any,
+) -> nn.Module:
     import timm  # late: it brings wandb along where that is installed
 
     if not timm.is_model(timm_name):
         raise ValueError(f"timm has no model '{timm_name}'{did_you_mean(timm_name, timm.list_models())}")
-    model = _create(timm_name, num_classes, image_size, stochastic_depth)
+    model = _create(timm_name, num_classes, image_size, stochastic_depth, options)
     head_name = model.pretrained_cfg["classifier"]
     if not isinstance(head_name, str):
         raise ValueError(f"{timm_name} has several heads ({', '.join(head_name)}), a backbone has one")
@@ -58,17 +88,22 @@ def timm_backbone(
     return model
 
 
-def _create(timm_name: str, num_classes: int, image_size: int, stochastic_depth: float) -> Any:
+def _create(
+    timm_name: str, num_classes: int, image_size: int, stochastic_depth: float, options: Mapping[str, Any]
+) -> Any:
     import timm
 
     is_fixed = timm.get_pretrained_cfg(timm_name).fixed_input_size
     size = {"img_size": image_size} if is_fixed else {}
+    create = partial(timm.create_model, timm_name, num_classes=num_classes, **size, **options)
     try:  # stated even if it is 0, because timm's own default is not 0 everywhere
-        model = timm.create_model(timm_name, num_classes=num_classes, drop_path_rate=stochastic_depth, **size)
+        model = create(drop_path_rate=stochastic_depth)
     except TypeError as error:
+        if "patch_size" in str(error):
+            raise ValueError(f"{timm_name} takes no other patch_size") from None
         if "drop_path_rate" not in str(error):
             raise
-        model = timm.create_model(timm_name, num_classes=num_classes, **size)
+        model = create()
     if stochastic_depth and not any(getattr(module, "drop_prob", 0) for module in model.modules()):
         raise ValueError(
             f"{timm_name} has no stochastic depth: use stochastic_depth=0, not {stochastic_depth}"

@@ -60,7 +60,7 @@ def model_node(name: str) -> dict[str, Any]:
     import yaml
 
     if name not in list_models():
-        hint = did_you_mean(name, list_models()) or f": known are {', '.join(list_models())}"
+        hint = did_you_mean(name, list_models()) or ": `mixer models` lists them"
         raise ValueError(f"there is no model '{name}'{hint}")
     node: dict[str, Any] = yaml.safe_load((MODEL_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     return node

@@ -68,7 +68,9 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     chosen.models = chosen.models.split(",")
     for name in chosen.models:
         if name not in CASES and name not in list_models():
-            parser.error(f"there is no model '{name}': known are {', '.join([*CASES, *list_models()])}")
+            parser.error(
+                f"there is no model '{name}': known are {', '.join(CASES)} and what `mixer models` lists"
+            )
     parser.check_at_least(1, chosen, "steps", "batch_size")
     parser.check_at_least(2, chosen, "rounds")
     return chosen

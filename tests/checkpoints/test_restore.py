@@ -145,7 +145,9 @@ def test_what_a_file_does_not_tell_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not tell the activation of its .*: say model=<name>"):
         restore(tmp_path / "c.pth", image_size=8)
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"does not tell what model it holds: say model=<name>, one of conv"):
+    with pytest.raises(
+        ValueError, match=r"does not tell what model it holds: say model=<name>, one that `mixer models`"
+    ):
         restore(tmp_path / "other.pth")
     with pytest.raises(ValueError, match="neither a Mixer nor a ConvMixer"):
         restore(tmp_path / "other.pth", model="mixer_digits")

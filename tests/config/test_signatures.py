@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixer_lightning.config.signatures import defaults, fits, signature
+from mixer_lightning.config.signatures import defaults, describe, fits, signature
 from mixer_lightning.files import CONF
 from mixer_lightning.targets import build
 
@@ -41,10 +41,12 @@ def test_the_targets_are_found():
 def test_a_signature_read_from_source_is_the_real_one(target):
     module, _, name = target.rpartition(".")
     real = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    assert {key: parameter[:2] for key, parameter in signature(target).items()} == {
-        key: (ast.unparse(ast.parse(p.annotation)), p.default is p.empty) for key, p in real.items()
-    }
+    names = {"Literal": Literal, **vars(importlib.import_module(module))}
     assert list(signature(target)) == list(real)
+    for key, found in signature(target).items():
+        assert found.required == (real[key].default is inspect.Parameter.empty)
+        if found.annotation != ast.unparse(ast.parse(real[key].annotation)):  # a name of texts, expanded
+            assert eval(found.annotation, names) == eval(real[key].annotation, names)
     for key, value in defaults(target).items():
         assert value == real[key].default
     kinds = {p.kind for p in real.values()}
@@ -138,3 +140,26 @@ def test_building_calls_the_target_with_parameters_and_facts():
     partial = build({**node, "_partial_": True}, width=8)
     assert partial("one two three") == "one two~"
     assert node == {"_target_": "textwrap.shorten", "placeholder": "~"}
+
+
+def test_texts_that_have_a_name_are_known_by_it(tmp_path, monkeypatch):
+    """Stated once in a module, used by it and others: in a Literal, in a list, or by itself."""
+    package = tmp_path / "birds"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "a.py").write_text('from typing import Literal\nKind = Literal["owl", "jay"]\nOther = int\n')
+    (package / "b.py").write_text(
+        "from typing import Literal\nfrom birds.a import Kind as K, Other\n"
+        'def see(*, kind: K | None, kinds: list[K], more: Literal[K, "any"], count: Other): ...\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {key: each.annotation for key, each in signature("birds.b.see").items()}
+    assert found == {
+        "kind": "Literal['owl', 'jay'] | None",
+        "kinds": "list[Literal['owl', 'jay']]",
+        "more": "Literal['owl', 'jay', 'any']",
+        "count": "Other",
+    }
+    assert fits(found["more"], "jay")
+    assert not fits(found["more"], "tit")
+    assert describe(found["kind"], "jai") == "one of owl, jay, null (did you mean 'jay'?)"

@@ -42,6 +42,52 @@ SIZES = {
     "convmixer_512_12":        Row(1000,   4_165_608,   3.70, 224),
     "convmixer_768_32_p14_k3": Row(1000,  20_465_896,   5.00, 224),
     "convmixer_1024_20":       Row(1000,  24_383_464,   5.95, 224),
+    "resnet101":              Row(1000,  44_549_160,   7.80, 224),
+    "resnet152":              Row(1000,  60_192_808,  11.51, 224),
+    "resnet50":               Row(1000,  25_557_032,   4.09, 224),
+    "deit_b16":               Row(1000,  86_567_656,  17.56, 224),
+    "deit_b7":                Row(1000,  86_726_632, 106.54, 224),
+    "deit_s16":               Row(1000,  22_050_664,   4.60, 224),
+    "deit_s7":                Row(1000,  22_130_152,  31.51, 224),
+    "deit_ti16":              Row(1000,   5_717_416,   1.25, 224),
+    "deit_ti7":               Row(1000,   5_757_160,  10.31, 224),
+    "resmlp_b24_8":           Row(1000, 129_138_280, 100.23, 224),
+    "resmlp_s12":             Row(1000,  15_350_872,   3.01, 224),
+    "resmlp_s24":             Row(1000,  30_020_680,   5.96, 224),
+    "swin_s":                 Row(1000,  49_606_258,   8.74, 224),
+    "swin_t":                 Row(1000,  28_288_354,   4.49, 224),
+    "vit_b16":                Row(1000,  86_567_656,  17.56, 224),
+    "vit_h14":                Row(1000, 632_045_800, 167.30, 224),
+    "vit_l16":                Row(1000, 304_326_632,  61.55, 224),
+    "bit_r152x4":             Row(1000, 936_533_224, 839.25, 480),
+    "bit_r50x1":              Row(1000,  25_549_352,   4.09, 224),
+    "efficientnet_l2":        Row(1000, 480_309_308, 170.89, 475),
+    "nfnet_f4":               Row(1000, 316_069_172, 215.24, 512),
+    "convnext_b":             Row(1000,  88_591_464,  15.35, 224),
+    "convnext_l":             Row(1000, 197_767_336,  34.36, 224),
+    "convnext_s":             Row(1000,  50_223_688,   8.68, 224),
+    "convnext_t":             Row(1000,  28_589_128,   4.46, 224),
+    "convnext_xl":            Row(1000, 350_196_968,  60.92, 224),
+    "gmlp_s16":               Row(1000,  19_422_656,   4.39, 224),
+    "gmixer_24":              Row(1000,  24_721_096,   5.26, 224),
+    "poolformer_m48":         Row(1000,  73_473_448,  11.53, 224),
+    "poolformer_s24":         Row(1000,  21_388_968,   3.39, 224),
+    "poolformerv2_m48":       Row(1000,  73_346_056,  11.53, 224),
+    "poolformerv2_s24":       Row(1000,  21_341_464,   3.39, 224),
+    "convformer_s18":         Row(1000,  26_774_448,   3.94, 224),
+    "caformer_s18":           Row(1000,  26_341_656,   4.11, 224),
+    "convnextv2_base":        Row(1000,  88_717_800,  15.35, 224),
+    "convnextv2_nano":        Row(1000,  15_623_800,   2.45, 224),
+    "convnextv2_tiny":        Row(1000,  28_635_496,   4.46, 224),
+    "starnet_s1":             Row(1000,   2_869_168,   0.42, 224),
+    "starnet_s2":             Row(1000,   3_682_024,   0.54, 224),
+    "starnet_s3":             Row(1000,   5_750_792,   0.75, 224),
+    "starnet_s4":             Row(1000,   7_482_728,   1.05, 224),
+    "fastvit_ma36":           Row(1000,  44_068_004,   7.83, 256),
+    "fastvit_sa12":           Row(1000,  11_580_968,   1.94, 256),
+    "fastvit_t8":             Row(1000,   4_026_232,   0.69, 256),
+    "halonet_26t":            Row(1000,  12_480_288,   3.17, 256),
+    "halonet_50ts":           Row(1000,  22_733_280,   5.27, 256),
     "convmixer_256_8":         Row(  10,     594_186,   0.15, 32),
     "convmixer_256_8_p1_k9":   Row(  10,     706_570,   0.71, 32),
     "convmixer_96_4":          Row(  10,      50_314,   0.00, 8),
@@ -57,6 +103,8 @@ WITHOUT_HEAD = {
     "mixer_l16": (207_171_168, 207),
     "mixer_h14": (431_069_952, 431),
 }
+# Timed, and never trained, by those who published them; and ConvNeXts whose accuracy no source at hand states.
+WITHOUT_ACCURACY = {"deit_ti7", "deit_s7", "deit_b7", "convnext_s", "convnext_b", "convnext_l", "convnext_xl"}
 # fmt: on
 
 
@@ -111,7 +159,8 @@ def test_every_model_has_a_published_row(name: str) -> None:
     row = best_known(name, published())
     assert row is not None, f"add what is published for {name}, or its image size alone, to published.csv"
     assert row.input == SIZES[name].input
-    assert row.top1_percent is None if row.data == "digits" else 60 < row.top1_percent < 97
+    unpublished = row.data == "digits" or name in WITHOUT_ACCURACY
+    assert row.top1_percent is None if unpublished else 60 < row.top1_percent < 97
 
 
 def test_published_numbers_shown() -> None:
@@ -161,7 +210,7 @@ def test_compiles_as_one_graph_in_bfloat16_and_channels_last(name: str) -> None:
     ("wrong", "message"),
     [
         ({"name": "mixer_b61"}, "no model 'mixer_b61': did you mean 'mixer_b16'"),
-        ({"name": "vit"}, "no model 'vit': known are convmixer_1024_12"),
+        ({"name": "perceiver"}, "no model 'perceiver': `mixer models` lists them"),
         ({"name": "../model/mixer_b16"}, "there is no model"),
         ({"name": "mixer_b16", "image_size": 230}, "image_size 230 .* patch_size 16: 224 and 240 work"),
         ({"name": "convmixer_96_4", "num_classes": -1}, "num_classes must be at least 0, found -1"),

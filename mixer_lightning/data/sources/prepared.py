@@ -27,6 +27,7 @@ from mixer_lightning.data.sources.tar import BLOCK
 
 log = logging.getLogger(__name__)
 
+Verify = Literal["size", "full"]  # how shards are compared with dataset.json
 THREADS = 16  # they wait for the file system or the network
 SHOWN_SHARDS = 5  # in a message
 
@@ -51,7 +52,7 @@ class Description:
     command: str = ""  # that makes the set again
 
 
-def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Description:
+def describe(name: str, base: str, *, verify: Verify) -> Description:
     """Read `<base>/dataset.json`, which may be missing.
 
     Raises:
@@ -81,7 +82,7 @@ def describe(name: str, base: str, *, verify: Literal["size", "full"]) -> Descri
     return Description(classes, splits, hashlib.sha256(text).hexdigest(), again)
 
 
-def _described(base: str, name: str, split: dict[str, Any], *, verify: Literal["size", "full"]) -> Described:
+def _described(base: str, name: str, split: dict[str, Any], *, verify: Verify) -> Described:
     files, samples, where = [], [], f"splits.{name}"
     for number, each in enumerate(split["shards"]):
         shard = f"{where}.shards[{number}]"
@@ -260,9 +261,7 @@ def _refuse(name: str, base: str, wrong: list[str], total: int, again: str) -> N
 # -------------------------------------------------------------------------------------------------- index
 
 
-def index_of(
-    name: str, base: str, split: str, about: Description, folder: Path, *, verify: Literal["size", "full"]
-) -> Index:
+def index_of(name: str, base: str, split: str, about: Description, folder: Path, *, verify: Verify) -> Index:
     """The index of a split that `prepare` made; a remote one is copied to `folder`.
 
     Raises:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, find_shards, load_or_build
 from mixer_lightning.data.sources.names import too_sparse, unnumbered
 from mixer_lightning.data.sources.prepare_defaults import prepare_command
+from mixer_lightning.data.sources.prepared import Verify
 from mixer_lightning.data.sources.remote import File
 from mixer_lightning.data.sources.samples import split_name
 from mixer_lightning.data.sources.tar import BLOCK, Member, after, members
@@ -50,7 +51,7 @@ def shards(
     train: str | list[str] | None = None,
     val: str | list[str] | None = None,
     test: str | list[str] | None = None,
-    verify: Literal["size", "full"] = "size",
+    verify: Verify = "size",
     cache: str | None = None,
     cache_bytes: PositiveInt = 200_000_000_000,
 ) -> Dataset:
