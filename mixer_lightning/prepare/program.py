@@ -22,11 +22,12 @@ from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.plan import Plan, check_disk, plan_shards
 from mixer_lightning.prepare.progress import progress
 from mixer_lightning.prepare.readers import Source
-from mixer_lightning.prepare.reading import Hanging, Stopped, read_source, stop_flag
+from mixer_lightning.prepare.reading import Hanging, read_source, stop_flag
 from mixer_lightning.prepare.report import HISTOGRAM, REPORT, make_report, show_report
 from mixer_lightning.prepare.state import PARTIAL, State
 from mixer_lightning.prepare.writing import Written
 from mixer_lightning.screen import Screen
+from mixer_lightning.stopping import Stopped, exit_code
 
 DATASET = "dataset.json"
 BUFFER_BYTES = 2**28
@@ -84,8 +85,8 @@ def write_shards(
             if isinstance(stop, Hanging):
                 screen.say("an image did not come: it was not waited for")
                 sys.stdout.flush()
-                os._exit(stop.exit_code)  # the thread that reads it would be
-            return stop.exit_code
+                os._exit(exit_code(stop.number))  # the thread that reads it would be
+            return exit_code(stop.number)
         except (ValueError, OSError) as error:
             screen.say(str(error))
             screen.say(f"What was committed is in {state.folder}; the same command goes on from there.")

@@ -14,17 +14,9 @@ from mixer_lightning import stopping
 from mixer_lightning.prepare.cleaning import CleaningOptions, Outcome, clean_image
 from mixer_lightning.prepare.readers import Sample
 from mixer_lightning.prepare.state import State
+from mixer_lightning.stopping import Stopped
 
 SAMPLES_PER_THREAD = 4  # submitted and not yet taken
-
-
-class Stopped(Exception):
-    """A signal asked to stop; everything is committed."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-        self.exit_code = 130 if number == signal.SIGINT else 143
 
 
 class Hanging(Stopped):
@@ -45,8 +37,7 @@ class StopFlag:
 def stop_flag() -> Iterator[StopFlag]:
     """SIGTERM, SIGUSR1 and Ctrl-C set a flag instead of ending the process."""
     flag = StopFlag()
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, flag.set) for number in handled}
+    before = {number: signal.signal(number, flag.set) for number in stopping.SIGNALS}
     try:
         yield flag
     finally:
@@ -89,7 +80,7 @@ def read_source(
         state.take(sample, outcome)
         if flag.number is not None:
             state.commit(pool)
-            raise Stopped(flag.number)
+            raise Stopped(flag.number, saved=True)
         if time.perf_counter() - committed >= commit_seconds:
             state.commit(pool)
             committed = time.perf_counter()
