@@ -40,6 +40,10 @@ MOST_DEFLATED = 1032
 NO_FAMILY = f"neither a {family_names(' nor a ')}"
 
 
+class TooLarge(ValueError):
+    """A file declares more than it can hold."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file of weights: its kind for messages, its tensors under timm's names, and what is known of the model.
@@ -140,6 +144,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file:  # np.load would hide a missing zip end behind talk of pickles
             content = np.load(file, allow_pickle=False)
             arrays = {key: content[key] for key in content.files}
+    except TooLarge:
+        raise
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a broken file
         if "Object arrays" in str(error):
             raise ValueError(torch_file.pickled(path, "Python objects")) from error
@@ -148,8 +154,13 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _refuse_declared(path: Path) -> None:
-    """ValueError for an .npz whose headers declare more than it holds: NumPy would ask for that memory first."""
+    """TooLarge for an .npz whose headers declare more than it holds: NumPy would ask for that memory first."""
     with zipfile.ZipFile(path) as archive:
+        packed = sum(member.compress_size for member in archive.infolist())
+        if packed > path.stat().st_size:
+            raise TooLarge(
+                f"{path} is no file of weights: its arrays take {packed:,} bytes of it, and it has fewer"
+            )
         for member in archive.infolist():
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
@@ -157,7 +168,10 @@ def _refuse_declared(path: Path) -> None:
                 shape, _, dtype = read_header(file)
             declared = math.prod(shape) * dtype.itemsize
             if declared > member.file_size or member.file_size > MOST_DEFLATED * max(member.compress_size, 1):
-                raise ValueError(f"{member.filename} declares {declared:,} bytes and holds fewer")
+                name = member.filename.removesuffix(".npy")
+                raise TooLarge(
+                    f"{path} is damaged, or made up: '{name}' declares {declared:,} bytes and holds fewer"
+                )
 
 
 def _from_bfloat16(array: NDArray[Any]) -> NDArray[Any]:
@@ -176,6 +190,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             texts = file.metadata() or {}
     except Exception as error:  # its own SafetensorError, OSError, or a KeyError for an unknown dtype
         raise ValueError(torch_file.broken(path, "safetensors file")) from error
+    torch_file.check_safetensors(path, texts)
     if metadata.KEY not in texts:
         return tensors, {}
     stated = metadata.from_json(texts[metadata.KEY], f"{path}: its metadata '{metadata.KEY}'")

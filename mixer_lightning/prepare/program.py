@@ -18,7 +18,7 @@ from mixer_lightning.prepare.journal import refuse_differences
 from mixer_lightning.prepare.open import open_source
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.plan import Plan, check_disk, plan_shards
-from mixer_lightning.prepare.progress import Progress
+from mixer_lightning.prepare.progress import progress
 from mixer_lightning.prepare.readers import Source
 from mixer_lightning.prepare.reading import Waiting, read_source
 from mixer_lightning.prepare.report import HISTOGRAM, REPORT, make_report, show_report
@@ -98,7 +98,7 @@ def _read(
     first = "saving the images read so far, after which the same command goes on"
     with (
         StopRequests(screen.say, first=first, quitting=quitting, waiting=waiting.seconds) as requests,
-        Progress(screen, state) as on_sample,
+        progress(screen, state) as on_sample,
     ):
         requests.catch()
         read_source(

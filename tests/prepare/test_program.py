@@ -727,6 +727,16 @@ def test_asked_to_stop_it_commits_first(prepare, photos, tmp_path, monkeypatch, 
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_where_there_is_no_terminal_lines_say_how_far_it_is(prepare, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("mixer_lightning.progress.SECONDS_PER_LINE", 0.0)
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    assert code == 0
+    assert re.search(
+        r"50\.0 % 20 images [\d,]+ images/s [\d,]+ MB/s 0:\d\d:\d\d left 52\.5 % 21 images ", said
+    )
+    assert "100.0 % 40 images " in said
+
+
 def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkeypatch):
     arguments = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
     whole = photos.read_text()
