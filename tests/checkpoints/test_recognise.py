@@ -14,10 +14,12 @@ from torch import Tensor
 from mixer_lightning.api import create_model, load
 from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.describe import describe
-from mixer_lightning.checkpoints.families import family_of_model, model_named, timm_models
+from mixer_lightning.checkpoints.families import model_named, timm_models
+from mixer_lightning.checkpoints.load import load as load_into
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.recognise import models_of
-from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.restore import Restored, restore
+from mixer_lightning.checkpoints.save import save_own
 from mixer_lightning.models import presets
 from mixer_lightning.models.presets import list_models
 
@@ -112,13 +114,12 @@ def test_a_position_table_of_another_grid_is_interpolated(small: Path) -> None:
     assert "pos_embed interpolated" in str(restored.report)
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of torch, about how timm interpolates
 def test_relative_positions_of_another_window_are_interpolated(tmp_path: Path) -> None:
     made = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 3}
     theirs = timm.models.swin_transformer.SwinTransformer(img_size=56, window_size=7, **made)
     ours = timm.models.swin_transformer.SwinTransformer(img_size=64, window_size=8, **made)
     ours.pretrained_cfg, ours.head_name, ours.image_size, ours.head_bias = {}, "head.fc", 64, 0.0
-    from mixer_lightning.checkpoints.load import load as load_into
-
     report = load_into(ours, read(written(theirs, tmp_path / "weights.safetensors")))
     assert any(key.endswith("relative_position_bias_table") for key in report.resized)
     assert ours.layers[0].blocks[0].attn.relative_position_bias_table.shape == (15**2, 1)
@@ -134,9 +135,6 @@ def test_token_mixing_of_another_size_names_the_size_that_works(
     monkeypatch.setattr(presets, "MODEL_FOLDER", folder)
     model = create_model("gmlp_s16", num_classes=3, image_size=32)
     path = tmp_path / "own.safetensors"
-    from mixer_lightning.checkpoints.restore import Restored
-    from mixer_lightning.checkpoints.save import save_own
-
     save_own(path, Restored(model, "gmlp_s16", 32, None, {}, None))  # type: ignore[arg-type]
     assert restore(path).image_size == 32
     with pytest.raises(ValueError, match="This file holds a gmlp_s16: use model=gmlp_s16 image_size=32"):
@@ -158,11 +156,5 @@ def test_weights_by_timms_name(small: Path, monkeypatch: pytest.MonkeyPatch) -> 
     images = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         assert torch.equal(model(images), theirs(images))
-    with pytest.raises(
-        ValueError, match=r"timm has no weights 'test_resnet.*did you mean test_resnet.r160"
-    ):
+    with pytest.raises(ValueError, match=r"timm has no weights 'test_resnet.*did you mean test_resnet.r160"):
         hub.image_size("test_resnet.r160_in2k")
-
-
-def test_families_tell_their_own() -> None:
-    assert all(family_of_model(name) is None for name in timm_models().values())
