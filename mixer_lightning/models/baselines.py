@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixer_lightning.models.patches import grid_size
+from mixer_lightning.models.patches import grid_size, refuse_stochastic_depth
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from mixer_lightning.screen import did_you_mean
 
@@ -109,9 +109,7 @@ def _create(
             raise
         model = create()
     if stochastic_depth and not any(getattr(module, "drop_prob", 0) for module in model.modules()):
-        raise ValueError(
-            f"{timm_name} has no stochastic depth: use stochastic_depth=0, not {stochastic_depth}"
-        )
+        refuse_stochastic_depth(timm_name, stochastic_depth)
     if is_fixed and hasattr(model, "patch_embed"):
         grid_size(image_size=image_size, patch_size=model.patch_embed.patch_size[0])
     return model
