@@ -186,7 +186,7 @@ def cells(entry: Entry) -> list[str]:
 
 def where(entry: Entry) -> str:
     """Where weights are, in a line."""
-    cited = entry.best.source if entry.best else ""
+    cited = entry.best.source.split() if entry.best else []
     first = sorted(entry.weights, key=lambda each: each.removeprefix("timm:") not in cited)
     texts = []
     for kind in (True, False):
@@ -270,12 +270,9 @@ def table_of_families(entries: Sequence[Entry]) -> list[str]:
 
 def _span(values: Sequence[float]) -> str:
     """'4.1 to 11.5', to three digits; '-' for nothing."""
-    ends = (
-        [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (min(values), max(values))]
-        if values
-        else []
-    )
-    return " to ".join(dict.fromkeys(ends)) or "-"
+    ends = (min(values), max(values)) if values else ()
+    texts = [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in ends]
+    return " to ".join(dict.fromkeys(texts)) or "-"
 
 
 # ------------------------------------------------------------------------------------------- counting
