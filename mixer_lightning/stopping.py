@@ -6,16 +6,19 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 #: With these a scheduler, a user or Ctrl-C asks a program to stop.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 #: A launcher passes on what its processes have got as well: so close together, two are one.
 SAME_REQUEST_SECONDS = 0.5
+#: That a program which has nothing to save takes to end; what it still waits for may never come.
+ENDING_SECONDS = 5.0
 HANGING_SECONDS = 30.0  # that a stopping run waits for a read which may never come back
 
 
@@ -38,21 +41,56 @@ def exit_code(number: int) -> int:
 def install() -> None:
     """From here on a signal of `SIGNALS` raises `Stopped`, a second one ends the process wherever it hangs.
 
-    A lost terminal (SIGHUP) is no request: what runs goes on, and says no more.
+    So does its end not coming within ENDING_SECONDS of the first: threads may wait for reads that never come back. A
+    lost terminal (SIGHUP) is no request: what runs goes on, and says no more.
     """
-    asked = False
+    asked = 0
+    is_asked = (
+        threading.Event()
+    )  # a thread cannot be started by a handler, which may have interrupted such a start
 
     def leave(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            os._exit(exit_code(number))
-        asked = True
+            _quit(number)
+        asked = number
+        is_asked.set()
         raise Stopped(number)
 
+    def see_to_the_end() -> None:
+        is_asked.wait()
+        _quit_late(asked)
+
+    threading.Thread(target=see_to_the_end, name="ending", daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, leave)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+def end_soon(code: int) -> None:
+    """See that a process which was asked to stop ends with its exit code, whatever comes or is waited for."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # while Python ends, another one would kill it
+    number = signal.SIGINT if code == exit_code(signal.SIGINT) else signal.SIGTERM
+    threading.Thread(target=_quit_late, args=(number,), name="ending", daemon=True).start()
+
+
+def _quit_late(number: int) -> None:
+    time.sleep(ENDING_SECONDS)
+    with contextlib.suppress(OSError):
+        print(
+            f"not all had ended after {ENDING_SECONDS:g} s: quit without waiting", file=sys.stderr, flush=True
+        )
+    _quit(number)
+
+
+def _quit(number: int) -> NoReturn:
+    """End the process at once, and leave a terminal without a part of a bar and with its cursor."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout.isatty():
+            os.write(sys.stdout.fileno(), b"\r\x1b[K\x1b[?25h")
+    os._exit(exit_code(number))
 
 
 class StopRequests:
@@ -130,7 +168,7 @@ class StopRequests:
             seconds = self.waiting()
             if min(seconds, time.monotonic() - self._last) > HANGING_SECONDS and not self.keep_on.is_set():
                 self.say(f"no image has come for {seconds:.0f} s: quit without saving. {self.quitting()}")
-                os._exit(exit_code(self.received))
+                _quit(self.received)
 
     def _answer(self, number: int) -> None:
         now = time.monotonic()
@@ -148,4 +186,4 @@ class StopRequests:
             self.say(f"{name} again: still {self.first}; the next one quits without")
         else:
             self.say(f"quit by {name} without saving. {self.quitting()}")
-            os._exit(exit_code(number))
+            _quit(number)

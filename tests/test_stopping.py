@@ -125,6 +125,39 @@ def test_a_signal_while_a_program_starts(number, code):
     assert errors == f"stopped by {number.name}\n"
 
 
+STUCK = """
+import os, signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from mixer_lightning import stopping
+from mixer_lightning.cli import console, start
+stopping.ENDING_SECONDS = 0.3
+def main(argv):
+    if argv[1] == "caught":  # and answered: the program has said all that it has to say
+        ThreadPoolExecutor(1).submit(time.sleep, 600)
+        return stopping.exit_code(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(time.sleep, 600)  # a read that does not come back
+        signal.raise_signal(signal.SIGTERM)
+console.main = main
+sys.exit(start.start("train"))
+"""
+
+
+@pytest.mark.parametrize(("way", "code"), [("raised", 143), ("caught", 130)])
+def test_a_program_that_is_asked_to_stop_waits_for_no_thread(way, code):
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, way],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "not all had ended after 0.3 s: quit without waiting" in done.stderr
+
+
 def test_stopped_is_an_exit_with_a_code():
     assert Stopped(signal.SIGUSR1).code == 143
     assert Stopped(signal.SIGINT).code == 130

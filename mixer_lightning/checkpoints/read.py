@@ -40,6 +40,10 @@ MOST_DEFLATED = 1032
 NO_FAMILY = f"neither a {family_names(' nor a ')}"
 
 
+class TooLarge(ValueError):
+    """A file declares more than it can hold."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file of weights: its kind for messages, its tensors under timm's names, and what is known of the model.
@@ -98,7 +102,7 @@ def read(path: str | Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _from_state_dict(path, *_read_safetensors(path))
     if path.suffix in TORCH_SUFFIXES:
-        content = torch_file.load(path)
+        content = _read_torch(path)
         return _from_state_dict(path, _state_dict(path, content), content)
     if path.suffix == ".onnx":
         raise ValueError(
@@ -119,12 +123,29 @@ def _in_run(run_dir: Path) -> Path:
     )
 
 
+def _read_torch(path: Path) -> dict[str, Any]:
+    """The content of a torch file; where one of a run is damaged, it is said which of its others is whole."""
+    try:
+        return torch_file.load(path)
+    except torch_file.Damaged as error:
+        names = (results.BEST, results.LAST, results.PREVIOUS)
+        for other in (path.with_name(name) for name in names if path.name in names and name != path.name):
+            try:
+                step = torch_file.load(other)["step"]
+            except (ValueError, OSError, KeyError):
+                continue
+            raise torch_file.Damaged(f"{error}, or take {other} of step {step:,}, which is whole") from error
+        raise
+
+
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         _refuse_declared(path)
         with path.open("rb") as file:  # np.load would hide a missing zip end behind talk of pickles
             content = np.load(file, allow_pickle=False)
             arrays = {key: content[key] for key in content.files}
+    except TooLarge:
+        raise
     except Exception as error:  # numpy, zipfile and zlib have a dozen ways to fail on a broken file
         if "Object arrays" in str(error):
             raise ValueError(torch_file.pickled(path, "Python objects")) from error
@@ -133,8 +154,13 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _refuse_declared(path: Path) -> None:
-    """ValueError for an .npz whose headers declare more than it holds: NumPy would ask for that memory first."""
+    """TooLarge for an .npz whose headers declare more than it holds: NumPy would ask for that memory first."""
     with zipfile.ZipFile(path) as archive:
+        packed = sum(member.compress_size for member in archive.infolist())
+        if packed > path.stat().st_size:
+            raise TooLarge(
+                f"{path} is no file of weights: its arrays take {packed:,} bytes of it, and it has fewer"
+            )
         for member in archive.infolist():
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
@@ -142,7 +168,10 @@ def _refuse_declared(path: Path) -> None:
                 shape, _, dtype = read_header(file)
             declared = math.prod(shape) * dtype.itemsize
             if declared > member.file_size or member.file_size > MOST_DEFLATED * max(member.compress_size, 1):
-                raise ValueError(f"{member.filename} declares {declared:,} bytes and holds fewer")
+                name = member.filename.removesuffix(".npy")
+                raise TooLarge(
+                    f"{path} is damaged, or made up: '{name}' declares {declared:,} bytes and holds fewer"
+                )
 
 
 def _from_bfloat16(array: NDArray[Any]) -> NDArray[Any]:
@@ -161,6 +190,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             texts = file.metadata() or {}
     except Exception as error:  # its own SafetensorError, OSError, or a KeyError for an unknown dtype
         raise ValueError(torch_file.broken(path, "safetensors file")) from error
+    torch_file.check_safetensors(path, texts)
     if metadata.KEY not in texts:
         return tensors, {}
     stated = metadata.from_json(texts[metadata.KEY], f"{path}: its metadata '{metadata.KEY}'")

@@ -1,12 +1,14 @@
 """Torch files: read without running anything that they hold, and not read where a bit of them has changed.
 
 `torch.save` stores each tensor as a record of a zip archive with its CRC-32, which `torch.load` never looks at: a file
-with a flipped bit loads, with another weight. Looking costs half a second a gigabyte.
+with a flipped bit loads, with another weight. Looking costs half a second a gigabyte. A .safetensors file has no
+checksums of its own, so our exports state one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+CHECKSUM = "mixer_lightning_sha256"  # in the metadata of a .safetensors file: of all bytes after its header
 
 
 class Damaged(ValueError):
@@ -57,6 +61,26 @@ def damaged_record(path: Path) -> str | None:
             return archive.testzip() if has_checksums else None
     except Exception as error:  # BadZipFile, EOFError, struct.error: zipfile raises many
         raise Damaged(broken(path, "torch file")) from error
+
+
+def first_tensor_byte(begin: bytes) -> int:
+    """Where the tensors of a .safetensors file begin, of its first 8 bytes: they say how long the header is."""
+    return 8 + int.from_bytes(begin[:8], "little")
+
+
+def check_safetensors(path: Path, texts: Mapping[str, str]) -> None:
+    """See that the tensors of a .safetensors file are those of the checksum in its metadata, where there is one.
+
+    Raises:
+        Damaged: they are not.
+    """
+    if CHECKSUM not in texts:
+        return
+    with path.open("rb") as file:
+        file.seek(first_tensor_byte(file.read(8)))
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != texts[CHECKSUM]:
+        raise Damaged(f"{path} is damaged: its tensors are not what was written. Restore it from a copy")
 
 
 def broken(path: Path, what: str) -> str:

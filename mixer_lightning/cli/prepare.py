@@ -35,12 +35,9 @@ BYTE_UNITS = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 def main(argv: Sequence[str]) -> int:
     """Run a command line; the exit code: 0 done, 1 failed on the way, 2 nothing was started, 130 or 143 stopped."""
     options = parse(argv)
-    try:
-        from mixer_lightning.prepare import program  # torch: seconds
+    from mixer_lightning.prepare import program  # torch: seconds
 
-        return program.write_shards(options, Screen())
-    except KeyboardInterrupt:  # before there was anything to save
-        return 130
+    return program.write_shards(options, Screen())
 
 
 def parse(argv: Sequence[str]) -> Options:

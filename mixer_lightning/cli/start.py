@@ -14,7 +14,10 @@ def start(*command: str) -> int:
     try:
         from mixer_lightning.cli.console import main  # late: Ctrl-C during an import is Ctrl-C
 
-        return main([*command, *sys.argv[1:]])
+        code = main([*command, *sys.argv[1:]])
+        if code in map(stopping.exit_code, stopping.SIGNALS):
+            stopping.end_soon(code)  # a thread may wait for a read that never comes back
+        return code
     except stopping.Stopped as stop:
         if launcher.is_first():
             print(f"stopped by {stop}", file=sys.stderr)

@@ -112,6 +112,15 @@ def _check_node(key: str, node: Any, runtime_args: Mapping[str, str | None]) -> 
     yield from _check_keys(key, parameters, {k: p for k, p in known.items() if k not in runtime_args})
 
 
+def _wanted(path: str, parameter: Parameter) -> str:
+    """What a missing key takes; of a group, all of whose files were left out, a file."""
+    if path in BAGS:
+        return f": {path}=none is without any, {path}=<name> with one"
+    if parameter.annotation.startswith("dict["):
+        return f": choose one, {path}=<name>"
+    return f" ({describe(parameter.annotation)})"
+
+
 def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parameter]) -> Iterator[Problem]:
     dot = f"{prefix}." if prefix else ""
     for key, value in node.items():
@@ -126,4 +135,4 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
             yield Problem(path, message, is_text)
     for key, parameter in known.items():
         if parameter.required and node.get(key, UNSET) == UNSET:
-            yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing ({describe(parameter.annotation)})")
+            yield Problem(f"{dot}{key}", f"'{dot}{key}' is missing{_wanted(f'{dot}{key}', parameter)}")

@@ -147,8 +147,8 @@ class Loader:
             self.waiting_since = None
 
     def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        """End the threads, each after its image; one whose read does not come back is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     # ---------------------------------------------------------------------------------------- one batch
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mixer_lightning.data.sources import Dataset, Images, Stored
 from mixer_lightning.data.sources.folder import LAYOUT
+from mixer_lightning.data.sources.imagenet_archives import is_wnid, wnids_of
 from mixer_lightning.data.sources.names import shard_key
 from mixer_lightning.data.stateless_random import hash32
 
@@ -116,11 +117,21 @@ def _labels_seen(images: Images) -> set[int]:
 def by_class_names(data: Dataset, classes: Sequence[str]) -> Dataset:
     """`data` with the labels of a model of these classes, where they are by name some of them, in any order.
 
-    Data are left as they are whose classes are none of these, or which several of these are called like.
+    Where one of both calls ImageNet's classes by their WordNet ids and the other by their first synonyms, the ids are
+    compared. Data are left as they are whose classes are none of these, or which several of these are called like.
 
     Raises:
         ValueError: the model knows some of the classes, but not all; the others are named.
     """
+    if list(classes) != data.classes and any(map(is_wnid, classes)) != any(map(is_wnid, data.classes)):
+        there, here = wnids_of(classes), wnids_of(data.classes)
+        if there is not None and here is not None:
+            mapped = _by_class_names(replace(data, classes=here), there)
+            return replace(mapped, classes=list(classes)) if mapped.classes == there else data
+    return _by_class_names(data, classes)
+
+
+def _by_class_names(data: Dataset, classes: Sequence[str]) -> Dataset:
     label_of = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in data.classes if name not in label_of]
     if list(classes) == data.classes or len(unknown) == len(data.classes) or len(label_of) < len(classes):

@@ -91,7 +91,7 @@ class Checkpoints(StepCallback):
         self._began = time.perf_counter()
         self._seconds_before = 0.0
         if state is not None:
-            self.best, self.saved_step = state["best"], state["step"]
+            self.best, self.saved_step = _kept_best(run_dir, state["best"]), state["step"]
             self._evaluation_was_due = state.get("evaluation_due", False)
             self._seconds_before = state["wall_seconds"]
             metrics.train_seconds, metrics.steps_timed = state["train_seconds"], state["steps_timed"]
@@ -176,6 +176,25 @@ class Checkpoints(StepCallback):
                 raise OSError(
                     f"cannot write {path}: {error}. The file that stood there before is intact"
                 ) from error
+
+
+def _kept_best(run_dir: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a run says of its best.ckpt; None where that is lost, so that the next evaluation writes one anew."""
+    if best is None:
+        return None
+    try:
+        torch_file.load(run_dir / results.BEST)
+    except (ValueError, OSError) as error:
+        lost = str(error) if (run_dir / results.BEST).exists() else f"{run_dir / results.BEST} is gone"
+        log.warning(
+            "%s. The best from here on is kept instead; there was %s %.4g at step %s",
+            lost,
+            best.get("metric", "val/top1"),
+            best["value"],
+            f"{best['step']:,}",
+        )
+        return None
+    return best
 
 
 def _keep_previous(run_dir: Path) -> None:

@@ -53,9 +53,13 @@ def pixels(images: Tensor, augment: Augment) -> Any:
 
 
 def caption(target: Tensor, classes: Sequence[str]) -> str:
-    """The classes of a target [K] as the loss is given it: 'cat', or mixed '70 % cat + 30 % dog'."""
+    """The classes of a target [K] as the loss is given it: 'cat', or mixed '70 % cat' and '30 % dog' in two lines."""
     value, label = target.topk(min(NUM_NAMED, len(target)))
     named = [(classes[k], v) for k, v in zip(label.tolist(), value.tolist(), strict=True) if v > 0.01]
     if len(named) == 1:
-        return str(named[0][0])
-    return " + ".join(f"{100 * share:.0f} % {name}" for name, share in named)
+        return _in_a_line(named[0][0])
+    return "\n".join(f"{100 * share:.0f} % {_in_a_line(name)}" for name, share in named)
+
+
+def _in_a_line(name: str) -> str:
+    return " ".join(name.split())

@@ -25,12 +25,13 @@ from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.engine.callbacks import StepCallback
 from mixer_lightning.engine.classifier import Classifier
-from mixer_lightning.screen import last_line
+from mixer_lightning.evals import Eval, is_at_end, names_of
+from mixer_lightning.screen import did_you_mean, last_line
 from mixer_lightning.targets import build
 
 
-def build_callbacks(recipe: Recipe, source: Dataset) -> dict[str, Callback]:
-    """The recipe's callbacks.
+def build_callbacks(recipe: Recipe, source: Dataset, evals: Mapping[str, Eval]) -> dict[str, Callback]:
+    """The recipe's callbacks, which may wait for figures of `evals`.
 
     Raises:
         ValueError: one waits for what a run does not have, and would fail at its beginning or, worse, at its end.
@@ -46,11 +47,41 @@ def build_callbacks(recipe: Recipe, source: Dataset) -> dict[str, Callback]:
                 f"callbacks.{name}: {type(found[name]).__name__} needs Lightning's own logger or checkpoints, and a "
                 "run's log, rate and checkpoints are written without them. Leave it out"
             )
-        split = str(getattr(found[name], "monitor", None) or "").partition("/")[0]
-        if split in ("val", "test") and split not in source.splits:
-            cut = ": train_split='train[:90%]' val_split='train[90%:]' makes one" if split == "val" else ""
-            raise ValueError(f"callbacks.{name}.monitor: {source.name} has no {split} split here{cut}")
+        monitor = getattr(found[name], "monitor", None)
+        if monitor is not None:
+            try:
+                _check_monitor(str(monitor), source, evals)
+            except ValueError as error:
+                raise ValueError(f"callbacks.{name}.monitor: {error}") from error
     return found
+
+
+def _check_monitor(monitor: str, source: Dataset, evals: Mapping[str, Eval]) -> None:
+    """See that evaluations during training have a figure, and that what it decides may be decided by it.
+
+    Of an evaluation that does not tell the names of its figures, the first one will.
+
+    Raises:
+        ValueError: there is none of that name, or it is one of test images.
+    """
+    split = monitor.partition("/")[0]
+    cut = "train_split='train[:90%]' val_split='train[90%:]' makes a val split of training images"
+    if split == "test":
+        raise ValueError(
+            f"'{monitor}' would choose by the test images, and no figure of them would be an estimate any more. Use "
+            f"one of val{'' if 'val' in source.splits else f': {cut}'}"
+        )
+    if split == "val" and split not in source.splits:
+        raise ValueError(f"{source.name} has no val split here: {cut}")
+    names = {name: names_of(each, source) for name, each in evals.items()}
+    late = [each for name, each in names.items() if is_at_end(evals[name])]
+    there = [metric for name, each in names.items() if not is_at_end(evals[name]) for metric in each or []]
+    if monitor not in there and any(monitor in (each or []) for each in late):
+        raise ValueError(f"'{monitor}' is measured after the last step only (at_end)")
+    if monitor not in there and None not in names.values():
+        there = sorted(metric for metric in there if not metric.startswith("test/"))
+        hint = did_you_mean(monitor, there) or "."
+        raise ValueError(f"no metric '{monitor}'{hint} There are: {', '.join(there) or 'none'}")
 
 
 def is_driven(callback: Callback) -> bool:

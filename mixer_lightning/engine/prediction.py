@@ -215,7 +215,7 @@ def predict(chosen: argparse.Namespace, parts: Ready, screen: Screen) -> int:
     rows = []
     with (
         _bad_images_unsaid(),  # they are in the rows
-        Bar(screen, total=len(files), label=f"{len(files):,} images") as bar,
+        Bar(screen, total=len(files), label=f"0/{len(files):,} images") as bar,
     ):
         for row in predictions(restored, files, machine, batch_size=chosen.batch_size, top=chosen.top):
             rows.append(row)

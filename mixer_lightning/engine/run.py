@@ -71,7 +71,7 @@ def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> in
                 work=lambda run: training.fit(recipe, run_dir, run, screen),
             )
 
-    return _exit_code(begin, run_dir, screen)
+    return _exit_code(begin, run_dir, screen, unharmed="before the first step; nothing was changed")
 
 
 def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
@@ -96,7 +96,7 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
                 work=lambda parts: evaluation.evaluate(recipe, run_dir, parts, screen),
             )
 
-    return _exit_code(begin, run_dir, screen)
+    return _exit_code(begin, run_dir, screen, unharmed="before its end; no figure was written")
 
 
 class _Closable(Protocol):
@@ -136,8 +136,11 @@ def _work(run_dir: Path, screen: Screen, *, ready: Callable[[], Parts], work: Ca
             return 1
 
 
-def _exit_code(begin: Callable[[], int], run_dir: Path, screen: Screen) -> int:
-    """The exit code of a program that says by ValueError or OSError what the user got wrong."""
+def _exit_code(begin: Callable[[], int], run_dir: Path, screen: Screen, *, unharmed: str) -> int:
+    """The exit code of a program that says by ValueError or OSError what the user got wrong.
+
+    `unharmed` says of one that was stopped, with nothing to save, what it has left alone.
+    """
     try:
         code = begin()
     except (ValueError, OSError) as error:
@@ -146,7 +149,7 @@ def _exit_code(begin: Callable[[], int], run_dir: Path, screen: Screen) -> int:
         screen.alarm(str(error))
         code = 2
     except Stopped as stop:  # before there was anything to save
-        screen.say(f"stopped by {stop} before the first step; nothing was changed")
+        screen.say(f"stopped by {stop} {unharmed}")
         code = exit_code(stop.number)
     except KeyboardInterrupt:
         code = 130

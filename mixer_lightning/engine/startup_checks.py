@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from mixer_lightning.config.groups import numbers_of_other_data
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.splits import refuse_one_class
@@ -31,6 +32,9 @@ def check_training(
     refuse_one_value(
         module.model, image_size=recipe.image_size, device_batch=module.micro_batches.device_batch
     )
+    other = numbers_of_other_data(recipe.choices)
+    if other is not None:
+        say(other)
     slow = slow_average(decay=recipe.ema_decay, total_steps=total_steps)
     if slow is not None:
         say(slow)

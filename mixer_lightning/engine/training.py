@@ -116,7 +116,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         steps_per_epoch=length.steps_per_epoch,
         dashboards=dashboards,
     )
-    others = build_callbacks(recipe, source)
+    others = build_callbacks(recipe, source, parts.evals)
     states = earlier[1].get("callbacks", {}) if earlier is not None else {}
     checkpoints = Checkpoints(
         run_dir,

@@ -84,7 +84,7 @@ class Predict(Protocol):
 
 
 class Eval(Protocol):
-    """An evaluation: these two methods, and of two attributes what is not as `is_at_end` and `uses_head` say."""
+    """An evaluation: these two methods, and of others what is not as `is_at_end`, `uses_head`, `names_of` say."""
 
     def check(self, data: Dataset) -> None:
         """Look at the data before a long run starts.
@@ -124,6 +124,12 @@ def is_at_end(evaluation: Eval) -> bool:
 def uses_head(evaluation: Eval) -> bool:
     """Whether it judges the classifier, not only its features: its `uses_head`, true unless it says otherwise."""
     return bool(getattr(evaluation, "uses_head", True))
+
+
+def names_of(evaluation: Eval, data: Dataset) -> list[str] | None:
+    """What the figures are called that it yields in a training: its `metric_names(data)`; None where it has none."""
+    names = getattr(evaluation, "metric_names", None)
+    return None if names is None else list(names(data))
 
 
 def metrics_of(name: str, evaluation: Eval, predict: Predict) -> dict[str, float]:

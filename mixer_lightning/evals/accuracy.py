@@ -17,6 +17,8 @@ from mixer_lightning.evals import Predict, Resize, checked_split, eval_splits
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Dataset
 
+TOP_K = (1, 5)  # where there are more classes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
@@ -50,6 +52,13 @@ class Accuracy:
                 instead = f"evals={other}" if other else "evals=accuracy for them all"
                 raise ValueError(f"{error}. Take {instead}" if eval_splits(data) else str(error)) from error
 
+    def metric_names(self, data: Dataset) -> list[str]:
+        """Top-1 and top-5 of each split and crop, and the loss."""
+        suffixes = ["_square" if crop == "square" else "" for crop in self.crops or []] or [""]
+        kinds = [f"top{k}" for k in TOP_K if k < len(data.classes)] + ["loss"]
+        splits = self.splits or eval_splits(data)
+        return [f"{split}/{kind}{suffix}" for split in splits for kind in kinds for suffix in suffixes]
+
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """`<split>/top1`, `<split>/top5` where there are more than five classes, and in training `<split>/loss`."""
         data = predict.data
@@ -66,7 +75,7 @@ class Accuracy:
                 suffix = "_square" if crop == "square" else ""
                 if predict.loss is not None:
                     losses[f"loss{suffix}"] = float(found[:, 1].mean())
-                hits |= {f"top{k}{suffix}": place < k for k in (1, 5) if k < len(data.classes)}
+                hits |= {f"top{k}{suffix}": place < k for k in TOP_K if k < len(data.classes)}
             for name, hit in hits.items():
                 yield f"{split}/{name}", int(hit.sum()) / len(hit)
             for name, value in losses.items():

@@ -46,6 +46,10 @@ class Confusion:
         """Refuse a split that the data set lacks."""
         eval_split(data, self.split)
 
+    def metric_names(self, data: Dataset) -> list[str]:
+        """None."""
+        return []
+
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """No figures."""
         data = predict.data

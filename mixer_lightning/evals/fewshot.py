@@ -73,6 +73,10 @@ class Fewshot:
             if data.splits[split].labels(np.arange(1)).ndim > 1:
                 raise ValueError(f"images of {data.name} have several labels; few-shot needs one")
 
+    def metric_names(self, data: Dataset) -> list[str]:
+        """One for each number of shots."""
+        return [self._name(data, shots) for shots in self.shots]
+
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """`fewshot/<data set>_<shots>shot`."""
         data = predict.data
@@ -97,7 +101,10 @@ class Fewshot:
         accuracy = dict(zip(samples, (int(n) / len(correct) for n in correct.sum(dim=0)), strict=True))
         for shots in self.shots:
             mean = sum(accuracy[shots, seed] for seed in self.seeds) / len(self.seeds)
-            yield f"fewshot/{data.name}_{shots}shot", mean
+            yield self._name(data, shots), mean
+
+    def _name(self, data: Dataset, shots: int) -> str:
+        return f"fewshot/{data.name}_{shots}shot"
 
     def _view(self) -> dict[str, Any]:
         return {

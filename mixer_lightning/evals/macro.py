@@ -46,6 +46,10 @@ class Macro:
             if data.splits[checked_split(data, split)].labels(np.arange(1)).ndim > 1:
                 raise ValueError(f"images of {data.name} have several labels: leave macro out")
 
+    def metric_names(self, data: Dataset) -> list[str]:
+        """The three figures of each split."""
+        return [f"{split}/{name}" for split in self.splits or eval_splits(data) for name in SCORES]
+
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """The three figures of each split."""
         for split in self.splits or eval_splits(predict.data):

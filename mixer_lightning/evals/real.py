@@ -26,6 +26,7 @@ from mixer_lightning.evals import Predict, eval_split
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Dataset, Images
 
+REAL = "real/top1"
 SAMPLE = 100  # images that `check` looks at
 
 
@@ -63,6 +64,10 @@ class Real:
                 "should: the classes must be in the order of their WordNet ids"
             )
 
+    def metric_names(self, data: Dataset) -> list[str]:
+        """One name."""
+        return [REAL]
+
     def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
         """`real/top1`."""
         split = eval_split(predict.data, self.split)
@@ -80,7 +85,7 @@ class Real:
         right, scored = predict.all_gather(outcomes()).sum(dim=0).tolist()
         if not scored:
             raise ValueError(f"none of the images of {split} has a label in ReaL")
-        yield "real/top1", right / scored
+        yield REAL, right / scored
 
 
 @functools.cache

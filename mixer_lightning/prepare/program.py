@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -22,11 +20,12 @@ from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.plan import Plan, check_disk, plan_shards
 from mixer_lightning.prepare.progress import progress
 from mixer_lightning.prepare.readers import Source
-from mixer_lightning.prepare.reading import Hanging, Stopped, read_source, stop_flag
+from mixer_lightning.prepare.reading import Waiting, read_source
 from mixer_lightning.prepare.report import HISTOGRAM, REPORT, make_report, show_report
 from mixer_lightning.prepare.state import PARTIAL, State
 from mixer_lightning.prepare.writing import Written
 from mixer_lightning.screen import Screen
+from mixer_lightning.stopping import Stopped, StopRequests, exit_code
 
 DATASET = "dataset.json"
 BUFFER_BYTES = 2**28
@@ -56,42 +55,66 @@ def write_shards(
             options.output.mkdir(parents=True, exist_ok=True)
             _lock(stack, options)
             state = State(source, options, plan.num_shards, plan.val_share)
-            pool = stack.enter_context(ThreadPoolExecutor(options.threads))
+            pool = ThreadPoolExecutor(options.threads)
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # a read may never come back
             if state.resumed:
                 screen.say(f"going on after {state.consumed:,} images")
                 state.restore(pool)
         except (ValueError, OSError) as error:
             screen.say(str(error))
             return 2
-        flag = stack.enter_context(stop_flag())
         try:
-            with progress(screen, state) as on_sample:
-                if not state.read_all:
-                    read_source(
-                        state,
-                        cleaning,
-                        pool,
-                        flag,
-                        on_sample,
-                        buffer_bytes=buffer_bytes,
-                        commit_seconds=commit_seconds,
-                    )
+            if not state.read_all:
+                _read(state, cleaning, pool, screen, buffer_bytes=buffer_bytes, commit_seconds=commit_seconds)
             report = _finish(state, pool, screen)
         except Stopped as stop:
-            screen.say(
-                f"stopped by {stop} after {state.consumed:,} images; the same command goes on from there"
-            )
-            if isinstance(stop, Hanging):
-                screen.say("an image did not come: it was not waited for")
-                sys.stdout.flush()
-                os._exit(stop.exit_code)  # the thread that reads it would be
-            return stop.exit_code
+            kept = "; the same command goes on from there" if stop.saved else f". {_where_to_go_on(state)}"
+            screen.say(f"stopped by {stop}{kept}")
+            return exit_code(stop.number)
         except (ValueError, OSError) as error:
             screen.say(str(error))
-            screen.say(f"What was committed is in {state.folder}; the same command goes on from there.")
+            screen.say(_where_to_go_on(state))
             return 1
         show_report(screen, report, options.output)
     return 0
+
+
+def _read(
+    state: State,
+    cleaning: CleaningOptions,
+    pool: ThreadPoolExecutor,
+    screen: Screen,
+    *,
+    buffer_bytes: int,
+    commit_seconds: float,
+) -> None:
+    """The pass over the source, with its bar; asked to stop, it commits first."""
+    waiting = Waiting()
+
+    def quitting() -> str:
+        screen.stop_bars()  # leave the terminal as it was found
+        return _where_to_go_on(state)
+
+    first = "saving the images read so far, after which the same command goes on"
+    with (
+        StopRequests(screen.say, first=first, quitting=quitting, waiting=waiting.seconds) as requests,
+        progress(screen, state) as on_sample,
+    ):
+        requests.catch()
+        read_source(
+            state,
+            cleaning,
+            pool,
+            requests,
+            waiting,
+            on_sample,
+            buffer_bytes=buffer_bytes,
+            commit_seconds=commit_seconds,
+        )
+
+
+def _where_to_go_on(state: State) -> str:
+    return f"What was committed is in {state.folder}; the same command goes on from there"
 
 
 def _check(options: Options, screen: Screen) -> tuple[Source, CleaningOptions, Plan]:

@@ -40,12 +40,14 @@ def save_figure(figure: Figure, path: Path) -> None:
 def label(text: str, width: int | None = None) -> str:
     """A name out of the data as matplotlib is to draw it: in one line, of at most `width` characters.
 
-    Characters that no installed font has are transliterated; `$` begins no formula.
+    What is longer is cut in the middle: names of one data set often differ in their ends alone. Characters that no
+    installed font has are transliterated; `$` begins no formula.
     """
     shown = "".join(_drawable(character) for character in unicodedata.normalize("NFC", readable(text)))
     shown = shown or "?" * bool(text)
     if width is not None and len(shown) > width:
-        shown = f"{shown[: width - 1]}…"
+        end = width // 2
+        shown = f"{shown[: width - 1 - end]}…{shown[len(shown) - end :]}"
     return shown.replace("$", r"\$")
 
 

@@ -224,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
             images=chosen.images,
             device_rate=chosen.device_rate,
         )
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
         os._exit(0)  # loaders of others leave processes behind
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="loader-study-") as name:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
+import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_models import assert_same_logits, digits_model, run_checkpoint
 
 from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints.load import load
 from mixer_lightning.checkpoints.read import read
-from mixer_lightning.checkpoints.save import save_flax, save_timm
+from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.models.convmixer import ConvMixer
 
 
@@ -142,3 +148,64 @@ def test_missing_files_and_unknown_kinds(tmp_path: Path) -> None:
     (tmp_path / "weights.h5").touch()
     with pytest.raises(ValueError, match=r"its name must end in \.npz, \.safetensors, \.pth"):
         read(tmp_path / "weights.h5")
+
+
+@pytest.mark.parametrize("save", ["timm", "own"])
+def test_a_changed_bit_of_an_exported_safetensors_file_is_noticed(tmp_path: Path, save: str) -> None:
+    model, path = digits_model(), tmp_path / "model.safetensors"
+    if save == "timm":
+        save_timm(model, path)
+    else:
+        save_timm(model, tmp_path / "weights.pth")
+        save_own(path, restore(tmp_path / "weights.pth"))
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    stated = json.loads(content[8:begin])["__metadata__"]["mixer_lightning_sha256"]
+    assert stated == hashlib.sha256(content[begin:]).hexdigest()
+    assert load_file(path).keys() == model.state_dict().keys()  # other programs pass it over
+    assert read(path).tensors.keys() == model.state_dict().keys()
+    changed = bytearray(content)
+    changed[begin + 40] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=rf"{path} is damaged: its tensors are not what was written"):
+        read(path)
+    path.write_bytes(
+        changed[:8] + changed[8:begin].replace(b"mixer_lightning_sha256", b"x" * 22) + changed[begin:]
+    )
+    read(path)  # files of others have none
+
+
+def npy(shape: tuple[int, ...], data: bytes) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_npz_that_declares_more_than_it_holds_is_refused_before_memory_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: int
+) -> None:
+    monkeypatch.setattr(np, "load", pytest.fail)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("stem/kernel.npy", npy((1 << 20, 1 << 20), bytes(64)))
+    with pytest.raises(
+        ValueError, match=r"x\.npz is damaged, or made up: 'stem/kernel' declares 4,398,046,511,104 bytes"
+    ):
+        read(tmp_path / "x.npz")
+
+
+def test_an_npz_whose_arrays_lie_on_top_of_each_other_is_refused(tmp_path: Path) -> None:
+    """A thousand entries of one place: the archive unpacks to a thousand times what one entry may."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", npy((1 << 16,), bytes(1 << 18)))
+        (one,) = archive.infolist()
+        for number in range(1000):
+            again = zipfile.ZipInfo(f"{number}.npy")
+            for field in ("compress_type", "header_offset", "CRC", "compress_size", "file_size"):
+                setattr(again, field, getattr(one, field))
+            archive.filelist.append(again)
+        archive.NameToInfo["again"] = again
+        archive._didModify = True
+    with pytest.raises(ValueError, match=r"x\.npz is no file of weights: its arrays take [\d,]+ bytes"):
+        read(path)

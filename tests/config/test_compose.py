@@ -193,6 +193,13 @@ def test_what_an_evaluation_does_not_read_is_refused(override, message):
     assert said.startswith(message)
 
 
+def test_a_group_of_which_no_file_is_taken_says_what_to_take():
+    assert compose("train", ["logger=[]"]).messages == [
+        "'logger' is missing: logger=none is without any, logger=<name> with one"
+    ]
+    assert "'model' is missing: choose one, model=<name>" in compose("train", ["model=[]"]).messages
+
+
 @pytest.mark.parametrize("program", ["train", "finetune"])
 def test_a_callback_is_any_of_lightnings(tmp_path, program):
     assert compose_one(program).callbacks == {}

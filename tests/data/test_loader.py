@@ -136,6 +136,12 @@ def spare(index: int, count: int, bad) -> int:
     return tried[-1]
 
 
+def have_ended(threads: set[threading.Thread]) -> bool:
+    for thread in threads:
+        thread.join(20)
+    return not any(thread.is_alive() for thread in threads)
+
+
 def decode_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("decode")}
 
@@ -524,7 +530,7 @@ def test_threads_end_when_a_loader_is_closed(load):
     list(loader)
     loader.close()
     loader.close()  # which may be said twice
-    assert not decode_threads() - before
+    assert have_ended(decode_threads() - before)
 
 
 def test_an_iteration_may_stop_early(load):
@@ -537,7 +543,21 @@ def test_an_iteration_may_stop_early(load):
     assert len(list(loader)) == 30
     next(iter(loader))
     loader.close()
-    assert not decode_threads() - before
+    assert have_ended(decode_threads() - before)
+
+
+def test_closing_does_not_wait_for_a_read_that_does_not_come_back(load, nothing_kept):
+    images, go_on, hangs = Files(mixed(9)), threading.Event(), threading.Event()
+    read = images.read
+    images.read = lambda index: (hangs.set(), go_on.wait(60), read(index))[2]
+    before = decode_threads()
+    loader = load(images, range(9), threads=1, ahead=1)
+    loader._submit(next(iter(loader.plan)))
+    assert hangs.wait(20)
+    loader.close()
+    assert not go_on.is_set()
+    go_on.set()
+    assert have_ended(decode_threads() - before)
 
 
 def test_closing_drops_what_was_not_begun(load, nothing_kept):

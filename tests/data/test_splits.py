@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 import pytest
+from timm.data import ImageNetInfo
 
 from mixer_lightning.data.sources import Dataset, Stored
 from mixer_lightning.data.sources.arrays import Arrays
@@ -367,3 +368,39 @@ def test_classes_that_a_slice_leaves_without_images_are_named(caplog):
         f"rare: train_split=train[:50%] leaves {len(lost)} of 4 classes without a training image: "
         + ", ".join(map(repr, lost))
     ]
+
+
+INFO = ImageNetInfo()
+WNIDS = INFO.label_names()
+SYNONYMS = [INFO.label_name_to_description(wnid, detailed=False).split(",")[0] for wnid in WNIDS]
+
+
+@pytest.mark.parametrize("by_wnid", [True, False])
+@pytest.mark.parametrize(
+    "chosen", [range(1000), [207, 0, 517]]
+)  # 517 is a crane, the machine, and 134 is the bird
+def test_classes_of_imagenet_are_mapped_between_ids_and_synonyms(by_wnid, chosen):
+    """timm's tables say which id a synonym of the thousand has."""
+    here, there = (WNIDS, SYNONYMS) if by_wnid else (SYNONYMS, WNIDS)
+    assert SYNONYMS[134] == SYNONYMS[517] == "crane"
+    images = Arrays("photos", np.zeros((len(chosen), 1, 1, 3), np.uint8), np.arange(len(chosen)))
+    data = Dataset("photos", [here[each] for each in chosen], {"val": images})
+    mapped = by_class_names(data, there)
+    if not by_wnid and len(chosen) < 1000:  # which crane
+        assert mapped is data
+        return
+    assert mapped.classes == there
+    assert mapped.splits["val"].labels(np.arange(len(chosen))).tolist() == list(chosen)
+    few = [there[each] for each in (5, 207, 0)]
+    if len(chosen) < 1000:
+        with pytest.raises(ValueError, match=r"1 of its 3 classes are none of the 3 .*'n03126707'"):
+            by_class_names(data, few)
+
+
+def test_ids_without_a_synonym_leave_the_data_as_they_are():
+    images = Arrays("photos", np.zeros((2, 1, 1, 3), np.uint8), np.arange(2))
+    data = Dataset("photos", ["n01440764", "misc"], {"val": images})
+    assert by_class_names(data, SYNONYMS) is data
+    data = Dataset("photos", ["n01440764", "n09999999"], {"val": images})
+    with pytest.raises(ValueError, match=r"1 of its 2 classes are none of the 1,000 .*'n09999999'"):
+        by_class_names(data, SYNONYMS)

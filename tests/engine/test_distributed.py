@@ -19,7 +19,12 @@ from mixer_lightning import results
 
 
 def start(
-    folder: Path, run: str, *words: str, processes: int = 2, per_rank: dict[int, list[str]] | None = None
+    folder: Path,
+    run: str,
+    *words: str,
+    processes: int = 2,
+    per_rank: dict[int, list[str]] | None = None,
+    program: tuple[str, ...] = (str(ROOT / "train.py"),),
 ) -> list[subprocess.Popen[str]]:
     """The processes that torchrun would start, but each in our hands."""
     with socket.socket() as free:
@@ -37,7 +42,7 @@ def start(
             "TORCHELASTIC_RUN_ID": "test",
             "GROUP_RANK": "0",
         }
-        command = [sys.executable, str(ROOT / "train.py"), *TINY, "trainer=ddp", "trainer.accelerator=cpu"]
+        command = [sys.executable, *program, *TINY, "trainer=ddp", "trainer.accelerator=cpu"]
         command += ["trainer.precision=32-true", f"hydra.run.dir={run}", *words]
         command += (per_rank or {}).get(rank, [])
         started.append(
@@ -115,6 +120,70 @@ def test_one_of_two_is_asked_to_stop_and_one_process_goes_on(tmp_path):
     one(tmp_path, "one", *words)
     for name, value in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], value, rtol=1e-3, atol=1e-5)
+
+
+STOPPING = (
+    "device_batch=30",
+    "train_split=train[:90%]",
+    "val_split=train[90%:]",
+    "callbacks=[early_stopping,kept_checkpoints]",
+    "callbacks.early_stopping.patience=2",
+    "callbacks.early_stopping.min_delta=1.0",  # nothing becomes better: it stops at the third evaluation
+    "callbacks.kept_checkpoints.every_n_train_steps=4",
+    "duration.steps=40",
+    "eval_every.steps=3",
+    "checkpoint_every.steps=1000",
+    "trainer.decode_threads=1",
+)
+
+#: In the process of rank 1, SIGTERM comes in the middle of the second evaluation.
+STOPPED_WITHIN_AN_EVALUATION = """
+import os, signal, sys
+from mixer_lightning.cli import start
+from mixer_lightning.engine.callbacks import Evaluations
+heard = Evaluations._on_batch
+def asked(self, what, done, total):
+    self.batches = getattr(self, "batches", 0) + 1
+    if os.environ["RANK"] == "1" and self.metrics.steps_timed == 6 and done == 1:
+        print("asked", what, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif self.metrics.steps_timed == 6 and done > 1:
+        print("went on", flush=True)
+    heard(self, what, done, total)
+Evaluations._on_batch = asked
+sys.exit(start.start("train"))
+"""
+
+
+@pytest.mark.slow
+def test_an_early_stop_ends_all_processes_and_a_stop_within_an_evaluation_changes_no_bit(tmp_path, capsys):
+    assert finish(start(tmp_path, "whole", *STOPPING)) == [0, 0]
+    result = results.read_result(tmp_path / "whole")
+    assert result is not None
+    assert result["steps"] == 9
+    assert "did not improve" in result["ended_early"]
+    kept = {"step_00000004.ckpt", "step_00000008.ckpt"}
+    assert {path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()} == kept
+    evaluated = [row["step"] for row in rows(tmp_path / "whole") if "val/top1" in row]
+    assert evaluated == [3, 6, 9]
+    capsys.readouterr()
+
+    program = ("-c", STOPPED_WITHIN_AN_EVALUATION)
+    assert finish(start(tmp_path, "run", *STOPPING, program=program)) == [143, 143]
+    said = capsys.readouterr().out
+    assert "asked " in said
+    assert "went on" not in said
+    state = torch.load(tmp_path / "run" / results.LAST, weights_only=True)
+    assert (state["step"], state["evaluation_due"]) == (6, True)
+    # Saved after each step from here on, by the clock of the first process alone.
+    assert finish(start(tmp_path, "run", *STOPPING, "checkpoint_minutes=1e-7")) == [0, 0]
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "run")[name], value), name
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == kept
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    again = results.read_result(tmp_path / "run")
+    assert again is not None
+    assert (again["steps"], again["best"]) == (9, result["best"])
 
 
 def evaluate(state: dict[str, torch.Tensor]) -> float:

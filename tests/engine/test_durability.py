@@ -142,6 +142,31 @@ def test_two_damaged_checkpoints_are_refused(tmp_path, monkeypatch, capsys):
     assert "weights_only" not in said
 
 
+def test_a_lost_best_checkpoint_is_said_and_kept_anew(tmp_path, monkeypatch, capsys):
+    run_dir, words = (
+        tmp_path / "run",
+        ("train_split=train[:90%]", "val_split=train[90%:]", "eval_every.steps=2"),
+    )
+    stopped_at(run_dir, 7, monkeypatch, *words)
+    before = torch_file.load(run_dir / results.LAST)["best"]
+    flip_weight(run_dir / results.BEST)
+    advice = f"or take {run_dir}/last.ckpt of step 7, which is whole"
+    for checkpoint in (run_dir, run_dir / results.BEST):
+        with pytest.raises(
+            torch_file.Damaged, match=f"best.ckpt is damaged.* Restore it from a copy, {advice}"
+        ):
+            read(checkpoint)
+    assert read(run_dir / results.LAST).tensors
+    capsys.readouterr()
+    assert train(compose_one("train", [*TINY, *words]), run_dir) == 0
+    said = capsys.readouterr().out
+    assert "best.ckpt is damaged" in said
+    assert f"The best from here on is kept instead; there was val/top1 {before['value']:.4g} at step" in said
+    best = json.loads((run_dir / results.RESULT).read_text())["best"]
+    assert best["step"] > 7
+    assert torch_file.load(run_dir / results.BEST)["step"] == best["step"]
+
+
 def test_without_hard_links_there_is_always_one_checkpoint(tmp_path, whole, monkeypatch):
     """Killed between giving the old one its name and the new one its place: the old one is gone on from."""
 

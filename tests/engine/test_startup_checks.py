@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from conftest import TINY
 from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.groups import numbers_of_other_data
 from mixer_lightning.engine import run
 from mixer_lightning.engine.callbacks import MetricsLog
 from mixer_lightning.engine.startup_checks import refuse_one_value, slow_average
@@ -110,3 +111,29 @@ def test_a_model_larger_than_the_memory_is_not_begun(tmp_path, capsys):
     assert "GB of memory: is num_classes or image_size a misspelling?" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data=digits"], None),
+        (["data=imagenet1k"], None),
+        (
+            ["data=digits", "scratch=cifar10"],
+            "scratch=cifar10 states numbers for cifar10, and these are digits",
+        ),
+        (["data=folder", "scratch=cifar10"], None),
+        (["data=digits", "scratch=shards"], None),
+        (["experiment=mixer_digits"], None),
+        (["experiment=mixer_b16_imagenet1k"], None),
+        (
+            ["experiment=mixer_b16_imagenet1k", "data=digits"],
+            "experiment=mixer_b16_imagenet1k states numbers for im",
+        ),
+        (["experiment=mixer_b16_imagenet1k", "data=folder"], None),
+    ],
+)
+def test_numbers_of_another_data_set_are_said(words, said):
+    found = numbers_of_other_data(compose_one("train", words).choices)
+    assert (found is None) == (said is None)
+    assert said is None or found.startswith(said)

@@ -17,11 +17,13 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints import torch_file
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine import first_batch, training
+from mixer_lightning.engine import first_batch, setup, training
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.run import train
+from mixer_lightning.evals import Predict, names_of
 from mixer_lightning.reports import first_batch as picture
 
 draw = picture.draw  # itself, below
@@ -180,11 +182,64 @@ def test_a_metric_that_there_is_not_is_refused(tmp_path, capsys):
     assert "callbacks.early_stopping.monitor: digits has no val split here: train_split='train[:90%]'" in said
     assert run(tmp_path / "run", *VAL, "callbacks=early_stopping", "callbacks.early_stopping.mode=up") == 2
     assert "callbacks.early_stopping: `mode` can be" in capsys.readouterr().out
-    words = (*VAL, "callbacks=early_stopping", "callbacks.early_stopping.monitor=val/top2")
-    assert run(tmp_path / "run", *words) == 1
-    assert "no metric 'val/top2', there are: test/loss" in capsys.readouterr().out.replace(
-        "test/top1", "test/loss"
-    )
+    kept = ("callbacks=kept_checkpoints", "callbacks.kept_checkpoints.every_n_train_steps=null")
+    for words, sentence in (
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/top2"],
+            "monitor: no metric 'val/top2': did you mean 'val/top5'? There are: val/loss, val/top1, val/top5\n",
+        ),
+        (
+            [
+                *kept,
+                "callbacks.kept_checkpoints.monitor=val/macro_f1",
+                "evals=[macro]",
+                "evals.macro.at_end=true",
+            ],
+            "callbacks.kept_checkpoints.monitor: 'val/macro_f1' is measured after the last step only",
+        ),
+        (
+            [*kept, "callbacks.kept_checkpoints.monitor=test/top1"],
+            "callbacks.kept_checkpoints.monitor: 'test/top1' would choose by the test images",
+        ),
+    ):
+        assert run(tmp_path / "run", *VAL, *words) == 2
+        assert sentence in capsys.readouterr().out
+        assert not (tmp_path / "run").exists()
+
+
+class Quiet:
+    """An evaluation that does not say what its figures are called."""
+
+    def check(self, data: Dataset) -> None:
+        pass
+
+    def run(self, predict: Predict) -> Iterator[tuple[str, float]]:
+        yield "val/mine", 0.5
+
+
+def test_figures_that_nobody_names_are_met_at_the_first_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(setup, "checked_eval", lambda name, built: Quiet())
+    words = (*VAL, "callbacks=early_stopping", "callbacks.early_stopping.monitor=val/")
+    assert run(tmp_path / "other", *words[:-1], words[-1] + "other") == 1
+    assert "no metric 'val/other', there are: val/mine" in capsys.readouterr().out
+    assert run(tmp_path / "mine", *words[:-1], words[-1] + "mine") == 0
+
+
+def test_evaluations_name_their_figures_before_they_are_made(tmp_path, monkeypatch):
+    run_of, found = Evaluations.run, []
+
+    def compared(self, module, evals):
+        values = run_of(self, module, evals)
+        names = [name for each in evals.values() for name in names_of(each, self.data.source) or []]
+        found.append((sorted(values), sorted(names)))
+        return values
+
+    monkeypatch.setattr(Evaluations, "run", compared)
+    words = ("evals=[accuracy,macro,fewshot,confusion]", "evals.accuracy.crops=[short_side,square]")
+    assert run(tmp_path / "run", *VAL, *words, "duration.steps=2", "eval_every.steps=2") == 0
+    (pair,) = found
+    assert pair[0] == pair[1]
+    assert {"val/loss_square", "test/top5", "test/macro_f1"} < set(pair[0])
 
 
 def test_kept_checkpoints_are_those_of_an_undisturbed_run(tmp_path, monkeypatch):
@@ -315,9 +370,10 @@ def test_the_picture_shows_what_the_network_is_given(tmp_path, monkeypatch):
 def test_a_caption_names_the_classes_of_a_target():
     names = ["cat", "dog", "owl"]
     assert first_batch.caption(torch.tensor([0.0, 1.0, 0.0]), names) == "dog"
-    assert first_batch.caption(torch.tensor([0.7, 0.0, 0.3]), names) == "70 % cat + 30 % owl"
-    assert first_batch.caption(torch.tensor([0.3, 0.7]), names[:2]) == "70 % dog + 30 % cat"  # no class is 0
+    assert first_batch.caption(torch.tensor([0.7, 0.0, 0.3]), names) == "70 % cat\n30 % owl"
+    assert first_batch.caption(torch.tensor([0.3, 0.7]), names[:2]) == "70 % dog\n30 % cat"  # no class is 0
     assert first_batch.caption(torch.tensor([0.0, 1.0]), names[:2]) == "dog"
+    assert first_batch.caption(torch.tensor([0.0, 1.0]), ["a", "b\nc"]) == "b c"
 
 
 def test_the_picture_is_a_png_of_all_its_images(tmp_path):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 from pictures import picture
 from PIL import Image
+from rich.console import Console
 
 from mixer_lightning import stopping
 from mixer_lightning.cli.prepare import parse
@@ -32,6 +34,7 @@ from mixer_lightning.files import lock_run_dir
 from mixer_lightning.prepare import lists, plan, program, readers, state
 from mixer_lightning.prepare import open as opening
 from mixer_lightning.prepare.cleaning import difference_hash
+from mixer_lightning.progress import Bar
 from mixer_lightning.reports import prepare as picture_of
 from mixer_lightning.screen import Screen
 
@@ -724,6 +727,16 @@ def test_asked_to_stop_it_commits_first(prepare, photos, tmp_path, monkeypatch, 
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_where_there_is_no_terminal_lines_say_how_far_it_is(prepare, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("mixer_lightning.progress.SECONDS_PER_LINE", 0.0)
+    code, said = prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
+    assert code == 0
+    assert re.search(
+        r"50\.0 % 20 images [\d,]+ images/s [\d,]+ MB/s 0:\d\d:\d\d left 52\.5 % 21 images ", said
+    )
+    assert "100.0 % 40 images " in said
+
+
 def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkeypatch):
     arguments = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
     whole = photos.read_text()
@@ -869,6 +882,7 @@ def test_a_list_in_latin_1(prepare, tmp_path):
 
 
 def test_a_read_that_does_not_come_back_is_not_waited_for(prepare, photos, tmp_path, monkeypatch):
+    """Neither in a thread, with what was taken before it saved, nor where the source itself does not go on."""
     arguments = ("data=list", f"source={photos}", "shards=2", f"output={tmp_path / 'out'}")
     prepare(*arguments[:3], f"output={tmp_path / 'whole'}")
     come_back, codes = threading.Event(), []
@@ -881,11 +895,89 @@ def test_a_read_that_does_not_come_back_is_not_waited_for(prepare, photos, tmp_p
         return true(path)
 
     monkeypatch.setattr(lists, "read_regular", hangs)
-    monkeypatch.setattr(stopping, "HANGING_SECONDS", 0.1)
-    monkeypatch.setattr(os, "_exit", lambda code: codes.append(code) or come_back.set())
     code, said = prepare(*arguments)
-    assert (code, codes) == (143, [143])
-    assert "images; the same command goes on from there" in said
-    assert "an image did not come" in said
+    come_back.set()
+    assert code == 143
+    assert "SIGTERM: saving the images read so far" in said
+    assert "stopped by SIGTERM after 9 images; the same command goes on from there" in said
+
+    true_open = program.open_source
+
+    def open_source(options):
+        source = true_open(options)
+        whole, asked = source.samples, threading.Event()
+
+        def stuck(cursor):
+            for number, sample in enumerate(whole(cursor)):
+                if number == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    asked.wait(60)
+                yield sample
+
+        def end(code):
+            codes.append(code)
+            asked.set()
+
+        monkeypatch.setattr(os, "_exit", end)
+        source.samples = stuck
+        return source
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "open_source", open_source)
+        patch.setattr(stopping, "HANGING_SECONDS", 0.1)
+        code, said = prepare(*arguments)
+    assert (code, codes[0]) == (143, 143)
+    assert "no image has come for" in said
+    assert f"What was committed is in {tmp_path / 'out' / '.partial'}; the same command goes on" in said
     assert prepare(*arguments)[0] == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_asked_again_it_quits_at_once_and_goes_on_later(prepare, photos, tmp_path, monkeypatch):
+    arguments = ("data=list", f"source={photos}", "shards=2", f"output={tmp_path / 'out'}")
+    prepare(*arguments[:3], f"output={tmp_path / 'whole'}")
+    codes, quits = [], threading.Event()
+    monkeypatch.setattr(stopping, "SAME_REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr(os, "_exit", lambda code: codes.append(code) or quits.set())
+    take, commit = state.State.take, state.State.commit
+
+    def pressed(self, sample, outcome):
+        take(self, sample, outcome)
+        if self.consumed == 17 and not codes:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def slow(self, pool):
+        if self.consumed == 17 and not codes:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert quits.wait(60)
+        commit(self, pool)
+
+    monkeypatch.setattr(state.State, "take", pressed)
+    monkeypatch.setattr(state.State, "commit", slow)
+    code, said = prepare(*arguments)
+    assert (code, codes) == (130, [130])
+    assert "saving the images read so far, after which the same command goes on; press again to quit" in said
+    assert "quit by SIGINT without saving. What was committed is in" in said
+    assert prepare(*arguments)[0] == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_the_bar_fits_a_terminal_of_80_columns(prepare, photos, tmp_path, monkeypatch, encoding):
+    shown: list[str] = []
+    move = Bar.move
+
+    def moved(self, *args, **kwargs):
+        move(self, *args, **kwargs)
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        Console(file=file, width=80, force_terminal=True, color_system=None).print(self)
+        file.flush()
+        shown.append(file.buffer.getvalue().decode(encoding).rstrip("\n"))
+
+    monkeypatch.setattr(Bar, "move", moved)
+    assert prepare("data=list", f"source={photos}", f"output={tmp_path / 'out'}")[0] == 0
+    assert len(shown) == 40
+    for number, line in enumerate(shown, start=1):
+        assert line.startswith(f"{2.5 * number:.1f} %  {number} images  ")
+        assert re.search(r"images/s  [\d.,]+ MB/s  \d:\d\d:\d\d *$", line), line
+        assert len(line.rstrip()) <= 80 - len("^C^C^C")

@@ -93,7 +93,9 @@ def test_what_no_font_has_is_transliterated(monkeypatch):
     monkeypatch.setattr(figures, "_family_with", lambda character: None)
     assert label("深圳") == "ShenZhen"
     assert label("Москва ёж") == "Москва ёж"  # the default font has it
-    assert label("x" * 30, 10) == "x" * 9 + "…"
+    assert label("nothern pintail, adult male", 10) == "noth… male"
+    assert label("nothern pintail, adult male", 9) == "noth…male"
+    assert label("male female", 11) == "male female"
     assert label("\ue000") == "?"
     assert label("é") == "é"
 

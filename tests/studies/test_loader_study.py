@@ -51,6 +51,14 @@ def test_every_pipeline_makes_uint8_batches_of_one_shape(
     source.close()
 
 
+def test_a_process_of_its_own_tells_what_it_measured(photos: Path, tmp_path: Path) -> None:
+    loader.lay_out(photos, tmp_path / "laid", copies=96)  # three batches: two to warm up
+    chosen = loader.settings([f"root={photos}", "workers=1", "images=128"])
+    found = loader.child("ours, files, bilinear", tmp_path / "laid", chosen)
+    assert found.keys() == {"images_per_second", "images_per_cpu_second", "memory_mib", "waiting"}
+    assert found["images_per_second"] > 0
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     def turn(speed: float) -> dict[str, float]:
         return {

@@ -91,6 +91,25 @@ def class_names(wnids: Sequence[str]) -> list[str]:
     return [synonyms.get(wnid, wnid).split(",")[0] for wnid in wnids]
 
 
+def wnids_of(classes: Sequence[str]) -> list[str] | None:
+    """The WordNet id of each class that is called so, or by its first synonym; None where that of one is not known.
+
+    Synonyms are those of one of the bundled lists, all in its order, or some of ImageNet-1k's thousand. Two of these
+    share theirs (a crane is a bird and a machine), which by itself does not say which is meant.
+    """
+    if all(map(is_wnid, classes)):
+        return list(classes)
+    for name in BUNDLED:
+        wnids = wnid_list(name)
+        if len(wnids) == len(classes) and class_names(wnids) == list(classes):
+            return wnids
+    thousand = wnid_list("1k")
+    names = class_names(thousand)
+    wnid_of = {name: wnid for name, wnid in zip(names, thousand, strict=True) if names.count(name) == 1}
+    found = [each if is_wnid(each) else wnid_of.get(each) for each in classes]
+    return [each for each in found if each is not None] if None not in found else None
+
+
 def _timm_folder() -> Path:
     spec = importlib.util.find_spec("timm")  # importing it would take seconds
     assert spec is not None
