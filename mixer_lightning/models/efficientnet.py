@@ -36,7 +36,7 @@ def efficientnet(
     stochastic_depth: BelowOne = 0.0,
     head_bias: float = 0.0,
 ) -> nn.Module:
-    """timm's EfficientNet of these factors, with all that protocol.Backbone asks for; trained weights fit any image size.
+    """timm's EfficientNet of these factors, with all that protocol.Backbone asks for; its weights fit any image size.
 
     Args:
         width: multiplies the channels of B0, which are then rounded to multiples of 8.

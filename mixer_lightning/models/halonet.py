@@ -4,7 +4,7 @@ Each block of b x b queries attends to the window around it: the block and a hal
 no official code: what the paper leaves open (where BatchNorm stands, initialisation) is as in timm's ByobNet and
 HaloAttn, whose names the attributes have.
 
-    B images   W width of the attention   N heads   d, e channels of a head's keys and values   K num_classes
+    B images   D width of the attention   N heads   d, e channels of a head's keys and values   K num_classes
     b block_size   Y, X blocks of a feature map   q = b / stride queries along a block   v = b + 2 h side of a window
 """
 
@@ -27,12 +27,12 @@ class HaloNet(nn.Module):
     Args:
         block_size: b.
         halo_size: h.
-        value_ratio: the paper's r_v: channels of the values over W.
-        output_ratio: the paper's r_b: channels of a block's output over W.
+        value_ratio: the paper's r_v: channels of the values over D.
+        output_ratio: the paper's r_b: channels of a block's output over D.
         num_blocks: residual blocks of the four stages, of which the third is the paper's l_3.
         num_heads: N in the four stages.
         final_dim: the paper's d_f: channels of a last 1x1 convolution; 0: there is none.
-        base_width: channels of the stem, and W in the first stage; W doubles from stage to stage.
+        base_width: channels of the stem, and D in the first stage; D doubles from stage to stage.
         convolution_stages: how many of the first stages have 3x3 convolutions instead of attention.
 
     Raises:
@@ -68,8 +68,7 @@ class HaloNet(nn.Module):
         self.stem.add_module("conv1", ConvNorm(3, base_width, kernel_size=7, stride=2))
         self.stem.add_module("act", nn.SiLU())
         self.stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))  # [B, C, H/4, W/4]
-        total = sum(num_blocks)
-        drop_rates = iter([i / max(total - 1, 1) * stochastic_depth for i in range(total)])  # 0 in the first block
+        last = max(sum(num_blocks) - 1, 1)
         self.stages, dim = nn.Sequential(), base_width
         for i in range(4):
             stage, width = nn.Sequential(), base_width * 2**i
@@ -83,7 +82,7 @@ class HaloNet(nn.Module):
                     block_size=None if i < convolution_stages else block_size,
                     halo_size=halo_size,
                     stride=2 if i > 0 and j == 0 else 1,
-                    drop_rate=next(drop_rates),
+                    drop_rate=(sum(num_blocks[:i]) + j) / last * stochastic_depth,  # 0 in the first block
                 )
                 stage.append(block)
                 dim = block.out_dim
@@ -92,7 +91,9 @@ class HaloNet(nn.Module):
         self.final_act = nn.SiLU() if final_dim else nn.Identity()
         self.num_features = final_dim or dim
         self.head = nn.Sequential()
-        self.head.add_module("fc", nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity())
+        self.head.add_module(
+            "fc", nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        )
         self.apply(init_weights)
         if num_classes:
             nn.init.constant_(self.get_parameter("head.fc.bias"), head_bias)
@@ -107,7 +108,7 @@ class HaloNet(nn.Module):
         return x
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, F, H/32, W/32] -> logits [B, K]: the mean over positions [B, F] (`pre_logits`: no more), a linear layer."""
+        """[B, F, H/32, W/32] -> logits [B, K]: the mean over positions (`pre_logits`: no more), a linear layer."""
         x = features.mean(dim=(2, 3))  # [B, F]
         return x if pre_logits else self.head(x)
 
@@ -154,7 +155,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim, H, W] -> [B, out_dim, H / stride, W / stride]."""
-        y = F.silu(self.conv1_1x1(x))  # [B, W, H, W]
+        y = F.silu(self.conv1_1x1(x))  # [B, D, H, W]
         y = F.silu(self.post_attn(self.self_attn(y)) if self.has_attention else self.conv2_kxk(y))
         return F.silu(self.shortcut(x) + self.drop(self.conv3_1x1(y)))
 
@@ -170,7 +171,7 @@ class HaloAttention(nn.Module):
     """softmax over the window of (queries . keys / sqrt(d) + queries . relative positions), times the values.
 
     Where the window leaves the feature map, keys and values are zero. A stride of 2 keeps the queries of every other
-    row and column: [B, W, H, W] -> [B, N e, H / stride, W / stride].
+    row and column: [B, D, H, W] -> [B, N e, H / stride, W / stride].
     """
 
     def __init__(
@@ -178,20 +179,23 @@ class HaloAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads or value_dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide {dim} channels of keys and {value_dim} of values")
+            raise ValueError(f"{num_heads} heads do not divide {dim} channels of keys, {value_dim} of values")
         if block_size % stride:
-            raise ValueError(f"block_size must be even, found {block_size}: later stages keep every other query")
-        self.num_heads, self.block_size, self.halo_size, self.stride = num_heads, block_size, halo_size, stride
+            raise ValueError(f"block_size must be even, found {block_size}: strides keep every other query")
+        self.block_size, self.halo_size, self.stride = block_size, halo_size, stride
+        self.num_heads = num_heads
         self.window = block_size + 2 * halo_size  # v
         self.key_dim, self.value_dim = dim // num_heads, value_dim // num_heads  # d, e
         self.q = nn.Conv2d(dim, dim, 1, stride=stride, bias=False)
-        self.kv = nn.Conv2d(dim, dim + value_dim, 1, bias=False)  # d of keys, e of values of the first head, ...
+        self.kv = nn.Conv2d(
+            dim, dim + value_dim, 1, bias=False
+        )  # a head's d of keys, its e of values, the next's
         self.pos_embed = RelativePositions(
             window=self.window, dim=self.key_dim, num_queries=block_size // stride, stride=stride
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, W, H, W] -> [B, N e, H / stride, W / stride]; ValueError where blocks do not fill the feature map."""
+        """[B, D, H, W] -> [B, N e, H / stride, W / stride]; ValueError where blocks do not fill the feature map."""
         b, v, q, n = self.block_size, self.window, self.block_size // self.stride, self.num_heads
         if x.shape[2] % b or x.shape[3] % b:
             found = "x".join(map(str, x.shape[2:]))
@@ -199,14 +203,16 @@ class HaloAttention(nn.Module):
         rows, columns = x.shape[2] // b, x.shape[3] // b  # Y, X
         queries = self.q(x).reshape(-1, n, self.key_dim, rows, q, columns, q)
         queries = queries.permute(0, 1, 3, 5, 4, 6, 2)  # [B, N, Y, X, q, q, d]
-        windows = F.pad(self.kv(x), [self.halo_size] * 4).unfold(2, v, b).unfold(3, v, b)  # [B, N(d+e), Y, X, v, v]
+        both = F.pad(self.kv(x), [self.halo_size] * 4)  # [B, N(d+e), H + 2h, W + 2h]
+        windows = both.unfold(2, v, b).unfold(3, v, b)  # [B, N(d+e), Y, X, v, v]
         windows = windows.reshape(-1, n, self.key_dim + self.value_dim, rows, columns, v * v)
-        keys, values = windows.split((self.key_dim, self.value_dim), dim=2)
+        keys, values = windows[:, :, : self.key_dim], windows[:, :, self.key_dim :]
         scores = queries.flatten(4, 5) @ keys.permute(0, 1, 3, 4, 2, 5)  # [B, N, Y, X, q^2, v^2]
         scores = scores * self.key_dim**-0.5 + self.pos_embed(queries)
         out = scores.softmax(dim=-1) @ values.permute(0, 1, 3, 4, 5, 2)  # [B, N, Y, X, q^2, e]
         out = out.unflatten(4, (q, q)).permute(0, 1, 6, 2, 4, 3, 5)  # [B, N, e, Y, q, X, q]
-        return out.reshape(-1, n * self.value_dim, rows * q, columns * q)
+        joined: Tensor = out.reshape(-1, n * self.value_dim, rows * q, columns * q)
+        return joined
 
 
 class RelativePositions(nn.Module):
@@ -223,7 +229,9 @@ class RelativePositions(nn.Module):
         self.height_rel = nn.Parameter(torch.zeros(2 * window - 1, dim))  # shared by the heads
         self.width_rel = nn.Parameter(torch.zeros(2 * window - 1, dim))
         keys, queries = torch.arange(window), stride * torch.arange(num_queries)
-        self.register_buffer("distances", keys - queries[:, None] + window - 1, persistent=False)  # [q, v], >= 0
+        self.register_buffer(
+            "distances", keys - queries[:, None] + window - 1, persistent=False
+        )  # [q, v], >= 0
 
     def forward(self, queries: Tensor) -> Tensor:
         """Queries [B, N, Y, X, q, q, d] -> scores [B, N, Y, X, q^2, v^2]."""
@@ -238,9 +246,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, *, kernel_size: int = 1, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            dim, out_dim, kernel_size, stride=stride, padding=kernel_size // 2, bias=False
-        )
+        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -271,8 +277,8 @@ def _check_blocks_fill(*, image_size: int, block_size: int) -> None:
         below, above = image_size // step * step, (image_size // step + 1) * step
         nearest = f"{below} and {above} work" if below else f"{above} works"
         raise ValueError(
-            f"image_size {image_size} is not a multiple of 32 x block_size {block_size}, so that blocks do not fill the "
-            f"feature maps: {nearest}"
+            f"image_size {image_size} is not a multiple of 32 x block_size {block_size}, and blocks must fill every "
+            f"feature map: {nearest}"
         )
 
 

@@ -6,6 +6,8 @@ cannot say two: a stem of 16, 32, 64 and half the first stage's channels, and bo
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from mixer_lightning.models.baselines import as_backbone
@@ -37,7 +39,7 @@ def nfnet(
         dropout: of the features, before the head.
         num_classes: outputs of the head.
         image_size: side in pixels.
-        stochastic_depth: block i of n drops a sample's branch with probability i / n of this; kept ones are not rescaled.
+        stochastic_depth: block i of n drops a sample's branch with probability i / n of this, without rescaling others.
         head_bias: what the bias of the head starts from.
 
     Raises:
@@ -49,7 +51,9 @@ def nfnet(
     for width in widths:
         bottleneck = width // 2
         if width % 2 or bottleneck < group_width or bottleneck % (bottleneck // group_width):
-            raise ValueError(f"widths {width}: half of it does not divide into groups of {group_width} or wider")
+            raise ValueError(
+                f"widths {width}: half of it does not divide into groups of {group_width} or wider"
+            )
     config = NfCfg(
         depths=tuple(num_blocks),
         channels=tuple(widths),
@@ -82,7 +86,7 @@ def nfnet(
     return as_backbone(model, head_name="head.fc", image_size=image_size, head_bias=head_bias)
 
 
-def _keep_bottleneck(block: nn.Module, *, width: int, groups: int) -> None:
+def _keep_bottleneck(block: Any, *, width: int, groups: int) -> None:
     """Gives a NormFreeBlock convolutions of `width` channels inside, the 3x3 ones in `groups`."""
     stride = block.conv2.stride[0]
     block.conv1 = _conv(block.conv1.in_channels, width, 1)
@@ -95,7 +99,8 @@ def _conv(dim: int, out_dim: int, kernel_size: int, *, stride: int = 1, groups: 
     """A convolution of standardised weights, as NormFreeNet makes and initialises them."""
     from timm.layers import ScaledStdConv2dSame
 
-    conv = ScaledStdConv2dSame(dim, out_dim, kernel_size, stride=stride, groups=groups, eps=1e-5)
+    conv: nn.Conv2d = ScaledStdConv2dSame(dim, out_dim, kernel_size, stride=stride, groups=groups, eps=1e-5)
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="linear")
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv

@@ -1,7 +1,7 @@
 """ResMLP: a residual network of linear layers, without normalisation (Touvron et al., arXiv 2105.03404).
 
-Numerics and initialisation are those of the official code (facebookresearch/deit, resmlp_models.py). Attribute names are
-timm's.
+Numerics and initialisation are those of the official code (facebookresearch/deit, resmlp_models.py). Attribute names
+are timm's.
 
     B images   P patch_size   S tokens = (image_size / P)^2   C hidden_dim   K num_classes
 """
@@ -71,7 +71,9 @@ class ResMLP(nn.Module):
         """Images [B, 3, H, W] -> tokens [B, S, C]; H and W must be `image_size` (else ValueError)."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             found = "x".join(map(str, images.shape[-2:]))
-            raise ValueError(f"this ResMLP takes images of {self.image_size}x{self.image_size}, found {found}")
+            raise ValueError(
+                f"this ResMLP takes images of {self.image_size}x{self.image_size}, found {found}"
+            )
         tokens = self.stem(images).flatten(2).mT  # [B, C, H/P, W/P] -> [B, S, C]
         x: Tensor = self.norm(self.blocks(tokens))
         return x
@@ -98,7 +100,9 @@ class ResMLPBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, S, C] -> the same shape."""
         # Z = X + diag(ls1) (A Aff(X)^T)^T
-        x = x + self.drop(self.ls1 * self.linear_tokens(self.norm1(x).mT).mT)  # [B, S, C] -> [B, C, S] -> [B, S, C]
+        x = x + self.drop(
+            self.ls1 * self.linear_tokens(self.norm1(x).mT).mT
+        )  # [B, S, C] -> [B, C, S] -> [B, S, C]
         # Y = Z + diag(ls2) C gelu(B Aff(Z))
         return x + self.drop(self.ls2 * self.mlp_channels(self.norm2(x)))
 

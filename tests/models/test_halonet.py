@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from timm.layers.halo_attn import HaloAttn
-from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
 from mixer_lightning.api import create_model
@@ -46,7 +46,10 @@ def loop(attention: HaloAttention, images: Tensor) -> Tensor:
     """One query, one head, one key after the other: softmax(q . k / sqrt(d) + q . r) v over the window of q's block."""
     b, h, s, n = attention.block_size, attention.halo_size, attention.stride, attention.num_heads
     d, e = attention.key_dim, attention.value_dim
-    to_query, to_both = attention.q.weight[:, :, 0, 0], attention.kv.weight[:, :, 0, 0].unflatten(0, (n, d + e))
+    to_query, to_both = (
+        attention.q.weight[:, :, 0, 0],
+        attention.kv.weight[:, :, 0, 0].unflatten(0, (n, d + e)),
+    )
     by_height, by_width = attention.pos_embed.height_rel, attention.pos_embed.width_rel
     origin = h + b + 2 * h - 1  # where the table has distance 0
     size = images.shape[-1]
@@ -74,7 +77,8 @@ def loop(attention: HaloAttention, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("block_size", "halo_size", "stride", "value_dim"), [(2, 1, 1, 12), (2, 1, 2, 8), (4, 0, 2, 4), (1, 1, 1, 8)]
+    ("block_size", "halo_size", "stride", "value_dim"),
+    [(2, 1, 1, 12), (2, 1, 2, 8), (4, 0, 2, 4), (1, 1, 1, 8)],
 )
 @torch.no_grad()
 def test_attention_is_the_papers(block_size: int, halo_size: int, stride: int, value_dim: int) -> None:
@@ -121,7 +125,9 @@ def test_a_network_is_timms(convolution_stages: int, final_dim: int) -> None:
     ours = tiny(convolution_stages=convolution_stages, final_dim=final_dim).eval()
     for stage in ours.stages:
         for attention in stage.modules():
-            if isinstance(attention, HaloAttention) and attention.stride == 2:  # there timm measures otherwise
+            if (
+                isinstance(attention, HaloAttention) and attention.stride == 2
+            ):  # there timm measures otherwise
                 for table in attention.pos_embed.parameters():
                     table.zero_()
     theirs.load_state_dict(ours.state_dict())
@@ -190,8 +196,16 @@ def test_convolutions_in_two_stages_cost_what_the_published_pair_differs_in() ->
         ("halonet_h4", {"image_size": 512}, "image_size 512 .* block_size 12.*: 384 and 768 work"),
         ("halonet_h7", {"image_size": 600}, "image_size 600 .* block_size 10.*: 320 and 640 work"),
         ("halonet_h0", {"image_size": 224}, "image_size 224 .* block_size 8.*: 256 works"),
-        ("halonet_h0", {"image_size": 224, "overrides": {"block_size": 7}}, "block_size must be even, found 7"),
-        ("halonet_h0", {"overrides": {"num_heads": [3, 8, 8, 8]}}, "3 heads do not divide 64 channels of keys"),
+        (
+            "halonet_h0",
+            {"image_size": 224, "overrides": {"block_size": 7}},
+            "block_size must be even, found 7",
+        ),
+        (
+            "halonet_h0",
+            {"overrides": {"num_heads": [3, 8, 8, 8]}},
+            "3 heads do not divide 64 channels of keys, 64 of values",
+        ),
         ("halonet_h0", {"overrides": {"output_ratio": 0.3}}, "output_ratio gives 19.2 channels"),
     ],
 )

@@ -1,4 +1,4 @@
-"""NFNet: timm's logits where timm can say the sizes; the stem, the wide bottlenecks and the drop rates where it cannot."""
+"""NFNet: timm's logits where timm can say the sizes; the stem, wide bottlenecks and drop rates where it cannot."""
 
 from __future__ import annotations
 
@@ -68,7 +68,12 @@ def test_the_stem_and_the_first_bottlenecks_of_f4_plus() -> None:
     with torch.device("meta"):
         model = create_model("nfnet_f4_plus")
     convolutions = [module for module in model.stem if isinstance(module, nn.Conv2d)]
-    assert [(conv.out_channels, conv.stride[0]) for conv in convolutions] == [(16, 2), (32, 1), (64, 1), (192, 2)]
+    assert [(conv.out_channels, conv.stride[0]) for conv in convolutions] == [
+        (16, 2),
+        (32, 1),
+        (64, 1),
+        (192, 2),
+    ]
     inside = [(s[0].conv2.out_channels, s[0].conv2.groups, s[0].conv2b.groups) for s in model.stages]
     assert inside == [(192, 1, 1), (384, 3, 3), (1024, 8, 8), (1024, 8, 8)]
     assert (model.num_features, model.head.drop.p) == (4096, 0.5)
