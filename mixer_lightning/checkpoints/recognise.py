@@ -23,7 +23,7 @@ FEWEST = 30  # tensors, fewer than any model of timm in conf/model has
 
 
 def recognised(checkpoint: Checkpoint) -> Checkpoint:
-    """The same with the name of its model, where only its tensors tell it, and what images timm's weights of it take."""
+    """The same with the name of its model where only its tensors tell it, and what images timm's weights of it take."""
     if checkpoint.model is not None:
         return checkpoint
     name = checkpoint.model_name or next(iter(models_of(checkpoint.tensors)), None)
