@@ -199,7 +199,7 @@ def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> Non
     (tmp_path / "mixer_s32.pth").touch()
     check_there(str(tmp_path / "mixer_s32.pth"))
     check_there("timm:mixer_b16_224.goog_in21k")
-    with pytest.raises(ValueError, match=r"no weights 'mixer_b16_224'.*did you mean mixer_b16_224\.goog"):
+    with pytest.raises(ValueError, match=r"no weights 'mixer_b16_224'.*did you mean mixer_b16_224\."):
         check_there("timm:mixer_b16_224")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
