@@ -163,6 +163,11 @@ def check_augment(recipe: Recipe, *, size: int) -> None:
         ("convmixer_256_8_cifar10_25ep", 50_000, 2450),
         ("convmixer_256_8_cifar10_100ep", 50_000, 100 * 98),
         ("convmixer_256_8_p1_k9_cifar10_200ep", 50_000, 200 * 781),
+        # DeiT's RASampler: 1,281,024 images, a quarter of them for each process, which drops what 256 leave of them
+        ("deit_s16_imagenet1k", 1_281_167, 300 * (1_281_024 // 4 // 256)),
+        ("deit_b16_imagenet1k", 1_281_167, 300 * (1_281_024 // 16 // 64)),
+        # Swin's DistributedSampler gives each of 8 processes 160,146 images, its loader drops what 128 leave of them
+        ("swin_t_imagenet1k", 1_281_167, 300 * (160_146 // 128)),
         # big_vision's `steps`: rounded after the product, of 99 % of the images
         ("mixer_b16_imagenet1k", 1_268_355, 92_897),
         ("mixer_b16_imagenet1k_60ep", 1_268_355, 148_635),
