@@ -13,7 +13,7 @@ import torch
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.describe import describe
-from mixer_lightning.checkpoints.families import PREPROCESSING, family_names
+from mixer_lightning.checkpoints.families import PREPROCESSING
 from mixer_lightning.checkpoints.formats import FORMATS, Logits, of_module
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.checkpoints.save import metadata
@@ -65,8 +65,8 @@ def restore_for_export(
     found = describe(restored.model.state_dict())
     if to == "npz" and not (found and found.family.has_flax_layout):
         raise ValueError(f"to=npz is the official layout of Mixers; this is a {restored}")
-    if to == "timm" and found is None:
-        raise ValueError(f"to=timm is for a {family_names(' or ')}; this is a {restored}")
+    if to == "timm" and found is None and not hasattr(restored.model, "timm_arguments"):
+        raise ValueError(f"to=timm is for models that timm has; this is a {restored}")
     augment = Augment(**restored.preprocessing)
     return replace(restored, preprocessing={key: getattr(augment, key) for key in PREPROCESSING})
 

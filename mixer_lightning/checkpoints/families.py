@@ -106,6 +106,8 @@ def _recognise_mixer(shapes: Shapes) -> Recognised | None:
         return None
     dim, _, _, patch = shapes["stem.proj.weight"]
     tokens_dim, num_tokens = shapes["blocks.0.mlp_tokens.fc1.weight"]
+    if tuple(shapes["blocks.0.mlp_tokens.fc2.weight"]) != (num_tokens, tokens_dim):
+        return None  # a gated MLP's
     side = math.isqrt(num_tokens)
     sizes = {
         "patch_size": patch,
@@ -266,11 +268,6 @@ FAMILIES = (
 )
 
 
-def family_names(separator: str) -> str:
-    """'Mixer or ConvMixer' for " or "."""
-    return separator.join(family.name for family in FAMILIES)
-
-
 def family_of_model(model: str) -> Family | None:
     """The family of a file of conf/model; None for an unknown name or one without an entry in FAMILIES."""
     return family_of_target(model_node(model)["_target_"]) if model in list_models() else None
@@ -303,11 +300,22 @@ def preprocessing_of_name(family: Family, weights: str) -> dict[str, Any]:
     return dict(next(others, {}))
 
 
+def timm_models() -> dict[str, str]:
+    """timm's names of the files of conf/model that are timm's own models -> those files."""
+    nodes = {name: model_node(name) for name in list_models()}
+    return {
+        node["timm_name"]: name for name, node in nodes.items() if node.keys() == {"_target_", "timm_name"}
+    }
+
+
 def model_named(weights: str, models: Collection[str]) -> str | None:
     """Which of `models` a name of timm (timm:mixer_b16_224.goog_in21k) or a published file (Mixer-B_16.npz) means."""
     name = weights.removeprefix(TIMM_SCHEME).rpartition("/")[2].lower()
     for family in FAMILIES:
         for pattern, replacement in family.file_names:
             name = re.sub(pattern, replacement, name)
-    found = [model for model in models if name == model or re.match(rf"{model}[._-]", name)]
-    return max(found, key=len, default=None)
+    found = {model: model for model in models if name == model or re.match(rf"{model}[._-]", name)}
+    for timm_name, model in timm_models().items():
+        if model in models and (name == timm_name or re.match(rf"{timm_name}[.-]", name)):
+            found[timm_name] = model
+    return found[max(found, key=len)] if found else None

@@ -39,9 +39,11 @@ class Format(NamedTuple):
 
 
 def timm_call(restored: Restored) -> TimmCall:
-    """timm's function or class for a model of FAMILIES, dotted, and its arguments."""
+    """timm's function or class for a model, dotted, and its arguments."""
     found = describe(restored.model.state_dict())
-    assert found is not None
+    if found is None:
+        arguments: Any = restored.model.timm_arguments
+        return TimmCall("timm.create_model", dict(arguments))
     family, activation = found.family, getattr(restored.model, "activation", None)
     head: dict[str, Any] = {"num_classes": found.num_classes}
     name = family.timm_names.get(found.name or "")

@@ -9,16 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixer_lightning.checkpoints.families import FAMILIES, TIMM_SCHEME, family_names, family_of_timm
+from mixer_lightning.checkpoints.families import (
+    FAMILIES,
+    TIMM_SCHEME,
+    Family,
+    family_of_timm,
+    timm_models,
+)
 
 FILE = "model.safetensors"
 
 
 def names() -> list[str]:
-    """timm's models of FAMILIES with published weights, as <model>.<weights>."""
+    """timm's published weights of models of conf/model, as <timm's model>.<weights>."""
     import timm
 
-    return [str(name) for name in timm.list_pretrained([f"{family.timm_prefix}*" for family in FAMILIES])]
+    patterns = [f"{family.timm_prefix}*" for family in FAMILIES] + [f"{name}.*" for name in timm_models()]
+    return [str(name) for name in timm.list_pretrained(patterns)]
 
 
 def fetch(name: str) -> Path:
@@ -54,21 +61,35 @@ def preprocessing(name: str) -> dict[str, Any]:
     return to_augment_args(_config(name))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The same from the config.json in the folder of a file of weights, as on the hub; empty without one.
+def image_size(name: str) -> int:
+    """Side in pixels of the images that the weights of one of `names` were trained on last."""
+    return int(_config(name)["input_size"][-1])
+
+
+def read_config(path: Path, family: Family | None) -> dict[str, Any]:
+    """The preprocessing from the config.json in the folder of a file of weights, as on the hub; empty without one.
+
+    Of a model that tensors do not tell, `family` None, also its file of conf/model as `model`, and `image_size`.
 
     Raises:
         ValueError: it is timm's, and a value in it makes no sense.
     """
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        if family_of_timm(config["architecture"]) is None:
+        model = timm_models().get(config["architecture"])
+        if family_of_timm(config["architecture"]) is not family or (family is None and model is None):
             return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # none, or another's
         return {}
     try:
-        return to_augment_args(config.get("pretrained_cfg", config))
-    except (ValueError, TypeError) as error:
+        stated = config.get("pretrained_cfg", config)
+        told = to_augment_args(stated)
+        if family is None:
+            told["model"] = model
+            if "input_size" in stated:
+                told["image_size"] = int(stated["input_size"][-1])
+        return told
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(
             f"{path.parent / 'config.json'}: {error}: take it away, or fetch it again"
         ) from error
@@ -79,6 +100,8 @@ def to_augment_args(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {key: [float(x) for x in config[key]] for key in ("mean", "std") if key in config}
     if "crop_pct" in config:
         found["eval_crop"] = float(config["crop_pct"])
+    if config.get("crop_mode") == "squash":
+        found["eval_resize"] = "square"
     if config.get("interpolation") in ("bilinear", "bicubic"):
         found |= {"eval_interpolation": config["interpolation"], "eval_rounding": "torchvision"}
     return found
@@ -97,7 +120,7 @@ def _config(name: str) -> dict[str, Any]:
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(known)}"
-        raise ValueError(f"timm has no weights '{name}' of a {family_names(' or ')}: {hint}")
+        hint = f"did you mean {' or '.join(close)}?" if close else "`mixer models` names those that it has"
+        raise ValueError(f"timm has no weights '{name}' of a model of conf/model: {hint}")
     config = timm.get_pretrained_cfg(name)
     return {**config.to_dict(), "hf_hub_id": config.hf_hub_id}

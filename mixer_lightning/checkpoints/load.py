@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mixer_lightning.checkpoints.describe import Description, describe, widening
-from mixer_lightning.checkpoints.read import NO_FAMILY, Checkpoint, read, some_of
+from mixer_lightning.checkpoints.read import NO_MODEL, Checkpoint, read, some_of
+from mixer_lightning.checkpoints.recognise import models_of
+from mixer_lightning.models.baselines import fitted
 from mixer_lightning.models.mixer import Mixer
 from mixer_lightning.models.resolution import enlarge, is_token_mixing, widen
 
@@ -23,7 +25,8 @@ class Report:
     """What `load` did: the checkpoint, the tensors copied, those that are new, and what became of the rest.
 
     `head` is the reason why the head is new, or what could not be checked about one that was kept. `parts` is into how
-    many parts a side token mixing was divided for larger images, `trained_at` their size.
+    many parts a side token mixing was divided for larger images, `trained_at` their size; `resized` are the tensors of
+    a timm model that were interpolated to its image size.
     """
 
     checkpoint: Checkpoint
@@ -32,6 +35,7 @@ class Report:
     head: str | None = None
     parts: int = 1
     trained_at: int | None = None
+    resized: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors from {self.checkpoint}"
@@ -40,6 +44,8 @@ class Report:
                 f"; token mixing starts block-diagonal, in {self.parts}x{self.parts} parts of {self.trained_at} px "
                 "(arXiv 2105.01601, appendix C)"
             )
+        if self.resized:
+            text += f"; {some_of(sorted(self.resized))} interpolated"
         return f"{text}; the head {self.head}" if self.head else text
 
 
@@ -74,7 +80,12 @@ def load(
         checkpoint = read(checkpoint)
     expected = model.state_dict()
     growth = _growth(describe(expected), checkpoint)
-    found = dict(checkpoint.tensors)
+    found = fitted(model, checkpoint.tensors)
+    resized = [
+        key
+        for key in found.keys() & checkpoint.tensors.keys()
+        if found[key].shape != checkpoint.tensors[key].shape
+    ]
     if growth.parts > 1:
         found = enlarge(found, grid=growth.grid, parts=growth.parts)
     shapes = {key: tensor.shape for key, tensor in expected.items()}
@@ -110,7 +121,7 @@ def load(
             expected[key].fill_(float(model.head_bias) if key.endswith("bias") else 0.0)  # type: ignore[arg-type]
     about_head = f"stays fresh: {why_new}" if why_new else _unchecked_head(checkpoint, head_keys, classes)
     trained_at = checkpoint.model.image_size if checkpoint.model else None
-    return Report(checkpoint, list(found), fresh, about_head, growth.parts, trained_at)
+    return Report(checkpoint, list(found), fresh, about_head, growth.parts, trained_at, resized)
 
 
 class _Growth(NamedTuple):
@@ -204,8 +215,12 @@ def _does_not_fit(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) 
         f"{checkpoint.path} does not fit {here or type(model).__name__}: {some_of(misfits, separator='; ')}."
     )
     if checkpoint.model is None:
-        name = checkpoint.model_name
-        return f"{text} This file holds {f'a {name}: use model={name}' if name else NO_FAMILY}."
+        name = checkpoint.model_name or next(iter(models_of(checkpoint.tensors)), None)
+        if name is None:
+            return f"{text} This file holds {NO_MODEL}."
+        size = checkpoint.image_size
+        at = f" image_size={size}" if size not in (None, model.image_size) else ""
+        return f"{text} This file holds a {name}: use model={name}{at}."
     text += f" This file holds a {checkpoint.model}"
     name, size = checkpoint.model.name, checkpoint.model.image_size
     if name is None:

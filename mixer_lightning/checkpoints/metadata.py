@@ -117,7 +117,7 @@ def beside(path: Path, model: Description | None) -> Metadata:
     """
     if sidecar := results.read_sidecar(path):
         return of_export(sidecar, str(results.sidecar_path(path)))
-    if config := hub.read_config(path):
+    if config := hub.read_config(path, model.family if model is not None else None):
         return of_export(config, str(path.with_name("config.json")))
     recipe = recipe_beside(path)
     node = (recipe or {}).get("model")

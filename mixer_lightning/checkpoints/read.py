@@ -25,7 +25,7 @@ from mixer_lightning.checkpoints.families import (
     PREPROCESSING,
     TIMM_SCHEME,
     UNUSUAL,
-    family_names,
+    family_of_model,
     model_named,
     preprocessing_of_name,
 )
@@ -37,7 +37,7 @@ SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
 #: Bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor").
 MOST_DEFLATED = 1032
-NO_FAMILY = f"neither a {family_names(' nor a ')}"
+NO_MODEL = "none of the models that `mixer models` lists"
 
 
 class TooLarge(ValueError):
@@ -68,7 +68,7 @@ class Checkpoint:
     shards: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.path.name} ({self.kind}: {self.model or self.model_name or NO_FAMILY})"
+        return f"{self.path.name} ({self.kind}: {self.model or self.model_name or NO_MODEL})"
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -89,7 +89,10 @@ def read(path: str | Path) -> Checkpoint:
     if name.startswith(TIMM_SCHEME):
         name = name.removeprefix(TIMM_SCHEME)
         fetched = read(hub.fetch(name))
-        return replace(fetched, kind=TIMM_SCHEME + name, preprocessing=hub.preprocessing(name), assumed=[])
+        told: dict[str, Any] = {"preprocessing": hub.preprocessing(name), "assumed": []}
+        if fetched.model is None:
+            told |= {"model_name": model_named(name, list_models()), "image_size": hub.image_size(name)}
+        return replace(fetched, kind=TIMM_SCHEME + name, **told)
     path = Path(path).expanduser()
     if path.is_dir():
         path = _in_run(path)
@@ -294,8 +297,8 @@ def _checkpoint(path: Path, kind: str, tensors: dict[str, Tensor], itself: Metad
 def _model_name(path: Path, model: Description | None, stated: Metadata) -> str | None:
     """Which file of conf/model this is: one with the sizes of the tensors, else the one that is stated, or named."""
     called = [name for name in (stated.model, model_named(path.name, list_models())) if name]
-    if model is None:
-        return stated.model
+    if model is None:  # then a name of one that its tensors would tell is not true
+        return next((name for name in called if family_of_model(name) is None), None)
     return next((name for name in called if name in model.names), model.name)
 
 

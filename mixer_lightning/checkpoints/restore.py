@@ -11,6 +11,7 @@ from torch import nn
 from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.load import Report, load
 from mixer_lightning.checkpoints.read import Checkpoint, read
+from mixer_lightning.checkpoints.recognise import models_of, num_classes_of
 from mixer_lightning.models.presets import (
     build_model,
     default_image_size,
@@ -67,9 +68,11 @@ def restore(
         checkpoint = read(checkpoint)
     there = checkpoint.model
     if model is None and there is None and checkpoint.model_name in list_models():
-        model = checkpoint.model_name  # of no family that tensors tell; its run or export names it
+        model = checkpoint.model_name  # of no family that tensors tell; its run, its export or timm names it
+    if model is None and there is None:
+        model = next(iter(models_of(checkpoint.tensors)), None)
     if num_classes is None:
-        num_classes = _num_classes(checkpoint)
+        num_classes = _num_classes(checkpoint, model)
     if image_size is None:
         image_size = there.image_size if there is not None else checkpoint.image_size
     if model is not None:
@@ -99,13 +102,17 @@ def restore(
     )
 
 
-def _num_classes(checkpoint: Checkpoint) -> int:
+def _num_classes(checkpoint: Checkpoint, model: str | None) -> int:
     """As many as the file's head has outputs, or names for them; 1000 where it tells neither."""
-    if checkpoint.model is None:
-        return len(checkpoint.classes) if checkpoint.classes else 1000
-    if checkpoint.model.num_classes == 0:
+    if checkpoint.model is not None:
+        found: int | None = checkpoint.model.num_classes
+    elif checkpoint.classes or model is None:
+        found = len(checkpoint.classes or []) or None
+    else:
+        found = num_classes_of(model, checkpoint.tensors)
+    if found == 0:
         raise ValueError(f"{checkpoint.path} has no head: say num_classes=<number> for a new one")
-    return checkpoint.model.num_classes
+    return 1000 if found is None else found
 
 
 def _built(path: Path, there: Description, *, num_classes: int, image_size: int) -> nn.Module:

@@ -70,6 +70,16 @@ def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
     )
 
 
+def _common_prefix(state: Mapping[str, Tensor]) -> str:
+    """What stands before every name, of a model of no family: none of those of conf/model lies in one submodule."""
+    names = [name for name in state if name != "n_averaged"]
+    prefix = ""
+    while names and len({name.split(".")[0] for name in names}) == 1 and all("." in name for name in names):
+        prefix += f"{names[0].split('.')[0]}."
+        names = [name.partition(".")[2] for name in names]
+    return prefix
+
+
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
@@ -93,7 +103,9 @@ def renamed(state: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
     count `n_averaged` of an AveragedModel.
     """
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    prefix = next(iter(_prefixes(tensors)), "")
+    prefix = next(iter(_prefixes(tensors)), None)
+    if prefix is None:
+        prefix = _common_prefix(tensors)
     mine = _below(tensors, prefix)
     if prefix == "":
         mine.pop("n_averaged", None)

@@ -14,7 +14,11 @@ DATA = {
     "imagenet1k": ("ImageNet", 1000),
     "imagenet21k": ("ImageNet, pre-trained on ImageNet-21k", 1000),
     "jft300m": ("ImageNet, pre-trained on JFT-300M", 1000),
+    "ilsvrc2010": ("ILSVRC-2010", 1000),
     "cifar10": ("CIFAR-10", 10),
+    "cifar10_4k": ("CIFAR-10, 4,000 labels", 10),
+    "mnist": ("MNIST", 10),
+    "usps1989": ("zip codes of 1989", 10),
     "digits": ("digits", 10),
 }
 

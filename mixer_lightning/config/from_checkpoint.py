@@ -181,7 +181,13 @@ def _facts_without_tensors(checkpoint: str, given_model: str | None, models: Col
     recipe = recipe_of(checkpoint)
     if recipe is not None:
         return _of_recipe(recipe, given_model, models)
-    model = given_model or model_named(checkpoint, models)
+    named = model_named(checkpoint, models)
+    model = given_model or named
+    if checkpoint.startswith(TIMM_SCHEME) and model == named and family_of_model(model or "") is None:
+        from mixer_lightning.checkpoints import hub  # timm, and torch with it: seconds
+
+        weights = checkpoint.removeprefix(TIMM_SCHEME)
+        return _Facts(model, {}, hub.image_size(weights), hub.preprocessing(weights), None)
     return _Facts(model, {}, None, preprocessing_of(model or "", checkpoint), None)
 
 

@@ -5,14 +5,15 @@ A file of conf/model names one: `_target_: mixer_lightning.models.baselines.timm
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mixer_lightning.models.patches import grid_size
+from mixer_lightning.models.patches import grid_size, refuse_stochastic_depth
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from mixer_lightning.screen import did_you_mean
 
@@ -103,6 +104,9 @@ def _backbone(
         raise ValueError(f"the head of {timm_name} has no bias: use head_bias=0, not {head_bias}")
     model.num_features = model.head_hidden_size  # of what forward_head(pre_logits=True) returns
     model.image_size, model.head_name, model.head_bias = image_size, head_name, head_bias
+    model.timm_arguments = {"model_name": timm_name, "num_classes": num_classes, **options}
+    if timm.get_pretrained_cfg(timm_name).fixed_input_size:
+        model.timm_arguments["img_size"] = image_size
     model.channels_last = convolves(model)
     assert isinstance(model, nn.Module)
     return model
@@ -125,12 +129,26 @@ def _create(
             raise
         model = create()
     if stochastic_depth and not any(getattr(module, "drop_prob", 0) for module in model.modules()):
-        raise ValueError(
-            f"{timm_name} has no stochastic depth: use stochastic_depth=0, not {stochastic_depth}"
-        )
+        refuse_stochastic_depth(timm_name, stochastic_depth)
     if is_fixed and hasattr(model, "patch_embed"):
         grid_size(image_size=image_size, patch_size=model.patch_embed.patch_size[0])
     return model
+
+
+def fitted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict for one of timm's models, under timm's names and at the model's sizes, as timm itself does it.
+
+    Names of the authors' releases become timm's; a position table of another grid, and the relative positions of
+    another window, are interpolated. Tensors that are not such a model's, and those of other models, stay as they are.
+    """
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None or not hasattr(model, "pretrained_cfg"):
+        return dict(tensors)
+    try:
+        found: dict[str, Tensor] = convert(dict(tensors), model)
+    except Exception:  # of another model: what fits and what does not is said by whoever loads them
+        return dict(tensors)
+    return found
 
 
 def convolves(model: nn.Module) -> bool:

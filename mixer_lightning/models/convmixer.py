@@ -114,8 +114,12 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, H/p, W/p] -> the same shape."""
-        branch: Tensor = self.fn(x)
-        if self.training and self.drop_rate > 0:
-            kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.drop_rate
-            branch = branch * kept / (1 - self.drop_rate)
-        return branch + x
+        return drop_branch(self.fn(x), drop_rate=self.drop_rate, training=self.training) + x
+
+
+def drop_branch(branch: Tensor, *, drop_rate: float, training: bool) -> Tensor:
+    """[B, h, H, W]: training zeros a sample with probability `drop_rate` and divides the kept by the rest."""
+    if not training or drop_rate == 0:
+        return branch
+    kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) >= drop_rate
+    return branch * kept / (1 - drop_rate)

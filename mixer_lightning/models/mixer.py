@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_lightning.models.patches import grid_size
+from mixer_lightning.models.patches import check_square, grid_size
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
 
@@ -69,9 +69,7 @@ class Mixer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> normalised tokens [B, S, C]; H and W must be `image_size` (else ValueError)."""
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            found = "x".join(map(str, images.shape[-2:]))
-            raise ValueError(f"this Mixer takes images of {self.image_size}x{self.image_size}, found {found}")
+        check_square(images, image_size=self.image_size)
         x: Tensor = self.norm(self.blocks(self.stem(images)))
         return x
 

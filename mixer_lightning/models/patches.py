@@ -1,6 +1,11 @@
-"""How patches fill an image."""
+"""What models ask of the size of their images, and of arguments that not all of them have."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def grid_size(*, image_size: int, patch_size: int) -> int:
@@ -10,3 +15,16 @@ def grid_size(*, image_size: int, patch_size: int) -> int:
         nearest = f"{below} and {above} work" if below else f"{above} works"
         raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}: {nearest}")
     return image_size // patch_size
+
+
+def check_square(images: Tensor, *, image_size: int) -> None:
+    """ValueError unless images [B, 3, H, W] have the side that a model with a weight for each place was built for."""
+    if images.shape[-2:] != (image_size, image_size):
+        found = "x".join(map(str, images.shape[-2:]))
+        raise ValueError(f"this model takes images of {image_size}x{image_size}, found {found}")
+
+
+def refuse_stochastic_depth(name: str, stochastic_depth: float) -> None:
+    """ValueError where a model has no residual branch that could be dropped."""
+    if stochastic_depth:
+        raise ValueError(f"{name} has no stochastic depth: use stochastic_depth=0, not {stochastic_depth}")

@@ -6,6 +6,7 @@ import csv
 import fnmatch
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,12 +58,18 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def model_node(name: str) -> dict[str, Any]:
     """What conf/model/<name>.yaml says: `_target_` and its parameters. An unknown name raises ValueError."""
-    import yaml
-
     if name not in list_models():
         hint = did_you_mean(name, list_models()) or ": `mixer models` lists them"
         raise ValueError(f"there is no model '{name}'{hint}")
-    node: dict[str, Any] = yaml.safe_load((MODEL_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    path = MODEL_FOLDER / f"{name}.yaml"
+    return dict(_node(path, path.stat().st_mtime_ns))
+
+
+@cache  # all are asked for what timm calls them, many times
+def _node(path: Path, modified: int) -> dict[str, Any]:
+    import yaml
+
+    node: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return node
 
 

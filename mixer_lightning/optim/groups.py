@@ -26,10 +26,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     frozen: list[nn.Module] = []
     for name in names:
         if name == BACKBONE:
-            frozen += [child for key, child in model.named_children() if key != head_name.partition(".")[0]]
-            own = [each for key, each in model.named_parameters(recurse=False)]
-            for parameter in own:  # class tokens, position embeddings
-                parameter.requires_grad_(False)
+            frozen += _beside(model, head_name)
         elif name in modules and name:
             frozen.append(modules[name])
         else:
@@ -40,6 +37,15 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     for module in frozen:
         module.requires_grad_(False)
     return frozen
+
+
+def _beside(model: nn.Module, head_name: str) -> list[nn.Module]:
+    """All modules but the head and those that it stands in, whose own parameters (class tokens) are frozen here."""
+    first, _, rest = head_name.partition(".")
+    for parameter in model.parameters(recurse=False):
+        parameter.requires_grad_(False)
+    children = [child for key, child in model.named_children() if key != first]
+    return children + (_beside(model.get_submodule(first), rest) if rest else [])
 
 
 def parameter_groups(

@@ -101,7 +101,7 @@ def test_without_a_network_it_says_which_file_to_bring(monkeypatch: pytest.Monke
         ("mixer_b16_224.goog_in22k", "timm has no weights .*: did you mean mixer_b16_224.goog_in21k"),
         ("mixer_b16_224", "did you mean mixer_b16_224"),  # whose weights, it must say
         ("mixer_s32_224.untrained", "timm has no weights"),
-        ("resnet50.a1_in1k", "of a Mixer or ConvMixer: it has convmixer_768_32.in1k, "),
+        ("perceiver.in1k", "of a model of conf/model: `mixer models` names those that it has"),
     ],
 )
 def test_names_that_timm_has_no_weights_for(name: str, message: str) -> None:

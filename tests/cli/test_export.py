@@ -287,8 +287,12 @@ def test_a_model_without_an_entry_in_families(
     assert run(*words, "to=safetensors") == 0
     assert "resnet at 32, 3 classes written to" in capsys.readouterr().out
     assert restore(tmp_path / "b.safetensors").classes == CLASSES
-    assert run(*words, "to=timm", "overwrite=true") == 2
-    assert "to=timm is for a Mixer or ConvMixer; this is a resnet at 32" in capsys.readouterr().out
+    assert (
+        run(*words, "to=timm", "overwrite=true") == 0
+    )  # which compares the logits with those of timm's model
+    assert 'use: timm.create_model(model_name="resnet18", num_classes=3, checkpoint_path="' in (
+        capsys.readouterr().out
+    )
 
 
 # --------------------------------------------------------------------------------------- other settings

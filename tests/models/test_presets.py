@@ -89,6 +89,16 @@ SIZES = {
     "fastvit_t8":             Row(1000,   4_026_232,   0.69, 256),
     "halonet_26t":            Row(1000,  12_480_288,   3.17, 256),
     "halonet_50ts":           Row(1000,  22_733_280,   5.27, 256),
+    "mobilenetv3_isometric_p8": Row(1000, 19_126_496,  4.37, 224),
+    "mobilenetv3_isometric_p16": Row(1000, 19_144_928, 1.11, 224),
+    "mobilenetv3_isometric_minimalistic_p8": Row(1000, 12_996_920, 4.30, 224),
+    "mobilenetv3_isometric_minimalistic_p16": Row(1000, 13_015_352, 1.08, 224),
+    "alexnet":                 Row(1000,  61_100_840,   0.71, 224),
+    "alexnet_2012":            Row(1000,  60_965_224,   0.72, 224),
+    "wrn_28_2":                Row(  10,   1_467_610,   0.21, 32),
+    "wrn_28_2_stem32":         Row(  10,   1_472_170,   0.22, 32),
+    "lenet_5":                 Row(  10,      60_000,   0.00, 32),
+    "lecun_1989":              Row(  10,       9_760,   0.00, 16),
     "convmixer_256_8":         Row(  10,     594_186,   0.15, 32),
     "convmixer_256_8_p1_k9":   Row(  10,     706_570,   0.71, 32),
     "convmixer_96_4":          Row(  10,      50_314,   0.00, 8),
@@ -104,8 +114,10 @@ WITHOUT_HEAD = {
     "mixer_l16": (207_171_168, 207),
     "mixer_h14": (431_069_952, 431),
 }
-# Timed, and never trained, by those who published them; and ConvNeXts whose accuracy no source at hand states.
-WITHOUT_ACCURACY = {"deit_ti7", "deit_s7", "deit_b7", "convnext_s", "convnext_b", "convnext_l", "convnext_xl"}
+# Timed, and never trained, by those who published them; and those whose accuracy no source at hand states.
+WITHOUT_ACCURACY = {"deit_ti7", "deit_s7", "deit_b7", "convnext_s", "convnext_b", "convnext_l", "convnext_xl"} | {
+    "wrn_28_2"
+}
 # fmt: on
 
 
@@ -161,7 +173,11 @@ def test_every_model_has_a_published_row(name: str) -> None:
     assert row is not None, f"add what is published for {name}, or its image size alone, to published.csv"
     assert row.input == SIZES[name].input
     unpublished = row.data == "digits" or name in WITHOUT_ACCURACY
-    assert row.top1_percent is None if unpublished else 60 < row.top1_percent < 97
+    assert (
+        row.top1_percent is None
+        if unpublished
+        else 55 < row.top1_percent < (100 if row.data == "mnist" else 97)
+    )
 
 
 def test_published_numbers_shown() -> None:

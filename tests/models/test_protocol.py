@@ -20,7 +20,10 @@ def backbone(name: str, *, image_size: int, num_classes: int = 7) -> nn.Module:
     if name in (SWIN, DEIT) or name.startswith("resnet"):
         model = timm_backbone(timm_name=name, num_classes=num_classes, image_size=image_size)
     else:
-        model = build_model(name, num_classes=num_classes, image_size=image_size)
+        overrides = (
+            {"output": "linear"} if name == "lenet_5" else {}
+        )  # codes are not multiplied, but compared
+        model = build_model(name, num_classes=num_classes, image_size=image_size, overrides=overrides)
     head = model.get_submodule(model.head_name)
     nn.init.normal_(head.weight)
     nn.init.normal_(head.bias)
@@ -35,6 +38,14 @@ def backbone(name: str, *, image_size: int, num_classes: int = 7) -> nn.Module:
         ("resnet18", 32, ("F", 1, 1)),
         (SWIN, 64, (2, 2, "F")),
         (DEIT, 32, (5, "F")),
+        ("lecun_1989", 16, (12, 4, 4)),
+        ("lenet_5", 32, (120, 1, 1)),
+        ("alexnet", 63, (256, 6, 6)),
+        ("alexnet_2012", 63, (256, 1, 1)),
+        ("mobilenetv3_isometric_p8", 16, (1920, 2, 2)),
+        ("mobilenetv3_isometric_minimalistic_p16", 32, (1920, 2, 2)),
+        ("wrn_28_2", 16, ("F", 4, 4)),
+        ("wrn_28_2_stem32", 15, ("F", 4, 4)),
     ],
 )
 @torch.no_grad()

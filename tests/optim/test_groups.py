@@ -8,7 +8,7 @@ from torch import nn
 
 from mixer_lightning.api import create_model
 from mixer_lightning.models.baselines import timm_backbone
-from mixer_lightning.optim.groups import parameter_groups
+from mixer_lightning.optim.groups import freeze, parameter_groups
 
 
 @pytest.fixture
@@ -110,3 +110,16 @@ def test_layer_decay_agrees_with_timm(ours, theirs):
     assert found.keys() == expected.keys()
     for name, pair in expected.items():
         assert found[name] == pytest.approx(pair), name
+
+
+@pytest.mark.parametrize(("name", "head"), [("convnext_t", "head.fc"), ("alexnet", "classifier.6")])
+def test_backbone_is_all_but_the_head_wherever_the_head_stands(name, head):
+    """A ConvNeXt has a norm beside its head, AlexNet two hidden layers: in a linear probe they stay."""
+    with torch.device("meta"):
+        model = create_model(name, num_classes=10)
+    frozen = freeze(model, ["backbone"])
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {f"{head}.weight", f"{head}.bias"}
+    inside = {id(module) for part in frozen for module in part.modules()}
+    assert id(model.get_submodule(head)) not in inside
+    assert id(model.get_submodule("head.norm" if name == "convnext_t" else "classifier.3")) in inside

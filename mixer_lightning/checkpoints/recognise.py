@@ -1,0 +1,77 @@
+"""Which model of conf/model a state dict is of, where no family of families.py tells.
+
+Each model is built without memory for its weights and compared: seconds, spent where a file tells nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mixer_lightning.checkpoints.families import family_of_model
+from mixer_lightning.models.baselines import fitted
+from mixer_lightning.models.presets import build_model, list_models, model_node
+
+#: What depends on the size of the images, and so tells nothing of the model.
+POSITIONS = {"pos_embed"}
+FEWEST = 30  # tensors, fewer than any model of timm in conf/model has
+
+
+def models_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Files of conf/model that have all these tensors but for the head, and no others; more than one if they are equal.
+
+    Tensors are under timm's names or, where timm takes those, under the names of the authors' release.
+    """
+    named = {name: first for name in list_models() if (first := _first_convolution(name)) is not None}
+    seen = {name for name, first in named.items() if first in tensors}
+    if not seen and len(tensors) >= FEWEST:
+        seen = set(named)  # perhaps under the names of its authors
+    return [
+        name
+        for name in list_models()
+        if (name in seen or name not in named)
+        and family_of_model(name) is None
+        and _fits(skeleton(name), tensors)
+    ]
+
+
+def skeleton(name: str) -> nn.Module:
+    """A model of conf/model, one class, without memory for its weights."""
+    with torch.device("meta"):
+        return build_model(name, num_classes=1)
+
+
+def num_classes_of(name: str, tensors: Mapping[str, Tensor]) -> int | None:
+    """Outputs of the head that tensors of a model of conf/model hold, 0 without a head; None for another's tensors."""
+    model = skeleton(name)
+    weight = fitted(model, tensors).get(f"{model.head_name}.weight")
+    if weight is not None:
+        return len(weight)
+    return 0 if _fits(model, tensors) else None
+
+
+def _fits(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    found = fitted(model, tensors)
+    if any(found[key].shape != tensors[key].shape for key in (found.keys() & tensors.keys()) - POSITIONS):
+        return False  # patches of another size, which could be interpolated, too
+    return _shapes(model, found) == _shapes(model, model.state_dict())
+
+
+def _shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    head, counters = f"{model.head_name}.", "num_batches_tracked"
+    return {
+        key: tensor.shape
+        for key, tensor in tensors.items()
+        if not key.startswith(head) and not key.endswith(counters)
+    }
+
+
+def _first_convolution(name: str) -> str | None:
+    """The weight of the first layer that timm states for one of its models; None where it states none or several."""
+    import timm
+
+    timm_name = model_node(name).get("timm_name")
+    first = timm.get_pretrained_cfg(timm_name).first_conv if timm_name else None
+    return f"{first}.weight" if isinstance(first, str) else None
