@@ -23,7 +23,7 @@ from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.files import CONF
 from mixer_lightning.losses import binary_cross_entropy, sigmoid_cross_entropy, softmax_cross_entropy
 from mixer_lightning.models.presets import default_image_size
-from mixer_lightning.optim.schedules import constant, cosine, linear, triangular
+from mixer_lightning.optim.schedules import constant, cosine, cosine_by_epoch, linear, triangular
 from mixer_lightning.targets import build
 
 EXPERIMENTS = groups()["experiment"]
@@ -83,6 +83,13 @@ def check_schedule(recipe: Recipe, *, total_steps: int, steps_per_epoch: float) 
         assert at(round(peak * steps_per_epoch) - 1) == pytest.approx(1, abs=2 * one)
         assert at(round(tail * steps_per_epoch) - 1) == pytest.approx(0.05, abs=2 * one)
         assert at(last) == pytest.approx(0, abs=one)
+    elif partial.func is cosine_by_epoch:
+        warmup, epochs = options["warmup_epochs"], total_steps / steps_per_epoch
+        assert 0 < warmup < epochs / 2
+        assert at(0) == pytest.approx(options["warmup_start"])
+        within = math.floor(last / steps_per_epoch) / epochs
+        expected = options["end"] + (1 - options["end"]) * (1 + math.cos(math.pi * within)) / 2
+        assert at(last) == pytest.approx(expected, rel=1e-3)
     else:
         assert partial.func in (linear, cosine)
         if options.get("warmup_steps") is not None:
