@@ -173,3 +173,12 @@ def test_the_layout_is_the_one_there_is():
     package, conf = ROOT / "mixer_lightning", ROOT / "conf"
     there = {path for folder in (package, conf) for path in folder.iterdir() if path.name[0] not in "._"}
     assert {str(path.relative_to(ROOT)) for path in there} <= found
+
+
+def test_the_table_of_models_is_the_one_that_the_command_prints(capsys):
+    begin, end = "<!-- mixer models --markdown -->\n", "<!-- end -->"
+    shown = README.partition(begin)[2].partition(end)[0].strip()
+    assert mixer(["models", "--markdown"]) == 0
+    assert shown == capsys.readouterr().out.strip(), (
+        "paste what `mixer models --markdown` prints into README.md"
+    )

@@ -151,14 +151,25 @@ class Cost(NamedTuple):
 
 
 def cost(name: str, *, num_classes: int = 1000, image_size: int | None = None) -> Cost:
-    """Counts a model of conf/model without memory for its weights, on torch's meta device, in well under a second."""
+    """Counts a model of conf/model without memory for its weights, on torch's meta device, in about a second."""
+    size = default_image_size(name) if image_size is None else image_size
+    return count(model_node(name), num_classes=num_classes, image_size=size)
+
+
+def count(node: Mapping[str, Any], *, num_classes: int, image_size: int) -> Cost:
+    """The same of what a file of conf/model says. All matrix products and convolutions count, nothing else.
+
+    Raises:
+        ValueError: there is no such model at this size.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    size = default_image_size(name) if image_size is None else image_size
     with torch.device("meta"), torch.no_grad():
-        model = build_model(name, num_classes=num_classes, image_size=size).eval()
+        model: nn.Module = build(
+            node, num_classes=num_classes, image_size=image_size, stochastic_depth=0.0, head_bias=0.0
+        ).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, size, size))
+            model(torch.empty(1, 3, image_size, image_size))
     parameters = sum(p.numel() for p in model.parameters())
     return Cost(parameters=parameters, macs=counter.get_total_flops() // 2)

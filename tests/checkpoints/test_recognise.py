@@ -72,6 +72,11 @@ def test_a_bare_file_is_recognised(small: Path, name: str, prefix: str) -> None:
     path = written(theirs, small / "weights.safetensors", prefix)
     restored = restore(path, image_size=160)
     assert (restored.name, restored.num_classes) == (name, 5)
+    assert f": {name})" in str(restored.report)
+    config = timm.get_pretrained_cfg(SMALL[name])  # of the weights that timm has first
+    assert restored.preprocessing["mean"] == list(config.mean)
+    assert restored.preprocessing["eval_crop"] == config.crop_pct
+    assert "mean" in restored.report.checkpoint.assumed
     images = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         assert torch.equal(restored.model(images), theirs(images))

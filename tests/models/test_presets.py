@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
 from mixer_lightning.api import create_model
-from mixer_lightning.cli.models import best_known, main
-from mixer_lightning.models.presets import Cost, cost, default_image_size, list_models, published
+from mixer_lightning.cli.models import aligned, main, read_entries
+from mixer_lightning.models import catalogue
+from mixer_lightning.models.catalogue import best_known
+from mixer_lightning.models.presets import (
+    MODEL_FOLDER,
+    Cost,
+    cost,
+    default_image_size,
+    list_models,
+    model_node,
+    published,
+)
 
 
 class Row(NamedTuple):
@@ -144,6 +156,10 @@ def test_parameters_and_macs(name: str) -> None:
     assert found.parameters == row.parameters
     # The table's GMACs leave the Mixers' head out and are rounded.
     assert found.macs / 1e9 == pytest.approx(row.gmacs, abs=0.0075)
+    stored = catalogue.known_cost(
+        catalogue.counted().get(name), model_node(name), num_classes=row.classes, image_size=row.input
+    )
+    assert stored == found, f"costs.csv is not of this model: run `mixer models {name} --count`"
 
 
 @pytest.mark.parametrize("name", WITHOUT_HEAD)
@@ -239,16 +255,15 @@ def test_what_create_model_refuses(wrong: dict[str, object], message: str) -> No
         create_model(**wrong)
 
 
-def test_the_command_prints_every_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["models"])
-    main([])
+def test_the_command_prints_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     table = {words[0]: words for words in lines}
     assert set(SIZES) <= set(table)
-    assert table["mixer_h14"][1:7] == ["432,350,952", "120.99", "224", "px", "86.32", "%"]
-    assert table["convmixer_256_8"][1:7] == ["594,186", "0.15", "32", "px", "92.50", "%"]
+    assert table["mixer_h14"][1:8] == ["MLP-Mixer", "432,350,952", "120.99", "224", "px", "86.32", "%"]
+    assert table["convmixer_256_8"][1:8] == ["ConvMixer", "594,186", "0.15", "32", "px", "92.50", "%"]
+    assert " ".join(table["mixer_h14"][-2:]) == "none public"
+    assert "timm:mixer_l16_224.goog_in21k," in table["mixer_l16"]
 
 
 def test_the_command_refuses_an_unknown_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,3 +276,96 @@ def test_the_command_refuses_an_unknown_option(monkeypatch: pytest.MonkeyPatch) 
 def test_listing_models_does_not_import_torch() -> None:
     code = "import sys, mixer_lightning as m; m.list_models(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_table_neither_imports_torch_nor_counts() -> None:
+    """Nothing is built for it: it is read, in a fraction of a second."""
+    code = (
+        "import sys; from mixer_lightning.cli.console import main; code = main(['models']); "
+        "sys.exit(code or 'torch' in sys.modules or 'timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == len(list_models()) + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "not_there"),
+    [
+        (["resnet"], {"resnet50", "resnet152"}, {"mixer_b16"}),
+        (["mixer"], {"mixer_b16", "mixer_h14"}, {"convmixer_768_32", "gmixer_24"}),
+        (["*mixer*"], {"mixer_b16", "convmixer_768_32", "gmixer_24"}, {"resnet50"}),
+        (["MLP-Mixer", "deit_s"], {"mixer_b16", "deit_s16", "deit_s7"}, {"deit_b16", "gmixer_24"}),
+        (["convnext-v2"], {"convnextv2_nano"}, {"convnext_t"}),
+    ],
+)
+def test_words_choose_by_name_pattern_and_family(
+    words: list[str], there: set[str], not_there: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert there <= shown
+    assert not shown & not_there
+
+
+def test_a_word_that_chooses_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["mixer", "resnext"])
+    assert stop.value.code == 2
+    assert "no model and no family is called 'resnext': did you mean 'resnet" in capsys.readouterr().err
+
+
+def test_json_holds_every_published_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    found = {each["model"]: each for each in json.loads(capsys.readouterr().out)}
+    assert set(found) == set(list_models())
+    rows = [row for each in found.values() for row in each["published"]]
+    assert sorted(map(str, rows)) == sorted(str(row._asdict()) for row in published())
+    mixer = found["mixer_l16"]
+    assert (mixer["parameters"], mixer["family"], mixer["unverified"]) == (208_196_168, "MLP-Mixer", False)
+    assert "gs://mixer_models/imagenet21k/Mixer-L_16.npz" in mixer["weights"]
+    assert mixer["weights_not_public"] == ["JFT-300M"]
+    assert found["mixer_digits"]["weights"] == []
+
+
+def test_what_is_unverified_is_said_in_the_row() -> None:
+    head = "# Source: a slide. The widths are UNVERIFIED\n"
+    assert catalogue.unverified(head, [])
+    assert not catalogue.unverified("# Source: arXiv 2105.01601", published()[:1])
+    entry = read_entries({"mixer_b16": MODEL_FOLDER / "mixer_b16.yaml"})[0]._replace(unverified=True)
+    assert "UNVERIFIED" in " ".join(aligned([entry], None))
+    assert "UNVERIFIED" in " ".join(aligned([entry], 80))
+
+
+def test_other_numbers_and_other_files_are_counted_live(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    own = (MODEL_FOLDER / "mixer_digits.yaml").read_text()
+    (folder / "mixer_mine.yaml").write_text(own.replace("num_blocks: 4", "num_blocks: 2"))
+    (folder / "broken.yaml").write_text(own.replace("num_blocks: 4", "num_blocks: 0"))
+    words = ["mixer_mine", "broken", "mixer_digits", f"--config-dir={tmp_path}"]
+    assert main([*words, "image_size=8", "num_classes=5", "--json"]) == 0
+    found = {each["model"]: each for each in json.loads(capsys.readouterr().out)}
+    s, c, ds, dc = 64, 64, 32, 256
+    for name, blocks in (("mixer_mine", 2), ("mixer_digits", 4)):
+        macs = s * 3 * c + blocks * (2 * c * s * ds + 2 * s * c * dc) + c * 5
+        assert found[name]["macs"] == macs
+    assert found["broken"]["parameters"] is None
+    assert "num_blocks must be at least 1" in found["broken"]["problem"]
+
+
+def test_public_weights_are_those_that_timm_has() -> None:
+    """Each name exists, and no model of timm with weights lacks them: `mixer models --count` writes them."""
+    import timm
+
+    there = set(timm.list_pretrained())
+    stored = catalogue.weights()
+    assert set(stored) <= set(list_models())
+    for name in list_models():
+        of_timm = {each.removeprefix("timm:") for each in stored.get(name, []) if each.startswith("timm:")}
+        assert of_timm <= there, name
+        node = model_node(name)
+        if node.keys() == {"_target_", "timm_name"}:
+            assert bool(of_timm) == any(each.startswith(f"{node['timm_name']}.") for each in there), name

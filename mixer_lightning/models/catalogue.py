@@ -1,0 +1,155 @@
+"""What is known of each model without building it: family, size, cost, published results, public weights.
+
+costs.csv and weights.csv stand beside this file. `mixer models --count` writes costs.csv, and the rows of timm in
+weights.csv; the others are the authors' own files. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixer_lightning.models.presets import Cost, Published
+
+COSTS = Path(__file__).with_name("costs.csv")
+WEIGHTS = Path(__file__).with_name("weights.csv")
+
+#: The data of a published row: what it is called, and the number of classes of a head for it.
+DATA = {
+    "imagenet1k": ("ImageNet", 1000),
+    "imagenet21k": ("ImageNet, pre-trained on ImageNet-21k", 1000),
+    "jft300m": ("ImageNet, pre-trained on JFT-300M", 1000),
+    "jft300m_unlabelled": ("ImageNet, with JFT-300M unlabelled", 1000),
+    "alt_text_1.8b": ("ImageNet, pre-trained on 1.8 billion captions", 1000),
+    "ilsvrc2010": ("ILSVRC-2010", 1000),
+    "cifar10": ("CIFAR-10", 10),
+    "cifar10_4k": ("CIFAR-10, 4,000 labels", 10),
+    "mnist": ("MNIST", 10),
+    "usps1989": ("zip codes of 1989", 10),
+    "digits": ("digits", 10),
+}
+#: Data that only their owners have; weights pre-trained on them were never released.
+PRIVATE = {"jft300m": "JFT-300M", "alt_text_1.8b": "the captions"}
+
+#: What papers call a family, by the beginning of a model's name; any other is called by that.
+FAMILIES = {
+    "alexnet": "AlexNet",
+    "bit": "BiT",
+    "caformer": "CAFormer",
+    "convformer": "ConvFormer",
+    "convmixer": "ConvMixer",
+    "convnext": "ConvNeXt",
+    "convnextv2": "ConvNeXt-V2",
+    "deit": "DeiT",
+    "efficientnet": "EfficientNet",
+    "fastvit": "FastViT",
+    "gmixer": "gMixer",
+    "gmlp": "gMLP",
+    "halonet": "HaloNet",
+    "lecun": "LeCun-1989",
+    "lenet": "LeNet",
+    "mixer": "MLP-Mixer",
+    "mobilenetv3": "MobileNetV3",
+    "nfnet": "NFNet",
+    "poolformer": "PoolFormer",
+    "poolformerv2": "PoolFormer-V2",
+    "resmlp": "ResMLP",
+    "resnet": "ResNet",
+    "starnet": "StarNet",
+    "swin": "Swin",
+    "vit": "ViT",
+    "wrn": "WRN",
+}
+
+
+def family_key(name: str) -> str:
+    """The beginning of a model's name: resnet of resnet50, convnextv2 of convnextv2_tiny."""
+    match = re.match(r".+?(?=_|\d+$|$)", name)
+    return match[0] if match else name
+
+
+def family(name: str) -> str:
+    """The family that a model's name tells."""
+    return FAMILIES.get(family_key(name), family_key(name))
+
+
+def matching(names: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Those of `names` that a word means: a pattern such as 'mixer*', the beginning of a name, or a family."""
+
+    def is_meant(name: str, word: str) -> bool:
+        word = word.lower()
+        called = (family(name).lower(), family_key(name))
+        return any(fnmatch.fnmatchcase(each, word) for each in (name, *called)) or name.startswith(word)
+
+    return [name for name in names if not words or any(is_meant(name, word) for word in words)]
+
+
+def digest(node: Mapping[str, Any]) -> str:
+    """A short fingerprint of what a file of conf/model says: a count is that of the numbers it was made with."""
+    return hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class CountedModel(NamedTuple):
+    """A row of costs.csv: a model at one size of image and number of classes."""
+
+    model: str
+    digest: str
+    num_classes: int
+    input: int
+    parameters: int
+    macs: int
+
+
+def counted() -> dict[str, CountedModel]:
+    """The rows of costs.csv by model; none where there is no such file yet."""
+    if not COSTS.exists():
+        return {}
+    with COSTS.open(newline="", encoding="utf-8") as file:
+        rows = [
+            CountedModel(row["model"], row["digest"], *(int(row[key]) for key in CountedModel._fields[2:]))
+            for row in csv.DictReader(file)
+        ]
+    return {row.model: row for row in rows}
+
+
+def known_cost(
+    row: CountedModel | None, node: Mapping[str, Any], *, num_classes: int, image_size: int
+) -> Cost | None:
+    """What costs.csv has for a model with exactly these numbers; None: it must be counted."""
+    if row is None or (row.digest, row.num_classes, row.input) != (digest(node), num_classes, image_size):
+        return None
+    return Cost(parameters=row.parameters, macs=row.macs)
+
+
+def weights() -> dict[str, list[str]]:
+    """Where public weights of each model are, in the order of weights.csv: timm:<name>, or a file's address."""
+    found: dict[str, list[str]] = {}
+    with WEIGHTS.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["model"], []).append(row["weights"])
+    return found
+
+
+def best_known(name: str, rows: Sequence[Published]) -> Published | None:
+    """The published row at a model's own size: trained on one data set alone if there is one, else the highest."""
+    own = [row for row in rows if row.model == name]
+    size = min((row.input for row in own), default=None)
+    own = [row for row in own if row.input == size]
+    alone = [row for row in own if row.data in ("imagenet1k", "cifar10")]
+    return next(iter(alone), max(own, key=lambda row: row.top1_percent or 0.0, default=None))
+
+
+def num_classes_of(row: Published | None) -> int:
+    """Outputs of the head that the table counts: those of the data of a model's published row."""
+    return DATA.get(row.data, ("", 1000))[1] if row is not None else 1000
+
+
+def unverified(about: str, rows: Sequence[Published]) -> bool:
+    """Whether the comments of a model's file, or the source of a published row, call something unverified."""
+    return any("unverified" in text.lower() for text in (about, *(row.source for row in rows)))
