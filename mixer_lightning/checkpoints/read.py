@@ -34,7 +34,6 @@ from mixer_lightning.models.presets import list_models
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
-INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
 #: Bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor").
 MOST_DEFLATED = 1032
 
@@ -95,12 +94,12 @@ def read(path: str | Path) -> Checkpoint:
         return replace(fetched, kind=TIMM_SCHEME + name, **told)
     path = Path(path).expanduser()
     if path.is_dir():
-        path = _in_run(path)
+        path = hub.file_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}")
     if path.suffix == ".npz":
         return _from_flax(path, _read_npz(path))
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(hub.INDEX_SUFFIX):
         return _from_shards(path)
     if path.suffix == ".safetensors":
         return _from_state_dict(path, *_read_safetensors(path))
@@ -113,17 +112,6 @@ def read(path: str | Path) -> Checkpoint:
             "Give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made from"
         )
     raise ValueError(f"{path} is not a known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
-
-
-def _in_run(run_dir: Path) -> Path:
-    on_hub = (f"{hub.FILE}{INDEX_SUFFIX}", hub.FILE)
-    for name in (results.BEST, results.LAST, *on_hub):
-        if (run_dir / name).is_file():
-            return run_dir / name
-    raise FileNotFoundError(
-        f"{run_dir} holds neither {results.BEST} nor {results.LAST} nor {hub.FILE}: give a run directory, or a file of "
-        "weights"
-    )
 
 
 def _read_torch(path: Path) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def timm_backbone(
     return _backbone(timm_name, num_classes, image_size, stochastic_depth, head_bias)
 
 
+@check_ranges
 def timm_transformer(
     *,
     timm_name: str,
@@ -58,6 +59,25 @@ def timm_transformer(
         ValueError: as there, and for a model that cuts its images into no such patches.
     """
     return _backbone(timm_name, num_classes, image_size, stochastic_depth, head_bias, patch_size=patch_size)
+
+
+@check_ranges
+def vision_transformer(
+    *,
+    timm_name: str,
+    dropout: BelowOne,
+    num_classes: NonNegativeInt,
+    image_size: PositiveInt,
+    stochastic_depth: BelowOne = 0.0,
+    head_bias: float = 0.0,
+) -> nn.Module:
+    """A ViT of timm with dropout, as ViT is trained from scratch on ImageNet; the rest as in `timm_backbone`.
+
+    `dropout` follows every dense layer but those to queries, keys and values, and the sum of patches and position
+    embeddings (arXiv 2010.11929, App. B.1). It adds no parameter.
+    """
+    rates = {"pos_drop_rate": dropout, "proj_drop_rate": dropout}
+    return _backbone(timm_name, num_classes, image_size, stochastic_depth, head_bias, **rates)
 
 
 def _backbone(

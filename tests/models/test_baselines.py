@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from mixer_lightning.models.baselines import timm_backbone
+from mixer_lightning.models.baselines import timm_backbone, vision_transformer
 
 SWIN = "swin_tiny_patch4_window7_224"
 DEIT = "deit_tiny_patch16_224"
@@ -58,6 +58,25 @@ def test_stochastic_depth_is_timms_drop_path_rate(name: str, image_size: int) ->
         model = timm_backbone(timm_name=name, num_classes=7, image_size=image_size, stochastic_depth=rate)
         rates = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
         assert max(rates, default=0.0) == pytest.approx(rate)
+
+
+@torch.no_grad()
+def test_dropout_of_a_vision_transformer_is_where_vits_is() -> None:
+    """arXiv 2010.11929, App. B.1; google-research/vision_transformer, models_vit.py: not inside the attention."""
+    model = vision_transformer(timm_name="test_vit", dropout=0.25, num_classes=7, image_size=160)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    on = {"pos_drop"} | {
+        f"blocks.{i}.{part}"
+        for i in range(len(model.blocks))
+        for part in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")
+    }
+    assert {name for name, rate in rates.items() if rate} == on
+    assert {rates[name] for name in on} == {0.25}
+    same = timm.create_model("test_vit", num_classes=7, img_size=160)
+    same.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 160, 160)
+    assert torch.equal(model.eval()(images), same.eval()(images))
+    assert not torch.equal(model.train()(images), model(images))
 
 
 def test_head_bias_is_added_to_the_initial_bias() -> None:

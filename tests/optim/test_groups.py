@@ -42,6 +42,27 @@ def test_agrees_with_timm(model):
     assert {g["weight_decay"]: names(model, g) for g in ours} == theirs
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "halonet26t"])
+def test_what_a_model_keeps_from_decay_does_not(name):
+    """timm's own groups, as its train.py makes them: DeiT's tokens and positions, Swin's position biases."""
+    with torch.device("meta"):
+        model = timm_backbone(timm_name=name, num_classes=7, image_size=224)
+        original = timm.create_model(name, num_classes=7)
+    given = original.no_weight_decay() if hasattr(original, "no_weight_decay") else ()
+    theirs = {
+        g["weight_decay"]: names(original, g)
+        for g in param_groups_weight_decay(original, weight_decay=0.3, no_weight_decay_list=given)
+    }
+    ours = parameter_groups(model, weight_decay=0.3, decay_bias_and_norm=False)
+    assert {g["weight_decay"]: names(model, g) for g in ours} == theirs
+    if name == "deit_tiny_patch16_224":  # facebookresearch/deit, models.py
+        assert {"pos_embed", "cls_token"} <= theirs[0.0]
+    if name == "swin_tiny_patch4_window7_224":  # microsoft/Swin-Transformer, models/swin_transformer.py
+        assert "layers.0.blocks.0.attn.relative_position_bias_table" in theirs[0.0]
+    (group,) = parameter_groups(model, weight_decay=0.3, decay_bias_and_norm=True)
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
 def test_everything_decays_when_asked(model):
     (group,) = parameter_groups(model, weight_decay=0.3, decay_bias_and_norm=True)
     assert group["weight_decay"] == 0.3
