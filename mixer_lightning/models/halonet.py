@@ -16,7 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from mixer_lightning.models.patches import check_blocks_fill
+=======
+from mixer_lightning.models.convmixer import drop_branch
+>>>>>>> main
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveFloat, PositiveInt, check_ranges
 
 
@@ -158,14 +162,8 @@ class Bottleneck(nn.Module):
         """[B, dim, H, W] -> [B, out_dim, H / stride, W / stride]."""
         y = F.silu(self.conv1_1x1(x))  # [B, D, H, W]
         y = F.silu(self.post_attn(self.self_attn(y)) if self.has_attention else self.conv2_kxk(y))
-        return F.silu(self.shortcut(x) + self.drop(self.conv3_1x1(y)))
-
-    def drop(self, branch: Tensor) -> Tensor:
-        """Zeros the branch of each sample with probability `drop_rate` in training and divides the kept by the rest."""
-        if not self.training or self.drop_rate == 0:
-            return branch
-        kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) >= self.drop_rate
-        return branch * kept / (1 - self.drop_rate)
+        branch = drop_branch(self.conv3_1x1(y), drop_rate=self.drop_rate, training=self.training)
+        return F.silu(self.shortcut(x) + branch)
 
 
 class HaloAttention(nn.Module):

@@ -11,9 +11,8 @@ if TYPE_CHECKING:
 def grid_size(*, image_size: int, patch_size: int) -> int:
     """Patches along a side of the image; ValueError where they do not fill it exactly."""
     if image_size < patch_size or image_size % patch_size:
-        raise ValueError(
-            f"image_size {image_size} is not a multiple of patch_size {patch_size}: {what_works(image_size, patch_size)}"
-        )
+        works = what_works(image_size, patch_size)
+        raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}: {works}")
     return image_size // patch_size
 
 
