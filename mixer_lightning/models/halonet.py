@@ -16,11 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from mixer_lightning.models.patches import check_blocks_fill
-=======
 from mixer_lightning.models.convmixer import drop_branch
->>>>>>> main
+from mixer_lightning.models.patches import check_blocks_fill
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveFloat, PositiveInt, check_ranges
 
 
