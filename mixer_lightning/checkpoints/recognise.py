@@ -15,10 +15,12 @@ from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.families import family_of_model
 from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.models.baselines import fitted
+from mixer_lightning.models.catalogue import counted
 from mixer_lightning.models.presets import build_model, list_models, model_node
 
 #: What depends on the size of the images, and so tells nothing of the model.
 POSITIONS = {"pos_embed"}
+MOST_TIMES = 10  # as many numbers as a model of conf/model a file may have: for the head of another data set
 FEWEST = 30  # tensors, fewer than any model of timm in conf/model has
 
 
@@ -40,10 +42,13 @@ def models_of(tensors: Mapping[str, Tensor]) -> list[str]:
     seen = {name for name, first in named.items() if first in tensors}
     if not seen and len(tensors) >= FEWEST:
         seen = set(named)  # perhaps under the names of its authors
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    sizes = {name: row.parameters for name, row in counted().items()}
     return [
         name
         for name in list_models()
         if (name in seen or name not in named)
+        and sizes.get(name, numbers) in range(numbers // MOST_TIMES, 2 * numbers + 1)
         and family_of_model(name) is None
         and _fits(skeleton(name), tensors)
     ]
