@@ -15,7 +15,7 @@ from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.families import family_of_model
 from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.models.baselines import fitted
-from mixer_lightning.models.catalogue import counted
+from mixer_lightning.models.catalogue import counted, digest
 from mixer_lightning.models.presets import build_model, list_models, model_node
 
 #: What depends on the size of the images, and so tells nothing of the model.
@@ -43,7 +43,9 @@ def models_of(tensors: Mapping[str, Tensor]) -> list[str]:
     if not seen and len(tensors) >= FEWEST:
         seen = set(named)  # perhaps under the names of its authors
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    sizes = {name: row.parameters for name, row in counted().items()}
+    models = set(list_models())
+    rows = [row for row in counted().values() if row.model in models]
+    sizes = {row.model: row.parameters for row in rows if row.digest == digest(model_node(row.model))}
     return [
         name
         for name in list_models()
