@@ -47,10 +47,11 @@ class Checkpoint:
     """A file of weights: its kind for messages, its tensors under timm's names, and what is known of the model.
 
     `model` is None where the tensors are of no family that is known. The rest is stated by the file, else by what lies
-    beside it, else by its name (metadata.py): `model_name`, a file of conf/model, `image_size`, `classes`, and the
-    `recipe` of one of our own runs. `preprocessing` says what images the weights take, as parameters of Augment in
-    data/transforms.py (see families.PREPROCESSING), where nothing is stated what is usual for the family; `assumed`
-    are those of PREPROCESSING that nothing states. `shards` are the files that hold the tensors, if not `path` itself.
+    beside it, else by its name (metadata.py): `model_name`, a file of conf/model, its `parameters`, `image_size`,
+    `classes`, and the `recipe` of one of our own runs. `preprocessing` says what images the weights take, as parameters
+    of Augment in data/transforms.py (see families.PREPROCESSING), where nothing is stated what is usual for the family;
+    `assumed` are those of PREPROCESSING that nothing states. `shards` are the files that hold the tensors, if not
+    `path` itself.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Checkpoint:
     image_size: int | None = None
     classes: list[str] | None = None
     recipe: dict[str, Any] | None = field(default=None, repr=False)
+    parameters: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
     shards: list[Path] = field(default_factory=list)
@@ -275,6 +277,7 @@ def _checkpoint(path: Path, kind: str, tensors: dict[str, Tensor], itself: Metad
         image_size=stated.image_size,
         classes=stated.classes,
         recipe=stated.recipe,
+        parameters=stated.parameters,
         preprocessing={**usual, **told},
         assumed=[key for key in PREPROCESSING if key not in (*told, *UNUSUAL)]
         if stated.recipe is None

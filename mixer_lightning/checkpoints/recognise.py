@@ -20,7 +20,7 @@ from mixer_lightning.models.presets import build_model, list_models, model_node
 
 #: What depends on the size of the images, and so tells nothing of the model.
 POSITIONS = {"pos_embed"}
-MOST_TIMES = 10  # as many numbers as a model of conf/model a file may have: for the head of another data set
+LEAST_SHARE, MOST = 0.4, 10.0  # of a model's numbers at 1,000 classes, whatever the head of the file
 FEWEST = 30  # tensors, fewer than any model of timm in conf/model has
 
 
@@ -43,6 +43,8 @@ def models_of(tensors: Mapping[str, Tensor]) -> list[str]:
     if not seen and len(tensors) >= FEWEST:
         seen = set(named)  # perhaps under the names of its authors
     numbers = sum(tensor.numel() for tensor in tensors.values())
+    if not numbers:
+        return []
     models = set(list_models())
     rows = [row for row in counted().values() if row.model in models]
     sizes = {row.model: row.parameters for row in rows if row.digest == digest(model_node(row.model))}
@@ -50,7 +52,7 @@ def models_of(tensors: Mapping[str, Tensor]) -> list[str]:
         name
         for name in list_models()
         if (name in seen or name not in named)
-        and sizes.get(name, numbers) in range(numbers // MOST_TIMES, 2 * numbers + 1)
+        and LEAST_SHARE <= numbers / sizes.get(name, numbers) <= MOST
         and family_of_model(name) is None
         and _fits(skeleton(name), tensors)
     ]
