@@ -196,6 +196,40 @@ def _rename_sequential(names: Iterable[str]) -> dict[str, str]:
     return renamed
 
 
+# ------------------------------------------------------------------------------------------------ ResMLP
+
+
+def _recognise_resmlp(shapes: Shapes) -> Recognised | None:
+    if "blocks.0.linear_tokens.weight" not in shapes:
+        return None
+    dim, _, _, patch = shapes["stem.proj.weight"]
+    side = math.isqrt(shapes["blocks.0.linear_tokens.weight"][0])
+    sizes = {"patch_size": patch, "num_blocks": _num_blocks(shapes), "hidden_dim": dim}
+    return Recognised(sizes, side * patch, _num_classes(shapes))
+
+
+def _build_resmlp(parameters: Mapping[str, Any], num_classes: int, image_size: int) -> nn.Module:
+    from mixer_lightning.models.resmlp import ResMLP
+
+    # What the scales start from is nothing that tensors tell, and they are about to be loaded.
+    return ResMLP(**parameters, layer_scale=0.1, num_classes=num_classes, image_size=image_size)
+
+
+def _timm_resmlp(sizes: Mapping[str, int], image_size: int, activation: str | None) -> TimmCall:
+    from timm.models.mlp_mixer import Affine, ResBlock
+
+    arguments = {
+        "img_size": image_size,
+        "patch_size": sizes["patch_size"],
+        "num_blocks": sizes["num_blocks"],
+        "embed_dim": sizes["hidden_dim"],
+        "mlp_ratio": 4,
+        "block_layer": ResBlock,
+        "norm_layer": Affine,
+    }
+    return TimmCall("timm.models.mlp_mixer.MlpMixer", arguments)
+
+
 # ------------------------------------------------------------------------------------------------- table
 
 
@@ -265,6 +299,29 @@ FAMILIES = (
             "eval_rounding": "torchvision",
         },
     ),
+    Family(
+        name="ResMLP",
+        recognise=_recognise_resmlp,
+        first_tensor="blocks.0.linear_tokens.weight",
+        build=_build_resmlp,
+        timm_prefix="resmlp_",
+        timm_names={
+            "resmlp_s12": "resmlp_12_224",
+            "resmlp_s24": "resmlp_24_224",
+            "resmlp_b24_8": "resmlp_big_24_224",
+        },
+        timm_image_size=224,
+        timm_class=_timm_resmlp,
+        # facebookresearch/deit, README_resmlp.md; timm's own configuration of the same weights has a crop of .875
+        preprocessing={
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "eval_crop": 0.9,
+            "eval_resize": "short_side",
+            "eval_interpolation": "bicubic",
+            "eval_rounding": "torchvision",
+        },
+    ),
 )
 
 
@@ -315,7 +372,10 @@ def model_named(weights: str, models: Collection[str]) -> str | None:
         for pattern, replacement in family.file_names:
             name = re.sub(pattern, replacement, name)
     found = {model: model for model in models if name == model or re.match(rf"{model}[._-]", name)}
-    for timm_name, model in timm_models().items():
+    timm_names = timm_models()
+    for family in FAMILIES:
+        timm_names |= {theirs: ours for ours, theirs in family.timm_names.items()}
+    for timm_name, model in timm_names.items():
         if model in models and (name == timm_name or re.match(rf"{timm_name}[.-]", name)):
             found[timm_name] = model
     return found[max(found, key=len)] if found else None

@@ -83,7 +83,8 @@ def format_argument(value: Any) -> str:
         settings = ", ".join(f"{key}={format_argument(setting)}" for key, setting in value.keywords.items())
         return f"functools.partial({format_argument(value.func)}, {settings})"
     if isinstance(value, type):
-        return f"torch.nn.{value.__name__}"
+        module = "torch.nn" if value.__module__.startswith("torch.nn.") else value.__module__
+        return f"{module}.{value.__name__}"
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 

@@ -61,6 +61,14 @@ def preprocessing(name: str) -> dict[str, Any]:
     return to_augment_args(_config(name))
 
 
+def usual_preprocessing(model: str) -> dict[str, Any]:
+    """What images timm's first weights of a file of conf/model take; empty for a model that is not timm's."""
+    import timm
+
+    timm_name = {ours: theirs for theirs, ours in timm_models().items()}.get(model)
+    return to_augment_args(timm.get_pretrained_cfg(timm_name).to_dict()) if timm_name is not None else {}
+
+
 def image_size(name: str) -> int:
     """Side in pixels of the images that the weights of one of `names` were trained on last."""
     return int(_config(name)["input_size"][-1])

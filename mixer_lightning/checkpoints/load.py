@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixer_lightning.checkpoints.describe import Description, describe, widening
-from mixer_lightning.checkpoints.read import NO_MODEL, Checkpoint, read, some_of
+from mixer_lightning.checkpoints.read import Checkpoint, read, some_of
 from mixer_lightning.checkpoints.recognise import models_of
 from mixer_lightning.models.baselines import fitted
 from mixer_lightning.models.mixer import Mixer
@@ -217,7 +217,7 @@ def _does_not_fit(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) 
     if checkpoint.model is None:
         name = checkpoint.model_name or next(iter(models_of(checkpoint.tensors)), None)
         if name is None:
-            return f"{text} This file holds {NO_MODEL}."
+            return f"{text} This file holds none of the models that `mixer models` lists."
         size = checkpoint.image_size
         at = f" image_size={size}" if size not in (None, model.image_size) else ""
         return f"{text} This file holds a {name}: use model={name}{at}."

@@ -37,7 +37,6 @@ SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
 INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
 #: Bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor").
 MOST_DEFLATED = 1032
-NO_MODEL = "none of the models that `mixer models` lists"
 
 
 class TooLarge(ValueError):
@@ -68,7 +67,8 @@ class Checkpoint:
     shards: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.path.name} ({self.kind}: {self.model or self.model_name or NO_MODEL})"
+        model = self.model or self.model_name
+        return f"{self.path.name} ({self.kind}: {model})" if model else f"{self.path.name} ({self.kind})"
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -6,17 +6,29 @@ Each model is built without memory for its weights and compared: seconds, spent 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.families import family_of_model
+from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.models.baselines import fitted
 from mixer_lightning.models.presets import build_model, list_models, model_node
 
 #: What depends on the size of the images, and so tells nothing of the model.
 POSITIONS = {"pos_embed"}
 FEWEST = 30  # tensors, fewer than any model of timm in conf/model has
+
+
+def recognised(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with the name of its model where only its tensors tell it, and what images timm's weights of it take."""
+    if checkpoint.model is not None:
+        return checkpoint
+    name = checkpoint.model_name or next(iter(models_of(checkpoint.tensors)), None)
+    usual = hub.usual_preprocessing(name) if name is not None and checkpoint.recipe is None else {}
+    return replace(checkpoint, model_name=name, preprocessing={**usual, **checkpoint.preprocessing})
 
 
 def models_of(tensors: Mapping[str, Tensor]) -> list[str]:

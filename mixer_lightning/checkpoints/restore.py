@@ -11,7 +11,7 @@ from torch import nn
 from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.load import Report, load
 from mixer_lightning.checkpoints.read import Checkpoint, read
-from mixer_lightning.checkpoints.recognise import models_of, num_classes_of
+from mixer_lightning.checkpoints.recognise import num_classes_of, recognised
 from mixer_lightning.models.presets import (
     build_model,
     default_image_size,
@@ -64,13 +64,10 @@ def restore(
         FileNotFoundError: there is no such file.
         ValueError: the file is unreadable, does not tell its model or size, or holds another than was named.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = read(checkpoint)
+    checkpoint = recognised(checkpoint if isinstance(checkpoint, Checkpoint) else read(checkpoint))
     there = checkpoint.model
     if model is None and there is None and checkpoint.model_name in list_models():
-        model = checkpoint.model_name  # of no family that tensors tell; its run, its export or timm names it
-    if model is None and there is None:
-        model = next(iter(models_of(checkpoint.tensors)), None)
+        model = checkpoint.model_name
     if num_classes is None:
         num_classes = _num_classes(checkpoint, model)
     if image_size is None:

@@ -169,9 +169,10 @@ def _read(checkpoint: str, modified: tuple[int, ...]) -> Checkpoint | None:
     if not modified[0]:
         return None
     from mixer_lightning.checkpoints.read import read  # torch: seconds
+    from mixer_lightning.checkpoints.recognise import recognised
 
     try:
-        return replace(read(checkpoint), tensors={})
+        return replace(recognised(read(checkpoint)), tensors={})
     except FileNotFoundError:  # a run directory without weights
         return None
 

@@ -76,17 +76,22 @@ def _backbone(
     head_name = model.pretrained_cfg["classifier"]
     if not isinstance(head_name, str):
         raise ValueError(f"{timm_name} has several heads ({', '.join(head_name)}), a backbone has one")
+    if head_bias and getattr(model.get_submodule(head_name), "bias", None) is None:
+        raise ValueError(f"the head of {timm_name} has no bias: use head_bias=0, not {head_bias}")
+    model.timm_arguments = {"model_name": timm_name, "num_classes": num_classes, **options}
+    if timm.get_pretrained_cfg(timm_name).fixed_input_size:
+        model.timm_arguments["img_size"] = image_size
+    return as_backbone(model, head_name=head_name, image_size=image_size, head_bias=head_bias)
+
+
+def as_backbone(model: Any, *, head_name: str, image_size: int, head_bias: float) -> nn.Module:
+    """A module of one of timm's classes, to which what else protocol.Backbone asks for is added."""
     bias = getattr(model.get_submodule(head_name), "bias", None)
     if bias is not None:
         with torch.no_grad():
             bias.add_(head_bias)
-    elif head_bias:
-        raise ValueError(f"the head of {timm_name} has no bias: use head_bias=0, not {head_bias}")
     model.num_features = model.head_hidden_size  # of what forward_head(pre_logits=True) returns
     model.image_size, model.head_name, model.head_bias = image_size, head_name, head_bias
-    model.timm_arguments = {"model_name": timm_name, "num_classes": num_classes, **options}
-    if timm.get_pretrained_cfg(timm_name).fixed_input_size:
-        model.timm_arguments["img_size"] = image_size
     model.channels_last = convolves(model)
     assert isinstance(model, nn.Module)
     return model

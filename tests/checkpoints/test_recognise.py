@@ -23,6 +23,7 @@ from mixer_lightning.checkpoints.save import save_own
 from mixer_lightning.models import presets
 from mixer_lightning.models.presets import list_models
 
+MODELS = presets.MODEL_FOLDER
 SMALL = {"resnet50": "test_resnet", "vit_b16": "test_vit", "convnext_t": "test_convnext"}
 
 
@@ -72,6 +73,11 @@ def test_a_bare_file_is_recognised(small: Path, name: str, prefix: str) -> None:
     path = written(theirs, small / "weights.safetensors", prefix)
     restored = restore(path, image_size=160)
     assert (restored.name, restored.num_classes) == (name, 5)
+    assert f": {name})" in str(restored.report)
+    config = timm.get_pretrained_cfg(SMALL[name])  # of the weights that timm has first
+    assert restored.preprocessing["mean"] == list(config.mean)
+    assert restored.preprocessing["eval_crop"] == config.crop_pct
+    assert "mean" in restored.report.checkpoint.assumed
     images = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         assert torch.equal(restored.model(images), theirs(images))
@@ -158,3 +164,11 @@ def test_weights_by_timms_name(small: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(model(images), theirs(images))
     with pytest.raises(ValueError, match=r"timm has no weights 'test_resnet.*did you mean test_resnet.r160"):
         hub.image_size("test_resnet.r160_in2k")
+
+
+def test_a_model_of_ours_without_a_family_is_found_too(small: Path) -> None:
+    for name in ("halonet_h0", "halonet_h1"):
+        (small / "conf_model" / f"{name}.yaml").write_text((MODELS / f"{name}.yaml").read_text())
+    with torch.device("meta"):
+        tensors = create_model("halonet_h1", num_classes=3).state_dict()
+    assert models_of(tensors) == ["halonet_h1"]

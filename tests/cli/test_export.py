@@ -31,6 +31,8 @@ from mixer_lightning.cli import export, predict
 from mixer_lightning.models import presets
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
+from mixer_lightning.models.presets import build_model
+from mixer_lightning.models.resmlp import ResMLP
 
 CLASSES = ["wren", "crane", "swift"]
 SEEN = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "eval_crop": 0.9}
@@ -64,7 +66,17 @@ def convmixer() -> ConvMixer:
     return ConvMixer(**sizes, activation="relu", num_classes=3, image_size=8)
 
 
-MODELS = {"mixer": lambda folder: mixer(), "wide_mixer": wide_mixer, "convmixer": lambda folder: convmixer()}
+def resmlp() -> ResMLP:
+    sizes = {"patch_size": 2, "num_blocks": 2, "hidden_dim": 12, "layer_scale": 0.1}
+    return ResMLP(**sizes, num_classes=3, image_size=8)
+
+
+MODELS = {
+    "mixer": lambda folder: mixer(),
+    "wide_mixer": wide_mixer,
+    "convmixer": lambda folder: convmixer(),
+    "resmlp": lambda folder: resmlp(),
+}
 
 
 def write_run(folder: Path, model: nn.Module) -> nn.Module:
@@ -142,6 +154,8 @@ def test_known_models_have_timms_own_names(name: str, monkeypatch: pytest.Monkey
     assert shapes[0] == shapes[1]
     if isinstance(theirs, TimmConvMixer):
         assert isinstance(theirs.stem[1], nn.ReLU if ours.activation == "relu" else nn.GELU)
+    elif isinstance(ours, ResMLP):
+        assert theirs.blocks[0].mlp_channels.act.approximate == "none"
     else:
         assert theirs.blocks[0].mlp_tokens.act.approximate == "tanh"
 
@@ -207,6 +221,32 @@ def test_onnx_computes_it_for_any_batch(
         logits, runtime = formats.reload_onnx(path, restore(tmp_path / "run"))
         assert words in runtime
         assert (logits is None) == ("onnx" in missing)
+
+
+def test_halo_attention_in_onnx(tmp_path: Path) -> None:
+    overrides = {
+        "block_size": 2,
+        "halo_size": 1,
+        "base_width": 8,
+        "num_blocks": [1, 1, 1, 1],
+        "convolution_stages": 3,
+    }
+    torch.manual_seed(0)
+    model = build_model(
+        "halonet_h3", num_classes=3, image_size=64, overrides={**overrides, "value_ratio": 1.5}
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.rand_like(parameter))
+    restored = Restored(model.eval(), "halonet_h3", 64, None, {}, None)  # type: ignore[arg-type]
+    formats.save_onnx(tmp_path / "m.onnx", restored)
+    logits, _ = formats.reload_onnx(tmp_path / "m.onnx", restored)
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images).numpy()
+    assert expected.std() > 0.01
+    assert logits is not None
+    np.testing.assert_allclose(logits(images), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_onnx_runtime_runs_it_where_it_is_installed(

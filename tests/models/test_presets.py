@@ -64,7 +64,9 @@ SIZES = {
     "deit_ti16":              Row(1000,   5_717_416,   1.25, 224),
     "deit_ti7":               Row(1000,   5_757_160,  10.31, 224),
     "resmlp_b24_8":           Row(1000, 129_138_280, 100.23, 224),
+    "resmlp_b24_16":          Row(1000, 115_736_776,  23.02, 224),
     "resmlp_s12":             Row(1000,  15_350_872,   3.01, 224),
+    "resmlp_s12_8":           Row(1000,  22_051_624,  13.99, 224),
     "resmlp_s24":             Row(1000,  30_020_680,   5.96, 224),
     "swin_s":                 Row(1000,  49_606_258,   8.74, 224),
     "swin_t":                 Row(1000,  28_288_354,   4.49, 224),
@@ -74,7 +76,9 @@ SIZES = {
     "bit_r152x4":             Row(1000, 936_533_224, 839.25, 480),
     "bit_r50x1":              Row(1000,  25_549_352,   4.09, 224),
     "efficientnet_l2":        Row(1000, 480_309_308, 170.89, 475),
+    "efficientnet_b6_wide":   Row(1000, 316_649_180, 322.16, 800),
     "nfnet_f4":               Row(1000, 316_069_172, 215.24, 512),
+    "nfnet_f4_plus":          Row(1000, 527_033_076, 367.41, 512),
     "convnext_b":             Row(1000,  88_591_464,  15.35, 224),
     "convnext_l":             Row(1000, 197_767_336,  34.36, 224),
     "convnext_s":             Row(1000,  50_223_688,   8.68, 224),
@@ -100,6 +104,15 @@ SIZES = {
     "fastvit_t8":             Row(1000,   4_026_232,   0.69, 256),
     "halonet_26t":            Row(1000,  12_480_288,   3.17, 256),
     "halonet_50ts":           Row(1000,  22_733_280,   5.27, 256),
+    "halonet_h0":             Row(1000,   5_500_952,   2.31, 256),
+    "halonet_h1":             Row(1000,   8_100_056,   2.94, 256),
+    "halonet_h2":             Row(1000,   9_404_312,   3.26, 256),
+    "halonet_h3":             Row(1000,  11_841_304,   6.08, 320),
+    "halonet_h4":             Row(1000,  19_101_976,  11.86, 384),
+    "halonet_h4_base128_conv12":Row(1000,  69_876_072,  42.76, 384),
+    "halonet_h5":             Row(1000,  30_717_272,  31.96, 448),
+    "halonet_h6":             Row(1000,  43_456_792,  52.45, 512),
+    "halonet_h7":             Row(1000,  67_433_240, 120.98, 640),
     "mobilenetv3_isometric_p8": Row(1000, 19_126_496,  4.37, 224),
     "mobilenetv3_isometric_p16": Row(1000, 19_144_928, 1.11, 224),
     "mobilenetv3_isometric_minimalistic_p8": Row(1000, 12_996_920, 4.30, 224),
@@ -125,9 +138,11 @@ WITHOUT_HEAD = {
     "mixer_l16": (207_171_168, 207),
     "mixer_h14": (431_069_952, 431),
 }
-# Timed, and never trained, by those who published them; and those whose accuracy no source at hand states.
+# Timed, and never trained, by those who published them; those whose accuracy no source at hand states; and a HaloNet
+# that was published at a size which its blocks do not fill.
 WITHOUT_ACCURACY = {"deit_ti7", "deit_s7", "deit_b7", "convnext_s", "convnext_b", "convnext_l", "convnext_xl"} | {
-    "wrn_28_2"
+    "wrn_28_2",
+    "halonet_h7",
 }
 # fmt: on
 

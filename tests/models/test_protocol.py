@@ -12,6 +12,14 @@ from mixer_lightning.models.protocol import Backbone
 
 SWIN = "swin_tiny_patch4_window7_224"  # [B, H, W, C]
 DEIT = "deit_tiny_patch16_224"  # a class token before the others
+# With which a model of conf/model is small, or has a head that multiplies (LeNet-5's codes are compared).
+OVERRIDES: dict[str, dict[str, object]] = {
+    "halonet_h3": {"block_size": 2, "num_blocks": [1, 1, 1, 1], "base_width": 16},
+    "resmlp_s12_8": {"num_blocks": 2, "hidden_dim": 16},
+    "nfnet_f4_plus": {"num_blocks": [1, 1, 1, 1], "widths": [24, 32, 32, 32], "group_width": 8},
+    "efficientnet_b6_wide": {"width": 0.25, "depth": 0.3},
+    "lenet_5": {"output": "linear"},
+}
 
 
 def backbone(name: str, *, image_size: int, num_classes: int = 7) -> nn.Module:
@@ -20,9 +28,7 @@ def backbone(name: str, *, image_size: int, num_classes: int = 7) -> nn.Module:
     if name in (SWIN, DEIT) or name.startswith("resnet"):
         model = timm_backbone(timm_name=name, num_classes=num_classes, image_size=image_size)
     else:
-        overrides = (
-            {"output": "linear"} if name == "lenet_5" else {}
-        )  # codes are not multiplied, but compared
+        overrides = OVERRIDES.get(name)
         model = build_model(name, num_classes=num_classes, image_size=image_size, overrides=overrides)
     head = model.get_submodule(model.head_name)
     nn.init.normal_(head.weight)
@@ -38,6 +44,10 @@ def backbone(name: str, *, image_size: int, num_classes: int = 7) -> nn.Module:
         ("resnet18", 32, ("F", 1, 1)),
         (SWIN, 64, (2, 2, "F")),
         (DEIT, 32, (5, "F")),
+        ("halonet_h3", 64, ("F", 2, 2)),
+        ("resmlp_s12_8", 32, (16, "F")),
+        ("nfnet_f4_plus", 64, ("F", 2, 2)),
+        ("efficientnet_b6_wide", 64, ("F", 2, 2)),
         ("lecun_1989", 16, (12, 4, 4)),
         ("lenet_5", 32, (120, 1, 1)),
         ("alexnet", 63, (256, 6, 6)),
