@@ -161,7 +161,7 @@ class PublishedSpeed(NamedTuple):
     epochs: int | None
     input: int
     device: str
-    images_per_second: float
+    images_per_second: float | None
     core_days: float | None
     source: str
 
@@ -176,7 +176,7 @@ def published_speeds() -> list[PublishedSpeed]:
                 epochs=int(row["epochs"]) if row["epochs"] else None,
                 input=int(row["input"]),
                 device=row["device"],
-                images_per_second=float(row["images_per_second"]),
+                images_per_second=float(row["images_per_second"]) if row["images_per_second"] else None,
                 core_days=float(row["core_days"]) if row["core_days"] else None,
                 source=row["source"],
             )

@@ -46,8 +46,9 @@ def page(
         "images that stand on the device; inference as in `mixer evaluate`, training as the trainer does it (forward,",
         f"backward, clipping, AdamW). Peak memory {memory}. MFU is the rate of multiply-accumulates",
         "(three forward passes for a training step) over that of products of square matrices in the same precision,",
-        f"measured in the same run: {rate}. One device: images/s are images/s/device. What was published for",
-        "other devices stands in columns of its own and is not comparable, nor are those columns with each other; the",
+        f"measured beside each model, of which the fastest counts: {rate}. One device: images/s are",
+        "images/s/device. What was published for other devices stands in columns of its own and is not comparable, nor",
+        "are those columns with each other; the",
         "conditions of the RTX 8000 are UNVERIFIED.",
         "",
         *markdown.provenance(

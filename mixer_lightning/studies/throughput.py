@@ -127,7 +127,6 @@ def main(argv: Sequence[str]) -> None:
     cases = sorted(cases_of(chosen, screen), key=lambda case: case.macs)
     try:
         for number in range(chosen.rounds):
-            study.measure_matrices(number)
             for case in cases if number % 2 == 0 else reversed(cases):
                 study.visit(case, number)
     finally:  # a run that is stopped leaves a page of what it has

@@ -25,6 +25,8 @@ from mixer_lightning.studies.throughput_table import MATMUL, PASSES, Setting, Ta
 from mixer_lightning.studies.training_step import Step, inference_step, seconds_for, training_step
 
 BATCH_SIZES = {"cpu": (1, 4, 16), "cuda": (16, 32, 64, 128, 256, 512, 1024)}
+#: Matrix products are measured for this part of the seconds of a measurement.
+MATRIX_SHARE = 0.2
 WARM_UP_STEPS = {"cpu": 1, "cuda": 3}
 CLIP_GRAD_NORM = 1.0  # as conf/train.yaml has it
 #: Bytes per weight: of itself, its gradient and Adam's two moments in training; of itself and its copy in bf16.
@@ -62,10 +64,11 @@ class Study:
 
     def __init__(self, chosen: argparse.Namespace, machine: Machine, table: Table, screen: Screen) -> None:
         self.chosen, self.machine, self.table, self.screen = chosen, machine, table, screen
-        self.left_out: dict[str, str] = {}  # models that cannot be measured at all
-        self.published = {(row.model, row.input): {} for row in catalogue.published_speeds()}  # type: dict[tuple[str, int], dict[str, float]]
+        self.published: dict[tuple[str, int], dict[str, float]] = {}
         for row in catalogue.published_speeds():
-            self.published[row.model, row.input][column_of_device(row.device)] = row.images_per_second
+            theirs = self.published.setdefault((row.model, row.input), {})
+            if row.images_per_second is not None:
+                theirs[column_of_device(row.device)] = row.images_per_second
         device = machine.device_type
         gpu = f"{torch.cuda.get_device_name()} ({results.cpu_name()})" if device == "cuda" else ""
         versions = results.versions()
@@ -92,13 +95,10 @@ class Study:
             **self.conditions,
         )
 
-    def measure_matrices(self, number: int) -> None:
-        """The rate of matrix products in a round."""
-        setting = Setting("", MATMUL, 0, 0, definition="", **self.conditions)
-        row = self.table.row(setting)
-        if len(row.values) <= number:
-            row.values.append(matrix_rate(self.machine, at_least=self.chosen.seconds))
-            self.table.write(self.published)
+    def measure_matrices(self) -> None:
+        """The rate of matrix products, once more: a machine is not equally fast all the time."""
+        row = self.table.row(Setting("", MATMUL, 0, 0, definition="", **self.conditions))
+        row.values.append(matrix_rate(self.machine, at_least=MATRIX_SHARE * self.chosen.seconds))
 
     def visit(self, case: Case, number: int) -> None:
         """Everything that a round has for a model, which is built once for that, if there is something to be done."""
@@ -109,6 +109,7 @@ class Study:
             for mode in due:
                 self.leave_out(case, mode, min(self.chosen.batch_sizes), reason)
             return
+        self.measure_matrices()
         release_memory(self.machine)
         peak = PeakMemory(self.machine)
         peak.start()
