@@ -248,12 +248,26 @@ def best_state(module: Classifier) -> dict[str, Any]:
     return {"step": module.step, **run_format.with_weights(module.weights.state_dict())}
 
 
+def _check_groups(here: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """ValueError where a run was begun by a version that let other parameters decay: its moments fit no more."""
+    sizes, sizes_saved = (
+        [len(group["params"]) for group in state["param_groups"]] for state in (here, saved)
+    )
+    if sizes != sizes_saved:
+        raise ValueError(
+            f"this run was begun by another version, which grouped the parameters of this model as {sizes_saved} by "
+            f"their weight decay; here it is {sizes} (tokens and position tables stay undecayed). Finish it with that "
+            "version, or begin anew under another name=<word>, with checkpoint=<this run> to keep its weights."
+        )
+
+
 def restore_session(module: Classifier, state: Mapping[str, Any]) -> None:
     """Put a module where `snapshot` stood."""
     module.step = state["step"]
     module.evaluation_due = state.get("evaluation_due", False)  # not in checkpoints of earlier versions
     module.model.load_state_dict(run_format.trained_weights(state))
     optimizer = module.configure_optimizers()
+    _check_groups(optimizer.state_dict(), state["optimizer"])
     optimizer.load_state_dict(state["optimizer"])
     for parameter, slots in optimizer.state.items():
         for name, value in slots.items():

@@ -20,7 +20,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     BatchNorm keeps its statistics, and frozen blocks drop no branches, only while they are in evaluation mode.
 
     Raises:
-        ValueError: there is no such submodule.
+        ValueError: there is no such submodule, or a linear probe of a model whose head has no parameters.
     """
     modules, head_name = dict(model.named_modules()), str(model.head_name)
     frozen: list[nn.Module] = []
@@ -36,6 +36,11 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
             )
     for module in frozen:
         module.requires_grad_(False)
+    if BACKBONE in names and not any(True for _ in model.get_submodule(head_name).parameters()):
+        parts = ", ".join(key for key, _ in model.named_children() if key != head_name)
+        raise ValueError(
+            f"freeze: the head of this model has nothing to train, so backbone leaves nothing: name parts ({parts})"
+        )
     return frozen
 
 
@@ -59,8 +64,10 @@ def parameter_groups(
     """The trainable parameters as optimiser groups, biases and normalisation scales undecayed.
 
     A parameter with at most one axis (every bias, every LayerNorm and BatchNorm scale) gets weight decay 0
-    unless `decay_bias_and_norm`. On a Mixer this is big_vision's rule `.*/kernel` (configs/mlp_mixer_i1k.py
-    leaves `wd_mults` at that default), on a ConvMixer timm's (optim/_param_groups.py: `param.ndim <= 1`).
+    unless `decay_bias_and_norm`, and so does what the model itself names in `no_weight_decay()`: class tokens and
+    position embeddings of a DeiT, position biases of a Swin. On a Mixer this is big_vision's rule `.*/kernel`
+    (configs/mlp_mixer_i1k.py leaves `wd_mults` at that default), on timm's models timm's (optim/_param_groups.py:
+    `param.ndim <= 1` and that list).
 
     With `layer_decay` the head learns at `lr` and each layer below at that fraction of the rate of the one above it
     (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254), layers as in timm's `param_groups_layer_decay`: the stem, each
@@ -74,10 +81,12 @@ def parameter_groups(
         raise ValueError(f"optimizer.layer_decay={layer_decay} is not in (0, 1]: null turns it off")
     layers = layer_numbers(model) if layer_decay is not None else {}
     top = max(layers.values(), default=0)
+    named: Any = getattr(model, "no_weight_decay", set)
+    undecayed = named()
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_undecayed = parameter.ndim <= 1 and not decay_bias_and_norm
+            is_undecayed = not decay_bias_and_norm and (parameter.ndim <= 1 or name in undecayed)
             groups[layers.get(name, 0), is_undecayed].append(parameter)
     if not groups:
         raise ValueError("The model has no parameter with requires_grad=True: unfreeze at least its head.")

@@ -67,6 +67,38 @@ def cosine(
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * _progress(step, total_steps, warmup)))
 
 
+def cosine_by_epoch(
+    step: int,
+    total_steps: int,
+    steps_per_epoch: float,
+    *,
+    warmup_epochs: NonNegativeFloat,
+    warmup_start: Fraction = 0.0,
+    end: Fraction = 0.0,
+) -> float:
+    """timm's cosine: half a cosine over the whole run, its first epochs replaced by a line; one rate for each epoch.
+
+    With T epochs, epoch e = floor(step / steps_per_epoch) has 1/2 (1 + cos(pi e / T)) of the way from `end` to 1, both
+    fractions of the peak rate, and the first `warmup_epochs` a line from `warmup_start`; where that line ends, the
+    cosine is already below 1. DeiT's and ResMLP's schedule.
+    Source: timm scheduler/cosine_lr.py, as facebookresearch/deit's main.py uses it: by epochs, without `warmup_prefix`.
+    Raises ValueError when the warm-up is as long as the run.
+    """
+    epochs = total_steps / steps_per_epoch
+    if 0 < epochs <= warmup_epochs:
+        raise ValueError(
+            f"schedule.warmup_epochs={warmup_epochs} is not shorter than the run's {epochs:.4g} epochs: lengthen "
+            f"`duration` or set schedule.warmup_epochs={int(epochs * WARMUP_WHEN_UNSTATED)} (a twentieth of the run)."
+        )
+    _check_fractions(warmup_start=warmup_start, end=end)
+    epoch = math.floor(
+        (step + 1e-6) / steps_per_epoch
+    )  # to within rounding: steps_per_epoch may be a quotient
+    if epoch < warmup_epochs:
+        return warmup_start + (1 - warmup_start) * epoch / warmup_epochs
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
 def triangular(step: int, total_steps: int, steps_per_epoch: float) -> float:
     """Three lines through 0, 1, 1/20, 0 at the epochs 0, 2T/5, 4T/5, T: ConvMixer's schedule.
 

@@ -55,6 +55,25 @@ CONVMIXER_A1 = {
     "convmixer_1536_20_p7_k3": "81.60",
     "convmixer_1536_24_p14_k9": "80.21",
 }
+# arXiv 2201.09792, the ImageNet-1k table, top-1; and the crop of evaluation in the authors' timm (models/resnet.py).
+RESNET = {"resnet50": ("76.32", 0.95), "resnet101": ("78.33", 0.875), "resnet152": ("79.64", 0.875)}
+# facebookresearch/deit: defaults of main.py, and the size of a process's batch in the commands of README_deit.md
+# (main.py and run_with_submitit.py for the base model); top-1 of arXiv 2012.12877.
+DEIT = {"deit_ti16": (256, "72.2"), "deit_s16": (256, "79.8"), "deit_b16": (64, "81.8")}
+DEIT_MAIN = {
+    "lr": 5e-4,
+    "warmup_lr": 1e-6,
+    "min_lr": 1e-5,
+    "weight_decay": 0.05,
+    "warmup_epochs": 5,
+    "drop_path": 0.1,
+}
+# arXiv 2105.03404, table 1: top-1.
+RESMLP = {"resmlp_b24_8": "81.0"}
+# microsoft/Swin-Transformer: DROP_PATH_RATE of configs/swin, and config.py; top-1 of arXiv 2103.14030.
+SWIN = {"swin_t": (0.2, "81.3"), "swin_s": (0.3, "83.0")}
+SWIN_CONFIG = {"BASE_LR": 5e-4, "WARMUP_LR": 5e-7, "MIN_LR": 5e-6, "WEIGHT_DECAY": 0.05, "WARMUP_EPOCHS": 20}
+VIT = ("vit_b16_imagenet1k",)
 CIFAR = (
     "convmixer_256_8_cifar10_25ep",
     "convmixer_256_8_cifar10_100ep",
@@ -93,6 +112,7 @@ def test_the_experiments_are_those_of_the_tables_and_no_others():
     expected = {*MIXER, *CIFAR, *DIGITS}
     expected |= {f"{model}_imagenet1k" for model in CONVMIXER}
     expected |= {f"{model}_a1_imagenet1k" for model in CONVMIXER_A1}
+    expected |= {*VIT, *(f"{model}_imagenet1k" for model in (*RESNET, *DEIT, *RESMLP, *SWIN))}
     assert expected <= set(FILES)
     papers = {name for name in FILES if re.search(r"_(imagenet1k|imagenet21k|jft300m)\b", name)}
     assert papers <= expected
@@ -190,6 +210,137 @@ def test_convmixer_with_the_a1_procedure(model):
     }
     assert CONVMIXER_A1[model] in header(name)["Expect"]
     assert "UNVERIFIED" in header(name)["Source"]
+
+
+@pytest.mark.parametrize("model", RESNET)
+def test_resnet_in_the_setting_of_convmixer(model):
+    name = f"{model}_imagenet1k"
+    recipe, convmixer = load(name), load("convmixer_1536_20_imagenet1k")
+    top1, eval_crop = RESNET[model]
+    assert recipe.pop("augment") == {"eval_crop": eval_crop}
+    assert recipe["duration"] == {"epochs": 150}
+    for key in recipe.keys() - {"name", "defaults"}:
+        assert recipe[key] == convmixer[key], key
+    assert choices(name) == choices("convmixer_1536_20_imagenet1k") | {"model": model}
+    assert top1 in header(name)["Expect"]
+    assert "UNVERIFIED" in header(name)["Source"]
+
+
+def adamw(lr: float, weight_decay: float) -> dict[str, Any]:
+    """torch's own numbers beside these two."""
+    moments = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    return {"lr": lr, "weight_decay": weight_decay, **moments, "decay_bias_and_norm": False}
+
+
+def without_extras(recipe: dict[str, Any]) -> bool:
+    return recipe["ema_decay"] is None and recipe["head_bias"] == 0.0 and recipe["steps_per_epoch"] == "floor"
+
+
+@pytest.mark.parametrize("model", DEIT)
+def test_deit(model):
+    name = f"{model}_imagenet1k"
+    recipe, main = load(name), DEIT_MAIN
+    device_batch, top1 = DEIT[model]
+    assert recipe["duration"] == {"epochs": 300}
+    assert (recipe["image_size"], recipe["batch_size"], recipe["device_batch"]) == (224, 1024, device_batch)
+    assert (recipe["stochastic_depth"], recipe["repeats"]) == (main["drop_path"], 3)
+    assert recipe["clip_grad_norm"] is None
+    assert without_extras(recipe)
+    lr = main["lr"] * 1024 / 512
+    assert recipe["optimizer"] == adamw(lr, main["weight_decay"])
+    schedule = recipe["schedule"]
+    assert schedule["warmup_epochs"] == main["warmup_epochs"]
+    assert lr * schedule["warmup_start"] == pytest.approx(main["warmup_lr"])
+    assert lr * schedule["end"] == pytest.approx(main["min_lr"])
+    assert recipe["loss"] == {"label_smoothing": 0.1}
+    assert choices(name) == {
+        "model": model,
+        "data": "imagenet1k",
+        "augment": "deit_imagenet1k",
+        "optimizer": "adamw",
+        "schedule": "cosine_by_epoch",
+        "loss": "softmax",
+    }
+    assert top1 in header(name)["Expect"]
+
+
+@pytest.mark.parametrize("model", RESMLP)
+def test_resmlp(model):
+    """arXiv 2105.03404: LAMB at 5e-3, weight decay .2, 400 epochs; all else as DeiT has it."""
+    name = f"{model}_imagenet1k"
+    recipe, deit = load(name), load("deit_b16_imagenet1k")
+    assert recipe["duration"] == {"epochs": 400}
+    differ = {"name", "defaults", "duration", "device_batch", "optimizer", "schedule"}
+    assert {key for key in recipe if recipe[key] != deit[key]} == differ
+    optimizer, schedule = recipe["optimizer"], recipe["schedule"]
+    assert optimizer == adamw(5e-3, 0.2) | {"max_grad_norm": 1.0}
+    assert schedule["warmup_epochs"] == DEIT_MAIN["warmup_epochs"]
+    assert 5e-3 * schedule["warmup_start"] == pytest.approx(DEIT_MAIN["warmup_lr"])
+    assert 5e-3 * schedule["end"] == pytest.approx(DEIT_MAIN["min_lr"])
+    changed = {"model": model, "augment": "resmlp_imagenet1k", "optimizer": "lamb"}
+    assert choices(name) == choices("deit_b16_imagenet1k") | changed
+    assert RESMLP[model] in header(name)["Expect"]
+    assert "UNVERIFIED" in header(name)["Source"]
+
+
+@pytest.mark.parametrize("model", SWIN)
+def test_swin(model):
+    name = f"{model}_imagenet1k"
+    recipe, config = load(name), SWIN_CONFIG
+    stochastic_depth, top1 = SWIN[model]
+    assert recipe["duration"] == {"epochs": 300}
+    assert (recipe["image_size"], recipe["batch_size"], recipe["device_batch"]) == (224, 1024, 128)
+    assert (recipe["stochastic_depth"], recipe["repeats"]) == (stochastic_depth, 1)
+    assert recipe["clip_grad_norm"] == 5.0
+    assert without_extras(recipe)
+    lr, schedule = config["BASE_LR"] * 1024 / 512, recipe["schedule"]
+    assert recipe["optimizer"] == adamw(lr, config["WEIGHT_DECAY"])
+    assert (schedule["warmup_steps"], schedule["warmup_epochs"]) == (None, config["WARMUP_EPOCHS"])
+    assert lr * schedule["warmup_start"] == pytest.approx(config["WARMUP_LR"] * 1024 / 512)
+    assert lr * schedule["end"] == pytest.approx(config["MIN_LR"] * 1024 / 512)
+    assert recipe["loss"] == {"label_smoothing": 0.1}
+    assert choices(name) == choices("deit_b16_imagenet1k") | {"model": model, "schedule": "cosine"}
+    assert top1 in header(name)["Expect"]
+
+
+def test_vit():
+    """arXiv 2010.11929, table 3: 300 epochs, 3e-3, cosine, weight decay .3, dropout .1, batch, warm-up."""
+    (name,) = VIT
+    recipe = load(name)
+    assert recipe["duration"] == {"epochs": 300}
+    assert (recipe["image_size"], recipe["batch_size"], recipe["clip_grad_norm"]) == (224, 4096, 1.0)
+    assert (recipe["stochastic_depth"], recipe["repeats"], recipe["ema_decay"]) == (0.0, 1, None)
+    assert recipe["head_bias"] == -10.0  # google-research/vision_transformer, issue 2
+    assert recipe["optimizer"] == adamw(3e-3, 0.3)
+    schedule = {"warmup_steps": 10_000, "warmup_epochs": None, "warmup_start": 0.0, "end": 0.0}
+    assert recipe["schedule"] == schedule
+    assert choices(name) == {
+        "model": "vit_b16_dropout",
+        "data": "imagenet1k",
+        "augment": "mixer_jft",  # Inception crop and flip, in [-1, 1]
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "loss": "sigmoid",
+    }
+    assert yaml.safe_load((CONF / "model" / "vit_b16_dropout.yaml").read_text())["dropout"] == 0.1
+    assert all(top1 in header(name)["Expect"] for top1 in ("74.79", "77.91", "79.67"))
+    assert "UNVERIFIED" in header(name)["Source"]
+
+
+def test_augmentation_of_deit_resmlp_and_swin():
+    """facebookresearch/deit, main.py and datasets.py; microsoft/Swin-Transformer, config.py and data/build.py."""
+    deit, resmlp = (
+        yaml.safe_load((CONF / "augment" / f"{name}_imagenet1k.yaml").read_text())
+        for name in ("deit", "resmlp")
+    )
+    assert int(224 / deit.pop("eval_crop")) == 256  # 256 / 224 of 224
+    assert resmlp.pop("eval_crop") == 0.9  # README_resmlp.md
+    assert deit == resmlp
+    assert (deit["rand_augment"], deit["interpolation"]) == ("rand-m9-mstd0.5-inc1", "bicubic")
+    assert [deit[key] for key in ("mixup", "cutmix", "mix_probability", "mix_switch")] == [0.8, 1.0, 1.0, 0.5]
+    assert (deit["erase"], deit["erase_mode"]) == (0.25, "pixel")
+    assert (deit["mean"], deit["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert deit["eval_interpolation"] == "bicubic"
 
 
 @pytest.mark.parametrize("epochs", [25, 100])

@@ -23,7 +23,7 @@ from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.files import CONF
 from mixer_lightning.losses import binary_cross_entropy, sigmoid_cross_entropy, softmax_cross_entropy
 from mixer_lightning.models.presets import default_image_size
-from mixer_lightning.optim.schedules import constant, cosine, linear, triangular
+from mixer_lightning.optim.schedules import constant, cosine, cosine_by_epoch, linear, triangular
 from mixer_lightning.targets import build
 
 EXPERIMENTS = groups()["experiment"]
@@ -83,6 +83,13 @@ def check_schedule(recipe: Recipe, *, total_steps: int, steps_per_epoch: float) 
         assert at(round(peak * steps_per_epoch) - 1) == pytest.approx(1, abs=2 * one)
         assert at(round(tail * steps_per_epoch) - 1) == pytest.approx(0.05, abs=2 * one)
         assert at(last) == pytest.approx(0, abs=one)
+    elif partial.func is cosine_by_epoch:
+        warmup, epochs = options["warmup_epochs"], total_steps / steps_per_epoch
+        assert 0 < warmup < epochs / 2
+        assert at(0) == pytest.approx(options["warmup_start"])
+        within = math.floor(last / steps_per_epoch) / epochs
+        expected = options["end"] + (1 - options["end"]) * (1 + math.cos(math.pi * within)) / 2
+        assert at(last) == pytest.approx(expected, rel=1e-3)
     else:
         assert partial.func in (linear, cosine)
         if options.get("warmup_steps") is not None:
@@ -163,6 +170,11 @@ def check_augment(recipe: Recipe, *, size: int) -> None:
         ("convmixer_256_8_cifar10_25ep", 50_000, 2450),
         ("convmixer_256_8_cifar10_100ep", 50_000, 100 * 98),
         ("convmixer_256_8_p1_k9_cifar10_200ep", 50_000, 200 * 781),
+        # DeiT's RASampler: 1,281,024 images, a quarter of them for each process, which drops what 256 leave of them
+        ("deit_s16_imagenet1k", 1_281_167, 300 * (1_281_024 // 4 // 256)),
+        ("deit_b16_imagenet1k", 1_281_167, 300 * (1_281_024 // 16 // 64)),
+        # Swin's DistributedSampler gives each of 8 processes 160,146 images, its loader drops what 128 leave of them
+        ("swin_t_imagenet1k", 1_281_167, 300 * (160_146 // 128)),
         # big_vision's `steps`: rounded after the product, of 99 % of the images
         ("mixer_b16_imagenet1k", 1_268_355, 92_897),
         ("mixer_b16_imagenet1k_60ep", 1_268_355, 148_635),

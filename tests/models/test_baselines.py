@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from mixer_lightning.models.baselines import timm_backbone
+from mixer_lightning.models.baselines import timm_backbone, vision_transformer
 
 SWIN = "swin_tiny_patch4_window7_224"
 DEIT = "deit_tiny_patch16_224"
@@ -60,6 +60,25 @@ def test_stochastic_depth_is_timms_drop_path_rate(name: str, image_size: int) ->
         assert max(rates, default=0.0) == pytest.approx(rate)
 
 
+@torch.no_grad()
+def test_dropout_of_a_vision_transformer_is_where_vits_is() -> None:
+    """arXiv 2010.11929, App. B.1; google-research/vision_transformer, models_vit.py: not inside the attention."""
+    model = vision_transformer(timm_name="test_vit", dropout=0.25, num_classes=7, image_size=160)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    on = {"pos_drop"} | {
+        f"blocks.{i}.{part}"
+        for i in range(len(model.blocks))
+        for part in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")
+    }
+    assert {name for name, rate in rates.items() if rate} == on
+    assert {rates[name] for name in on} == {0.25}
+    same = timm.create_model("test_vit", num_classes=7, img_size=160)
+    same.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 160, 160)
+    assert torch.equal(model.eval()(images), same.eval()(images))
+    assert not torch.equal(model.train()(images), model(images))
+
+
 def test_head_bias_is_added_to_the_initial_bias() -> None:
     biases = []
     for head_bias in (0.0, -6.9):
@@ -78,6 +97,9 @@ def test_head_bias_is_added_to_the_initial_bias() -> None:
         ({"timm_name": "vgg11", "stochastic_depth": 0.1}, "vgg11 has no stochastic depth: use stochastic_depth=0"),
         ({"timm_name": "deit_tiny_distilled_patch16_224"}, r"has several heads \(head, head_dist\)"),
         ({"timm_name": DEIT, "image_size": 40}, "image_size 40 is not a multiple of patch_size 16: 32 and 48"),
+        ({"timm_name": "gmlp_s16_224", "image_size": 8}, "image_size 8 is not a multiple of patch_size 16: 16 works"),
+        ({"timm_name": "halonet26t", "image_size": 384}, "multiple of 32 x block_size 8, .*: 256 and 512 work"),
+        ({"timm_name": "convnext_tiny", "image_size": 28}, "image_size 28 is too small for this model: 32 works"),
     ],
 )  # fmt: skip
 def test_what_is_refused(settings: dict[str, object], message: str) -> None:

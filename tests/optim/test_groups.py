@@ -42,6 +42,27 @@ def test_agrees_with_timm(model):
     assert {g["weight_decay"]: names(model, g) for g in ours} == theirs
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "halonet26t"])
+def test_what_a_model_keeps_from_decay_does_not(name):
+    """timm's own groups, as its train.py makes them: DeiT's tokens and positions, Swin's position biases."""
+    with torch.device("meta"):
+        model = timm_backbone(timm_name=name, num_classes=7, image_size=224)
+        original = timm.create_model(name, num_classes=7)
+    given = original.no_weight_decay() if hasattr(original, "no_weight_decay") else ()
+    theirs = {
+        g["weight_decay"]: names(original, g)
+        for g in param_groups_weight_decay(original, weight_decay=0.3, no_weight_decay_list=given)
+    }
+    ours = parameter_groups(model, weight_decay=0.3, decay_bias_and_norm=False)
+    assert {g["weight_decay"]: names(model, g) for g in ours} == theirs
+    if name == "deit_tiny_patch16_224":  # facebookresearch/deit, models.py
+        assert {"pos_embed", "cls_token"} <= theirs[0.0]
+    if name == "swin_tiny_patch4_window7_224":  # microsoft/Swin-Transformer, models/swin_transformer.py
+        assert "layers.0.blocks.0.attn.relative_position_bias_table" in theirs[0.0]
+    (group,) = parameter_groups(model, weight_decay=0.3, decay_bias_and_norm=True)
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
 def test_everything_decays_when_asked(model):
     (group,) = parameter_groups(model, weight_decay=0.3, decay_bias_and_norm=True)
     assert group["weight_decay"] == 0.3
@@ -102,3 +123,14 @@ def test_backbone_is_all_but_the_head_wherever_the_head_stands(name, head):
     inside = {id(module) for part in frozen for module in part.modules()}
     assert id(model.get_submodule(head)) not in inside
     assert id(model.get_submodule("head.norm" if name == "convnext_t" else "classifier.3")) in inside
+
+
+def test_a_linear_probe_of_a_model_whose_head_is_fixed_is_refused():
+    """The codes of LeNet-5's output are not trained."""
+    model = create_model("lenet_5", num_classes=10)
+    with pytest.raises(
+        ValueError, match=r"head .* has nothing to train, .* name parts \(c1, s2, c3, s4, c5, f6\)"
+    ):
+        freeze(model, ["backbone"])
+    frozen = freeze(create_model("lenet_5", num_classes=10), ["c1", "s2", "c3", "s4", "c5"])
+    assert len(frozen) == 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from mixer_lightning.optim.schedules import constant, cosine, linear, triangular
+from mixer_lightning.optim.schedules import constant, cosine, cosine_by_epoch, linear, triangular
 
 IMAGENET_TRAIN = 1_281_167
 
@@ -150,6 +150,43 @@ class TestCosine:
     def test_warm_up_in_epochs_is_warm_up_in_steps(self):
         in_epochs = curve(cosine, 50, 12.5, warmup_epochs=2)
         np.testing.assert_array_equal(in_epochs, curve(cosine, 50, 12.5, warmup_steps=25))
+
+
+class TestCosineByEpoch:
+    """timm's CosineLRScheduler as its train.py and DeiT's main.py make it: stepped once an epoch."""
+
+    @pytest.mark.parametrize("steps_per_epoch", [7, 1251, IMAGENET_TRAIN / 1024])
+    def test_agrees_with_timm(self, steps_per_epoch):
+        epochs, warmup = 30, 5
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+        reference = CosineLRScheduler(
+            optimizer, t_initial=epochs, lr_min=1e-5, warmup_t=warmup, warmup_lr_init=1e-6
+        )
+        options = {"warmup_epochs": warmup, "warmup_start": 1e-3, "end": 1e-2}
+        total_steps = round(epochs * steps_per_epoch)
+        for epoch in range(epochs):
+            reference.step(epoch)
+            first = math.ceil(epoch * steps_per_epoch)
+            last = math.ceil((epoch + 1) * steps_per_epoch) - 1
+            for step in (first, min(last, total_steps - 1)):
+                ours = 1e-3 * cosine_by_epoch(step, total_steps, steps_per_epoch, **options)
+                assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-4), epoch
+
+    def test_without_warm_up_it_starts_at_the_peak(self):
+        assert [cosine_by_epoch(step, 8, 2, warmup_epochs=0) for step in (0, 1, 4, 5)] == pytest.approx(
+            [1.0, 1.0, 0.5, 0.5]
+        )
+
+    def test_a_warm_up_as_long_as_the_run_is_refused_with_one_that_fits(self):
+        with pytest.raises(
+            ValueError, match=r"warmup_epochs=40 is not shorter than .* 40 epochs: .*_epochs=2 "
+        ):
+            cosine_by_epoch(0, 400, 10, warmup_epochs=40)
+        assert 0 < cosine_by_epoch(0, 400, 10, warmup_epochs=2, warmup_start=0.1) < 1
+
+    def test_fractions_of_the_peak_are_checked(self):
+        with pytest.raises(ValueError, match=r"schedule\.end=2 is not in"):
+            cosine_by_epoch(0, 400, 10, warmup_epochs=2, end=2)
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
