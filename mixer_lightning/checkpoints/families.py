@@ -51,12 +51,16 @@ class TimmCall(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The state dict of another program: what to call it, how it is recognised, and timm's name of each tensor."""
+    """The state dict of another program: what to call it, how it is recognised, and timm's name of each tensor.
+
+    `leading_axes` are the ends of timm's names of vectors that have two axes of length 1 more there.
+    """
 
     kind: str
     first_tensor: str
     recognise: Callable[[Collection[str]], bool]
     rename: Callable[[Iterable[str]], dict[str, str]]
+    leading_axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,6 +212,22 @@ def _recognise_resmlp(shapes: Shapes) -> Recognised | None:
     return Recognised(sizes, side * patch, _num_classes(shapes))
 
 
+def _is_release_of_resmlp(names: Collection[str]) -> bool:
+    return {"patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.norm1.alpha"} <= set(names)
+
+
+def _rename_release_of_resmlp(names: Iterable[str]) -> dict[str, str]:
+    """facebookresearch/deit, resmlp_models.py."""
+    parts = {
+        "patch_embed": "stem",
+        "attn": "linear_tokens",
+        "mlp": "mlp_channels",
+        "gamma_1": "ls1",
+        "gamma_2": "ls2",
+    }
+    return {name: ".".join(parts.get(part, part) for part in name.split(".")) for name in names}
+
+
 def _build_resmlp(parameters: Mapping[str, Any], num_classes: int, image_size: int) -> nn.Module:
     from mixer_lightning.models.resmlp import ResMLP
 
@@ -304,6 +324,15 @@ FAMILIES = (
         recognise=_recognise_resmlp,
         first_tensor="blocks.0.linear_tokens.weight",
         build=_build_resmlp,
+        other_layouts=(
+            Layout(
+                "facebookresearch's ResMLP",
+                "blocks.0.gamma_1",
+                _is_release_of_resmlp,
+                _rename_release_of_resmlp,
+                leading_axes=(".alpha", ".beta"),
+            ),
+        ),
         timm_prefix="resmlp_",
         timm_names={
             "resmlp_s12": "resmlp_12_224",

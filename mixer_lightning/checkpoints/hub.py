@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mixer_lightning import results
 from mixer_lightning.checkpoints.families import (
     FAMILIES,
     TIMM_SCHEME,
@@ -18,6 +19,7 @@ from mixer_lightning.checkpoints.families import (
 )
 
 FILE = "model.safetensors"
+INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
 
 
 def names() -> list[str]:
@@ -26,6 +28,26 @@ def names() -> list[str]:
 
     patterns = [f"{family.timm_prefix}*" for family in FAMILIES] + [f"{name}.*" for name in timm_models()]
     return [str(name) for name in timm.list_pretrained(patterns)]
+
+
+def file_in(folder: Path) -> Path:
+    """The file of weights that a folder stands for: of a run its best, else its last; one as on the hub.
+
+    Raises:
+        FileNotFoundError: it holds none of them.
+    """
+    for name in (results.BEST, results.LAST, f"{FILE}{INDEX_SUFFIX}", FILE):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder} holds neither {results.BEST} nor {results.LAST} nor {FILE}: give a run directory, or a file of "
+        "weights"
+    )
+
+
+def check(name: str) -> None:
+    """ValueError for what is none of `names`."""
+    _config(name)
 
 
 def fetch(name: str) -> Path:

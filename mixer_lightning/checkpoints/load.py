@@ -119,7 +119,7 @@ def load(
             expected[key].copy_(found[key])  # shares memory with the model
         for key in fresh:
             expected[key].fill_(float(model.head_bias) if key.endswith("bias") else 0.0)  # type: ignore[arg-type]
-    about_head = f"stays fresh: {why_new}" if why_new else _unchecked_head(checkpoint, head_keys, classes)
+    about_head = f"stays fresh: {why_new}" if fresh else _unchecked_head(checkpoint, head_keys, classes)
     trained_at = checkpoint.model.image_size if checkpoint.model else None
     return Report(checkpoint, list(found), fresh, about_head, growth.parts, trained_at, resized)
 

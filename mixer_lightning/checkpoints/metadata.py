@@ -8,8 +8,9 @@ every value is checked before it is used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -33,6 +34,7 @@ class Metadata:
     image_size: int | None = None
     activation: str | None = None
     classes: list[str] | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)  # of the model, where tensors do not tell them
     preprocessing: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] | None = field(default=None, repr=False)
 
@@ -43,6 +45,7 @@ class Metadata:
             image_size=first.image_size or self.image_size,
             activation=first.activation or self.activation,
             classes=first.classes or self.classes,
+            parameters=first.parameters or self.parameters,
             preprocessing=first.preprocessing
             if first.recipe is not None
             else self.preprocessing | first.preprocessing,
@@ -63,6 +66,7 @@ def of_export(stated: Any, where: str) -> Metadata:
         "image_size": (_is_side, f"a whole number of pixels up to {LARGEST_SIDE:,}"),
         "activation": (lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
         "classes": (_are_names, "a list of names"),
+        "parameters": (_are_parameters, "a mapping of names to numbers, texts or lists of numbers"),
     }
     for key, (is_right, expected) in checks.items():
         if stated.get(key) is not None and not is_right(stated[key]):
@@ -72,6 +76,7 @@ def of_export(stated: Any, where: str) -> Metadata:
         image_size=stated.get("image_size"),
         activation=stated.get("activation"),
         classes=[str(name) for name in stated["classes"]] if stated.get("classes") else None,
+        parameters=dict(stated.get("parameters") or {}),
         preprocessing=_preprocessing(stated, where),
     )
 
@@ -89,22 +94,17 @@ def of_recipe(recipe: Mapping[str, Any], classes: Any, where: str) -> Metadata:
     activation = node.get("activation", "gelu")
     if activation not in ACTIVATIONS and family_of_target(str(node.get("_target_"))) is None:
         activation = None  # a model of the user's, whose parameters are its own
+    parameters = {key: value for key, value in node.items() if key != "_target_"}
     stated = {
         **augment,
+        "parameters": parameters if _are_parameters(parameters) else None,
         "model": choices.get("model"),
         "image_size": recipe.get("image_size"),
         "activation": activation,
         "classes": classes,
     }
     found = of_export(stated, where)
-    return Metadata(
-        found.model,
-        found.image_size,
-        found.activation,
-        found.classes,
-        found.preprocessing,
-        {str(key): value for key, value in recipe.items()},
-    )
+    return replace(found, recipe={str(key): value for key, value in recipe.items()})
 
 
 def beside(path: Path, model: Description | None) -> Metadata:
@@ -196,6 +196,19 @@ def _is_side(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _are_parameters(value: Any) -> bool:
+    def is_plain(each: Any) -> bool:
+        return (
+            each is None or isinstance(each, str | int) or (isinstance(each, float) and math.isfinite(each))
+        )
+
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str)
+        and (all(map(is_plain, each)) if isinstance(each, list | tuple) else is_plain(each))
+        for key, each in value.items()
+    )
 
 
 def _are_names(value: Any) -> bool:

@@ -34,7 +34,6 @@ from mixer_lightning.models.presets import list_models
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
-INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
 #: Bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor").
 MOST_DEFLATED = 1032
 
@@ -48,10 +47,11 @@ class Checkpoint:
     """A file of weights: its kind for messages, its tensors under timm's names, and what is known of the model.
 
     `model` is None where the tensors are of no family that is known. The rest is stated by the file, else by what lies
-    beside it, else by its name (metadata.py): `model_name`, a file of conf/model, `image_size`, `classes`, and the
-    `recipe` of one of our own runs. `preprocessing` says what images the weights take, as parameters of Augment in
-    data/transforms.py (see families.PREPROCESSING), where nothing is stated what is usual for the family; `assumed`
-    are those of PREPROCESSING that nothing states. `shards` are the files that hold the tensors, if not `path` itself.
+    beside it, else by its name (metadata.py): `model_name`, a file of conf/model, its `parameters`, `image_size`,
+    `classes`, and the `recipe` of one of our own runs. `preprocessing` says what images the weights take, as parameters
+    of Augment in data/transforms.py (see families.PREPROCESSING), where nothing is stated what is usual for the family;
+    `assumed` are those of PREPROCESSING that nothing states. `shards` are the files that hold the tensors, if not
+    `path` itself.
     """
 
     path: Path
@@ -62,6 +62,7 @@ class Checkpoint:
     image_size: int | None = None
     classes: list[str] | None = None
     recipe: dict[str, Any] | None = field(default=None, repr=False)
+    parameters: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
     shards: list[Path] = field(default_factory=list)
@@ -95,12 +96,12 @@ def read(path: str | Path) -> Checkpoint:
         return replace(fetched, kind=TIMM_SCHEME + name, **told)
     path = Path(path).expanduser()
     if path.is_dir():
-        path = _in_run(path)
+        path = hub.file_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {path}")
     if path.suffix == ".npz":
         return _from_flax(path, _read_npz(path))
-    if path.name.endswith(INDEX_SUFFIX):
+    if path.name.endswith(hub.INDEX_SUFFIX):
         return _from_shards(path)
     if path.suffix == ".safetensors":
         return _from_state_dict(path, *_read_safetensors(path))
@@ -113,17 +114,6 @@ def read(path: str | Path) -> Checkpoint:
             "Give the .npz, the file of timm's or ConvMixer's weights, or the run directory that it was made from"
         )
     raise ValueError(f"{path} is not a known kind of checkpoint: its name must end in {', '.join(SUFFIXES)}")
-
-
-def _in_run(run_dir: Path) -> Path:
-    on_hub = (f"{hub.FILE}{INDEX_SUFFIX}", hub.FILE)
-    for name in (results.BEST, results.LAST, *on_hub):
-        if (run_dir / name).is_file():
-            return run_dir / name
-    raise FileNotFoundError(
-        f"{run_dir} holds neither {results.BEST} nor {results.LAST} nor {hub.FILE}: give a run directory, or a file of "
-        "weights"
-    )
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -287,6 +277,7 @@ def _checkpoint(path: Path, kind: str, tensors: dict[str, Tensor], itself: Metad
         image_size=stated.image_size,
         classes=stated.classes,
         recipe=stated.recipe,
+        parameters=stated.parameters,
         preprocessing={**usual, **told},
         assumed=[key for key in PREPROCESSING if key not in (*told, *UNUSUAL)]
         if stated.recipe is None

@@ -15,10 +15,12 @@ from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.families import family_of_model
 from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.models.baselines import fitted
+from mixer_lightning.models.catalogue import counted, digest
 from mixer_lightning.models.presets import build_model, list_models, model_node
 
 #: What depends on the size of the images, and so tells nothing of the model.
 POSITIONS = {"pos_embed"}
+LEAST_SHARE, MOST = 0.4, 10.0  # of a model's numbers at 1,000 classes, whatever the head of the file
 FEWEST = 30  # tensors, fewer than any model of timm in conf/model has
 
 
@@ -40,10 +42,17 @@ def models_of(tensors: Mapping[str, Tensor]) -> list[str]:
     seen = {name for name, first in named.items() if first in tensors}
     if not seen and len(tensors) >= FEWEST:
         seen = set(named)  # perhaps under the names of its authors
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if not numbers:
+        return []
+    models = set(list_models())
+    rows = [row for row in counted().values() if row.model in models]
+    sizes = {row.model: row.parameters for row in rows if row.digest == digest(model_node(row.model))}
     return [
         name
         for name in list_models()
         if (name in seen or name not in named)
+        and LEAST_SHARE <= numbers / sizes.get(name, numbers) <= MOST
         and family_of_model(name) is None
         and _fits(skeleton(name), tensors)
     ]

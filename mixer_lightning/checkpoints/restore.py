@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mixer_lightning.checkpoints.describe import Description, describe
@@ -25,7 +28,8 @@ from mixer_lightning.models.presets import (
 class Restored:
     """A model with its weights, in evaluation mode, and what is known of it. `name` is a file of conf/model.
 
-    `classes` are the names of its outputs, if they are known; `preprocessing` as in Checkpoint.
+    `classes` are the names of its outputs, if they are known; `preprocessing` as in Checkpoint; `parameters` are those
+    that differ from the file's, of a model whose tensors do not tell them.
     """
 
     model: nn.Module
@@ -34,6 +38,7 @@ class Restored:
     classes: list[str] | None
     preprocessing: dict[str, Any]
     report: Report
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -72,9 +77,17 @@ def restore(
         num_classes = _num_classes(checkpoint, model)
     if image_size is None:
         image_size = there.image_size if there is not None else checkpoint.image_size
+    parameters: dict[str, Any] = {}
     if model is not None:
         image_size = default_image_size(model) if image_size is None else image_size
-        made = build_model(model, num_classes=num_classes, image_size=image_size)
+        make = partial(build_model, model, num_classes=num_classes, image_size=image_size)
+        if there is None and model == checkpoint.model_name:
+            node = model_node(model)
+            parameters = {k: v for k, v in checkpoint.parameters.items() if k in node and v != node[k]}
+            make = partial(make, overrides=parameters)
+        if parameters:
+            _refuse_others_sizes(checkpoint, parameters, make)
+        made = make()
     elif there is None:
         raise ValueError(
             f"{checkpoint.path} does not tell what model it holds: say model=<name>, one that `mixer models` lists"
@@ -96,7 +109,26 @@ def restore(
         classes=classes if classes is not None and len(classes) == num_classes else None,
         preprocessing=checkpoint.preprocessing,
         report=report,
+        parameters=parameters,
     )
+
+
+def _refuse_others_sizes(
+    checkpoint: Checkpoint, parameters: Mapping[str, Any], make: Callable[[], nn.Module]
+) -> None:
+    """ValueError where stated parameters are of a larger model than the tensors, before there is memory for it."""
+    sizes = [side for tensor in checkpoint.tensors.values() for side in tensor.shape]
+    largest = max([len(checkpoint.tensors), *sizes])
+    for key, value in parameters.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, int | float) and each > largest for each in numbers):
+            raise ValueError(f"{checkpoint.path}: {key}={value} is not of the model that its tensors are of")
+    with torch.device("meta"):
+        expected = sum(tensor.numel() for tensor in make().parameters())
+    if expected > 2 * sum(tensor.numel() for tensor in checkpoint.tensors.values()):
+        raise ValueError(
+            f"{checkpoint.path}: the parameters that it states make a larger model than its tensors"
+        )
 
 
 def _num_classes(checkpoint: Checkpoint, model: str | None) -> int:

@@ -78,6 +78,7 @@ def metadata(restored: Restored) -> dict[str, Any]:
     found = {
         "model": restored.name,
         "image_size": restored.image_size,
+        "parameters": restored.parameters or None,
         "activation": getattr(restored.model, "activation", None),
         "classes": restored.classes,
         **restored.preprocessing,

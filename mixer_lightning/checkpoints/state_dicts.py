@@ -84,15 +84,15 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _names(state: Mapping[str, Tensor]) -> tuple[str, dict[str, str]] | None:
-    """Whose names these are, and timm's name of each; None for those of no family."""
+def _names(state: Mapping[str, Tensor]) -> tuple[str, dict[str, str], tuple[str, ...]] | None:
+    """Whose names these are, timm's name of each, and Layout.leading_axes; None for those of no family."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for family in FAMILIES:
         for layout in family.other_layouts:
             if layout.recognise(shapes):
-                return layout.kind, layout.rename(shapes)
+                return layout.kind, layout.rename(shapes), layout.leading_axes
         if family.first_tensor in shapes:
-            return "timm's names", {name: name for name in shapes}
+            return "timm's names", {name: name for name in shapes}, ()
     return None
 
 
@@ -109,10 +109,14 @@ def renamed(state: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
     mine = _below(tensors, prefix)
     if prefix == "":
         mine.pop("n_averaged", None)
-    kind, names = _names(mine) or ("timm's names", {name: name for name in mine})
+    kind, names, leading_axes = _names(mine) or ("timm's names", {name: name for name in mine}, ())
     if re.fullmatch(r"(module\.|_orig_mod\.)*", prefix) is None:
         kind += f" under '{prefix.rstrip('.')}'"
-    return kind, {names[name]: tensor for name, tensor in mine.items()}
+    found = {names[name]: tensor for name, tensor in mine.items()}
+    return kind, {
+        name: tensor[None, None] if name.endswith(leading_axes) and tensor.ndim == 1 else tensor
+        for name, tensor in found.items()
+    }
 
 
 def refuse_absurd(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning import results
+from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.families import (
     PREPROCESSING,
     TIMM_SCHEME,
@@ -185,8 +186,6 @@ def _facts_without_tensors(checkpoint: str, given_model: str | None, models: Col
     named = model_named(checkpoint, models)
     model = given_model or named
     if checkpoint.startswith(TIMM_SCHEME) and model == named and family_of_model(model or "") is None:
-        from mixer_lightning.checkpoints import hub  # timm, and torch with it: seconds
-
         weights = checkpoint.removeprefix(TIMM_SCHEME)
         return _Facts(model, {}, hub.image_size(weights), hub.preprocessing(weights), None)
     return _Facts(model, {}, None, preprocessing_of(model or "", checkpoint), None)
@@ -258,13 +257,18 @@ def _for_evaluation(checkpoint: str, stated: Stated, known: Known) -> Overrides:
 
 
 def check_there(checkpoint: str) -> None:
-    """See that a checkpoint is a file or a folder, or one of timm's, before anything takes time.
+    """See that a checkpoint is a file, a folder with one, or one of timm's, before anything takes time.
 
     Raises:
         FileNotFoundError: it is not; a file of nearly that name is.
+        ValueError: timm has no weights of that name.
     """
     path = Path(checkpoint).expanduser()
-    if not checkpoint.startswith(TIMM_SCHEME) and not path.exists():
+    if checkpoint.startswith(TIMM_SCHEME):
+        hub.check(checkpoint.removeprefix(TIMM_SCHEME))
+    elif path.is_dir():
+        hub.file_in(path)
+    elif not path.exists():
         beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, 1)
         hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""

@@ -6,16 +6,18 @@ A file of conf/model names one: `_target_: mixer_lightning.models.baselines.timm
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixer_lightning.models.patches import grid_size, refuse_stochastic_depth
+from mixer_lightning.models.patches import check_blocks_fill, grid_size, refuse_stochastic_depth
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from mixer_lightning.screen import did_you_mean
+
+STRIDE = 32  # of the last feature map, of all models here that have several
 
 
 @check_ranges
@@ -122,9 +124,12 @@ def _create(
 ) -> Any:
     import timm
 
-    is_fixed = timm.get_pretrained_cfg(timm_name).fixed_input_size
-    size = {"img_size": image_size} if is_fixed else {}
-    create = partial(timm.create_model, timm_name, num_classes=num_classes, **size, **options)
+    create = partial(timm.create_model, timm_name, num_classes=num_classes, **options)
+    if timm.get_pretrained_cfg(timm_name).fixed_input_size:
+        _refuse_size(partial(create, img_size=image_size), create, image_size)
+        create = partial(create, img_size=image_size)
+    else:
+        _refuse_size(create, create, image_size)
     try:  # stated even if it is 0, because timm's own default is not 0 everywhere
         model = create(drop_path_rate=stochastic_depth)
     except TypeError as error:
@@ -135,9 +140,30 @@ def _create(
         model = create()
     if stochastic_depth and not any(getattr(module, "drop_prob", 0) for module in model.modules()):
         refuse_stochastic_depth(timm_name, stochastic_depth)
-    if is_fixed and hasattr(model, "patch_embed"):
-        grid_size(image_size=image_size, patch_size=model.patch_embed.patch_size[0])
     return model
+
+
+def _refuse_size(create: Callable[[], Any], usual: Callable[[], Any], image_size: int) -> None:
+    """See that a model of timm takes images of a size; `usual` makes it for the size in its name.
+
+    Raises:
+        ValueError: it does not; the message names the sizes that work.
+    """
+    from timm.layers import PatchEmbed
+    from timm.layers.halo_attn import HaloAttn
+
+    with torch.device("meta"):
+        modules = list(usual().modules())
+    for patches in (module for module in modules if isinstance(module, PatchEmbed)):
+        grid_size(image_size=image_size, patch_size=patches.patch_size[0])
+    for attention in (module for module in modules if isinstance(module, HaloAttn)):
+        check_blocks_fill(image_size=image_size, block_size=attention.block_size)
+    if image_size < STRIDE:
+        try:
+            with torch.device("meta"), torch.no_grad():
+                create().eval()(torch.empty(1, 3, image_size, image_size))
+        except RuntimeError:  # a kernel of more pixels than are left
+            raise ValueError(f"image_size {image_size} is too small for this model: {STRIDE} works") from None
 
 
 def fitted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

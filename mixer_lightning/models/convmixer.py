@@ -118,8 +118,8 @@ class Residual(nn.Module):
 
 
 def drop_branch(branch: Tensor, *, drop_rate: float, training: bool) -> Tensor:
-    """[B, h, H, W]: training zeros a sample with probability `drop_rate` and divides the kept by the rest."""
+    """[B, ...]: training zeros a sample with probability `drop_rate` and divides the kept by the rest."""
     if not training or drop_rate == 0:
         return branch
-    kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) >= drop_rate
+    kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= drop_rate
     return branch * kept / (1 - drop_rate)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixer_lightning.models.convmixer import drop_branch
+from mixer_lightning.models.patches import check_blocks_fill
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveFloat, PositiveInt, check_ranges
 
 
@@ -62,7 +64,7 @@ class HaloNet(nn.Module):
     ) -> None:
         super().__init__()
         if convolution_stages < 4:
-            _check_blocks_fill(image_size=image_size, block_size=block_size)
+            check_blocks_fill(image_size=image_size, block_size=block_size)
         self.num_classes, self.image_size, self.head_bias = num_classes, image_size, head_bias
         self.stem = nn.Sequential()
         self.stem.add_module("conv1", ConvNorm(3, base_width, kernel_size=7, stride=2))
@@ -157,14 +159,8 @@ class Bottleneck(nn.Module):
         """[B, dim, H, W] -> [B, out_dim, H / stride, W / stride]."""
         y = F.silu(self.conv1_1x1(x))  # [B, D, H, W]
         y = F.silu(self.post_attn(self.self_attn(y)) if self.has_attention else self.conv2_kxk(y))
-        return F.silu(self.shortcut(x) + self.drop(self.conv3_1x1(y)))
-
-    def drop(self, branch: Tensor) -> Tensor:
-        """Zeros the branch of each sample with probability `drop_rate` in training and divides the kept by the rest."""
-        if not self.training or self.drop_rate == 0:
-            return branch
-        kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) >= self.drop_rate
-        return branch * kept / (1 - self.drop_rate)
+        branch = drop_branch(self.conv3_1x1(y), drop_rate=self.drop_rate, training=self.training)
+        return F.silu(self.shortcut(x) + branch)
 
 
 class HaloAttention(nn.Module):
@@ -268,18 +264,6 @@ def init_weights(module: nn.Module) -> None:
             nn.init.trunc_normal_(conv.weight, std=conv.in_channels**-0.5)
         for table in module.pos_embed.parameters():
             nn.init.trunc_normal_(table, std=module.key_dim**-0.5)
-
-
-def _check_blocks_fill(*, image_size: int, block_size: int) -> None:
-    """ValueError unless blocks fill the maps of all stages, the smallest of which is 1/32 of the image."""
-    step = 32 * block_size
-    if image_size % step:
-        below, above = image_size // step * step, (image_size // step + 1) * step
-        nearest = f"{below} and {above} work" if below else f"{above} works"
-        raise ValueError(
-            f"image_size {image_size} is not a multiple of 32 x block_size {block_size}, and blocks must fill every "
-            f"feature map: {nearest}"
-        )
 
 
 def _whole(number: float, name: str) -> int:

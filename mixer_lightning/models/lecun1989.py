@@ -3,7 +3,7 @@
 
 Weights are shared within a map, biases are not: each unit has its own. UNVERIFIED, because unpublished: which 8 of the
 12 maps of H1 each map of H2 sees; here the overlapping groups of karpathy/lecun1989-repro (repro.py). From there too:
-biases start at zero, the border of H2 is -1 as that of H1.
+biases start at zero, the border of H2 is -1 as that of H1; but its weights start within +-2.4 / sqrt(F_i).
 
     B images   S image_size (16 in the paper)   K num_classes
 """

@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 from typing import Literal
 
-import torch
 from torch import nn
 
+from mixer_lightning.models.baselines import as_backbone
 from mixer_lightning.models.patches import grid_size
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveFloat, PositiveInt, check_ranges
 
@@ -82,14 +82,7 @@ def mobilenetv3_isometric(
     stem_dim = model.conv_stem.out_channels
     model.conv_stem = nn.Conv2d(3, stem_dim, kernel_size=patch_size, stride=patch_size, bias=False)
     nn.init.kaiming_normal_(model.conv_stem.weight, mode="fan_out")  # as timm all the others
-    if num_classes:
-        with torch.no_grad():
-            model.classifier.bias.add_(head_bias)
-    model.num_features = model.head_hidden_size  # of what forward_head(pre_logits=True) returns
-    model.image_size, model.head_name, model.head_bias = image_size, "classifier", head_bias
-    model.channels_last = True
-    assert isinstance(model, nn.Module)
-    return model
+    return as_backbone(model, head_name="classifier", image_size=image_size, head_bias=head_bias)
 
 
 def minimalistic(block: str) -> str:

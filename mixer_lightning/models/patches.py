@@ -11,10 +11,24 @@ if TYPE_CHECKING:
 def grid_size(*, image_size: int, patch_size: int) -> int:
     """Patches along a side of the image; ValueError where they do not fill it exactly."""
     if image_size < patch_size or image_size % patch_size:
-        below, above = image_size // patch_size * patch_size, (image_size // patch_size + 1) * patch_size
-        nearest = f"{below} and {above} work" if below else f"{above} works"
-        raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}: {nearest}")
+        works = what_works(image_size, patch_size)
+        raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}: {works}")
     return image_size // patch_size
+
+
+def what_works(image_size: int, multiple: int) -> str:
+    """'224 and 240 work': the next multiples on both sides of a size that is none."""
+    below, above = image_size // multiple * multiple, (image_size // multiple + 1) * multiple
+    return f"{below} and {above} work" if below else f"{above} works"
+
+
+def check_blocks_fill(*, image_size: int, block_size: int) -> None:
+    """ValueError unless blocks of attention fill the maps of all stages, the smallest of which is 1/32 of the image."""
+    if image_size % (32 * block_size):
+        raise ValueError(
+            f"image_size {image_size} is not a multiple of 32 x block_size {block_size}, and blocks must fill every "
+            f"feature map: {what_works(image_size, 32 * block_size)}"
+        )
 
 
 def check_square(images: Tensor, *, image_size: int) -> None:

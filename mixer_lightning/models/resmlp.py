@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_lightning.models.patches import grid_size
+from mixer_lightning.models.convmixer import drop_branch
+from mixer_lightning.models.patches import check_square, grid_size
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveFloat, PositiveInt, check_ranges
 
 
@@ -69,11 +70,7 @@ class ResMLP(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> tokens [B, S, C]; H and W must be `image_size` (else ValueError)."""
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            found = "x".join(map(str, images.shape[-2:]))
-            raise ValueError(
-                f"this ResMLP takes images of {self.image_size}x{self.image_size}, found {found}"
-            )
+        check_square(images, image_size=self.image_size)
         tokens = self.stem(images).flatten(2).mT  # [B, C, H/P, W/P] -> [B, S, C]
         x: Tensor = self.norm(self.blocks(tokens))
         return x
@@ -107,11 +104,8 @@ class ResMLPBlock(nn.Module):
         return x + self.drop(self.ls2 * self.mlp_channels(self.norm2(x)))
 
     def drop(self, branch: Tensor) -> Tensor:
-        """Zeros the branch of each sample with probability `drop_rate` in training and divides the kept by the rest."""
-        if not self.training or self.drop_rate == 0:
-            return branch
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate
-        return branch * kept / (1 - self.drop_rate)
+        """Stochastic depth on a branch [B, S, C]."""
+        return drop_branch(branch, drop_rate=self.drop_rate, training=self.training)
 
 
 class Affine(nn.Module):

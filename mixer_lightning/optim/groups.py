@@ -20,7 +20,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     BatchNorm keeps its statistics, and frozen blocks drop no branches, only while they are in evaluation mode.
 
     Raises:
-        ValueError: there is no such submodule.
+        ValueError: there is no such submodule, or a linear probe of a model whose head has no parameters.
     """
     modules, head_name = dict(model.named_modules()), str(model.head_name)
     frozen: list[nn.Module] = []
@@ -36,6 +36,11 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
             )
     for module in frozen:
         module.requires_grad_(False)
+    if BACKBONE in names and not any(True for _ in model.get_submodule(head_name).parameters()):
+        parts = ", ".join(key for key, _ in model.named_children() if key != head_name)
+        raise ValueError(
+            f"freeze: the head of this model has nothing to train, so backbone leaves nothing: name parts ({parts})"
+        )
     return frozen
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_models import assert_same_logits, digits_model, run_checkpoint
+from timm.models.mlp_mixer import checkpoint_filter_fn
 
 from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints.load import load
@@ -23,6 +24,7 @@ from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.restore import restore
 from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.models.convmixer import ConvMixer
+from mixer_lightning.models.resmlp import ResMLP
 
 
 def sequential_names(model: ConvMixer) -> dict[str, torch.Tensor]:
@@ -60,6 +62,32 @@ def test_the_authors_convmixer_files_load(tmp_path: Path) -> None:
     report = load(other, path)
     assert_same_logits(model, other)
     assert str(report.checkpoint) == f"{path.name} (locuslab's ConvMixer: convmixer_96_4, 10 classes)"
+
+
+def test_the_authors_resmlp_files_load(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"patch_size": 2, "num_blocks": 2, "hidden_dim": 8, "layer_scale": 0.1}
+    model = ResMLP(**sizes, num_classes=3, image_size=8)
+    state = {}
+    for name, tensor in model.state_dict().items():  # facebookresearch/deit, resmlp_models.py
+        tensor.add_(torch.rand_like(tensor))
+        for ours, theirs in (
+            ("stem", "patch_embed"),
+            ("linear_tokens", "attn"),
+            ("mlp_channels", "mlp"),
+            ("ls", "gamma_"),
+        ):
+            name = name.replace(ours, theirs)
+        state[name] = tensor.flatten() if name.endswith(("alpha", "beta")) else tensor
+    expected = checkpoint_filter_fn(state, None)  # timm's
+    assert expected.keys() == model.state_dict().keys()
+    torch.save(state, tmp_path / "resmlp_12_no_dist.pth")
+    restored = restore(tmp_path / "resmlp_12_no_dist.pth")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in restored.model.state_dict().items())
+    assert str(restored.report.checkpoint).startswith(
+        "resmlp_12_no_dist.pth (facebookresearch's ResMLP: ResMLP ("
+    )
+    assert restored.preprocessing["eval_crop"] == 0.9  # README_resmlp.md
 
 
 def test_runs_of_this_project_load(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mixer_lightning.checkpoints.save import save_flax, save_own, save_timm
 from mixer_lightning.models import presets
 from mixer_lightning.models.convmixer import ConvMixer
 from mixer_lightning.models.mixer import Mixer
+from mixer_lightning.models.presets import model_node
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 CLASSES = ["one", "two", "three"]
@@ -246,6 +247,33 @@ def test_a_model_that_tensors_do_not_tell_is_the_one_that_its_run_names(deit: Pa
             assert torch.equal(each.model(images), model(images))
     with pytest.raises(ValueError, match="This file holds a deit_ti16: use model=deit_ti16"):
         restore(deit / "best.ckpt", model="mixer_digits")
+
+
+def test_parameters_that_tensors_do_not_tell_are_those_of_the_run(tmp_path: Path) -> None:
+    sizes = {"block_size": 2, "halo_size": 1, "base_width": 8, "num_blocks": [1, 1, 1, 1]}
+    model = trained(create_model("halonet_h0", num_classes=3, image_size=64, overrides=sizes))
+    node = model_node("halonet_h0") | sizes
+    content = {
+        "state_dict": {f"model.{key}": tensor for key, tensor in model.state_dict().items()},
+        "recipe": {"model": node, "image_size": 64, "augment": AUGMENT, "choices": {"model": "halonet_h0"}},
+        "classes": CLASSES,
+    }
+    torch.save(content, tmp_path / "best.ckpt")
+    restored = restore(tmp_path / "best.ckpt")
+    save_own(tmp_path / "own.safetensors", restored)
+    images = torch.randn(2, 3, 64, 64)
+    for each in (restored, restore(tmp_path / "own.safetensors")):
+        assert each.parameters == sizes
+        with torch.no_grad():
+            assert torch.equal(each.model(images), model(images))
+    for key, value, message in (
+        ("num_blocks", [1, 1, 10**9, 1], "num_blocks=.* is not of the model that its tensors are of"),
+        ("base_width", 128, "make a larger model than its tensors"),
+    ):
+        content["recipe"]["model"] = node | {key: value}
+        torch.save(content, tmp_path / "best.ckpt")
+        with pytest.raises(ValueError, match=message):
+            restore(tmp_path / "best.ckpt")
 
 
 def test_a_name_that_is_not_a_model_is_not_believed(tmp_path: Path) -> None:

@@ -198,7 +198,14 @@ def test_tensors_tell_where_the_name_says_nothing(tmp_path: Path, name: str) -> 
 def test_a_missing_checkpoint_is_named_with_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "mixer_s32.pth").touch()
     check_there(str(tmp_path / "mixer_s32.pth"))
-    check_there("timm:mixer_b16_224")
+    check_there("timm:mixer_b16_224.goog_in21k")
+    with pytest.raises(ValueError, match=r"no weights 'mixer_b16_224'.*did you mean mixer_b16_224\."):
+        check_there("timm:mixer_b16_224")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"empty holds neither best\.ckpt nor last\.ckpt nor model\.safe"
+    ):
+        check_there(str(tmp_path / "empty"))
     with pytest.raises(FileNotFoundError, match=r"did you mean '.*/mixer_s32\.pth'"):
         check_there(str(tmp_path / "mixer_s3.pth"))
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint file .*/x/y\.npz$"):

@@ -97,6 +97,9 @@ def test_head_bias_is_added_to_the_initial_bias() -> None:
         ({"timm_name": "vgg11", "stochastic_depth": 0.1}, "vgg11 has no stochastic depth: use stochastic_depth=0"),
         ({"timm_name": "deit_tiny_distilled_patch16_224"}, r"has several heads \(head, head_dist\)"),
         ({"timm_name": DEIT, "image_size": 40}, "image_size 40 is not a multiple of patch_size 16: 32 and 48"),
+        ({"timm_name": "gmlp_s16_224", "image_size": 8}, "image_size 8 is not a multiple of patch_size 16: 16 works"),
+        ({"timm_name": "halonet26t", "image_size": 384}, "multiple of 32 x block_size 8, .*: 256 and 512 work"),
+        ({"timm_name": "convnext_tiny", "image_size": 28}, "image_size 28 is too small for this model: 32 works"),
     ],
 )  # fmt: skip
 def test_what_is_refused(settings: dict[str, object], message: str) -> None:

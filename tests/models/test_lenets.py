@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixer_lightning.checkpoints.load import load
 from mixer_lightning.models.lecun1989 import H2_TABLE, LeCun1989
 from mixer_lightning.models.lenet5 import C3_TABLE, LeNet5, squash
 
@@ -190,3 +192,19 @@ def test_other_images_than_built_for_are_refused() -> None:
     for model in (LeNet5(num_classes=3, image_size=32), LeCun1989(num_classes=3, image_size=32)):
         with pytest.raises(ValueError, match="takes images of 32x32, found 28x28"):
             model(grey(1, 28))
+
+
+def test_fixed_codes_are_no_new_head_and_a_linear_one_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = LeNet5(num_classes=10, image_size=32)
+    torch.save(trained.state_dict(), tmp_path / "lenet.pt")
+    for num_classes in (10, 7):
+        fixed = LeNet5(num_classes=num_classes, image_size=32)
+        report = load(fixed, tmp_path / "lenet.pt", head="new")
+        assert (report.fresh, report.head) == ([], None)
+        assert torch.equal(fixed.f6.weight, trained.f6.weight)
+    linear = LeNet5(output="linear", num_classes=10, image_size=32, head_bias=-1.0)
+    report = load(linear, tmp_path / "lenet.pt")
+    assert report.fresh == ["head.weight", "head.bias"]
+    assert not linear.head.weight.any()
+    assert linear.head.bias.tolist() == [-1.0] * 10

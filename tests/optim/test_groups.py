@@ -123,3 +123,14 @@ def test_backbone_is_all_but_the_head_wherever_the_head_stands(name, head):
     inside = {id(module) for part in frozen for module in part.modules()}
     assert id(model.get_submodule(head)) not in inside
     assert id(model.get_submodule("head.norm" if name == "convnext_t" else "classifier.3")) in inside
+
+
+def test_a_linear_probe_of_a_model_whose_head_is_fixed_is_refused():
+    """The codes of LeNet-5's output are not trained."""
+    model = create_model("lenet_5", num_classes=10)
+    with pytest.raises(
+        ValueError, match=r"head .* has nothing to train, .* name parts \(c1, s2, c3, s4, c5, f6\)"
+    ):
+        freeze(model, ["backbone"])
+    frozen = freeze(create_model("lenet_5", num_classes=10), ["c1", "s2", "c3", "s4", "c5"])
+    assert len(frozen) == 5
