@@ -12,6 +12,7 @@ import pytest
 
 from conftest import ROOT
 from mixer_lightning.cli.console import main as mixer
+from mixer_lightning.models.catalogue import SPEEDS
 from mixer_lightning.models.presets import PUBLISHED
 from mixer_lightning.reports import published
 from mixer_lightning.reports.comparison import tables
@@ -135,6 +136,26 @@ def test_the_tables_say_what_the_paper_marks():
         if row["model"] == "Mixer-L/16"
     }
     assert jft == {"0.04", "0.41", "0.23", "0.45"}
+
+
+def test_the_files_of_published_speeds_agree():
+    with SPEEDS.open() as file:
+        known = list(csv.DictReader(file))
+    for table, rate in (
+        (published.MIXER_TABLE_2, "img/s/core"),
+        (published.MIXER_TABLE_3, "img/s/core"),
+        (published.CONVMIXER, "img/s"),
+    ):
+        cited = [each for each in known if published.rows(table)[0]["source"] in each["source"]]
+        printed: dict[tuple[str, str], set[tuple[str, float]]] = {}
+        for row in published.rows(table):
+            core_days = round(1000 * float(row.get("core-days (k)", 0)))
+            printed.setdefault((row["conf_model"], row["data"]), set()).add((row[rate], core_days))
+        assert cited
+        for each in cited:
+            assert (each["images_per_second"], float(each["core_days"] or 0)) in printed[
+                each["model"], each["data"]
+            ]
 
 
 # ------------------------------------------------------------------------------------------ measured
