@@ -52,6 +52,15 @@ def test_convolutional_networks_are_faster_channels_last(
     assert model.channels_last == channels_last
 
 
+def test_fastvit_is_trained_in_contiguous_memory() -> None:
+    """Its steps in channels_last corrupt the heap on a CPU."""
+    with torch.device("meta"):
+        models = [create_model(name) for name in list_models("fastvit*")]
+        assert timm_backbone(timm_name="fastvit_t8", num_classes=7, image_size=64).channels_last
+    assert len(models) == 3
+    assert not any(model.channels_last for model in models)
+
+
 @pytest.mark.parametrize(("name", "image_size"), [("resnet18", 32), (SWIN, 64), (DEIT, 32)])
 def test_stochastic_depth_is_timms_drop_path_rate(name: str, image_size: int) -> None:
     for rate in (0.0, 0.3):  # timm's own default is 0.1 for a Swin
