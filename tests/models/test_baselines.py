@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from mixer_lightning.api import create_model, list_models
 from mixer_lightning.models.baselines import timm_backbone, vision_transformer
 
 SWIN = "swin_tiny_patch4_window7_224"
