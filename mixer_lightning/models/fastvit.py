@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from mixer_lightning.models.baselines import timm_backbone
@@ -21,7 +23,7 @@ def fastvit(
     Training timm's FastViT in channels_last on a CPU corrupts the heap and ends the process (torch 2.15, timm 1.0.31;
     plain timm does so, too), and does not in contiguous memory.
     """
-    model = timm_backbone(
+    model: Any = timm_backbone(
         timm_name=timm_name,
         num_classes=num_classes,
         image_size=image_size,
@@ -29,4 +31,5 @@ def fastvit(
         head_bias=head_bias,
     )
     model.channels_last = False
+    assert isinstance(model, nn.Module)
     return model
