@@ -61,6 +61,12 @@ def page(
             f"{about['seconds']} s a measurement"
         ),
     ]
+    if matrices:
+        rates = sorted(float(value) / 1e9 for value in matrices["values"].split())
+        text.append(
+            f"* Steadiness of the machine: {len(rates)} rates of matrix products, {rates[0]:,.0f} to {rates[-1]:,.0f} "
+            f"GMAC/s, the middle one {rates[len(rates) // 2]:,.0f}. Where they lie far apart, so may the figures below"
+        )
     for mode in ("inference", "training"):
         best = best_lines(lines, mode)
         if best:
