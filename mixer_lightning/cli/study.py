@@ -11,6 +11,8 @@ STUDIES = {
     "loader": "images per second of the input pipeline, beside timm, torchvision and webdataset",
     "cifar": "a training step with its input on CIFAR-sized images, beside torchvision's",
     "step_speed": "a training step beside timm's",
+    "convolutions": "what depthwise and pointwise convolutions cost beside a full one",
+    "receptive": "the effective receptive field: which pixels a feature in the middle depends on",
 }
 
 
@@ -29,6 +31,10 @@ def study(name: str) -> Callable[[Sequence[str]], None]:
         from mixer_lightning.studies.loader import main
     elif name == "cifar":
         from mixer_lightning.studies.cifar import main
+    elif name == "convolutions":
+        from mixer_lightning.studies.convolutions import main
+    elif name == "receptive":
+        from mixer_lightning.studies.receptive import main
     else:
         assert name == "step_speed"
         from mixer_lightning.studies.step_speed import main
