@@ -112,7 +112,7 @@ def counts(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def finding(lines: Sequence[Line]) -> str:
-    """What the widest and largest maps show, in a sentence for each of the smallest and the largest kernel above 1."""
+    """What the widest and largest maps show in float32, at the smallest and the largest kernel above 1."""
     best = fastest(lines)
     width, size = _numbers(lines, "width", "size")[-1]
     kernels = [
@@ -120,23 +120,27 @@ def finding(lines: Sequence[Line]) -> str:
     ]
     sentences = []
     for kernel in dict.fromkeys([*kernels[:1], *kernels[-1:]]):
-        for operator in ("depthwise", "separable"):
-            parts = []
+        parts = []
+        for operator in ("depthwise", "depthwise_ours", "separable"):
+            times_as_long, macs = [], 0.0
             for mode in MODES:
-                pair = [
-                    best.get((str(width), str(size), str(kernel), name, "float32", mode))
-                    for name in ("full", operator)
-                ]
-                if pair[0] and pair[1]:
-                    ratio = int(pair[0]["macs"]) / int(pair[1]["macs"])
-                    parts.append(f"{float(pair[0]['ms']) / float(pair[1]['ms']):.1f} ({MODES[mode]})")
-            if parts:
-                sentences.append(
-                    f"At kernel {kernel}, width {width} and maps of {size}x{size} a full convolution has {ratio:,.1f} "
-                    f"times the multiply-accumulates of {NAMES[operator]}, and in float32 takes {' and '.join(parts)} "
-                    "times as long."
-                )
-    return " ".join(sentences)
+                where = (str(width), str(size), str(kernel))
+                full = best.get((*where, "full", "float32", mode))
+                other = best.get((*where, operator, "float32", mode))
+                if full and other:
+                    macs = int(full["macs"]) / int(other["macs"])
+                    times_as_long.append(f"{float(full['ms']) / float(other['ms']):.1f} ({MODES[mode]})")
+            if times_as_long:
+                parts.append(f"{macs:,.1f} and {' and '.join(times_as_long)} of {NAMES[operator]}")
+        if parts:
+            sentences.append(f"At kernel {kernel}: {'; '.join(parts)}.")
+    if not sentences:
+        return ""
+    return (
+        "How many times the multiply-accumulates, and how many times the time, a full convolution takes of another, at "
+        f"width {width}, maps of {size}x{size} and in float32. {' '.join(sentences)} Where the time falls short of the "
+        "arithmetic, memory and the calls themselves decide."
+    )
 
 
 def page(lines: Sequence[Line], *, picture: str, command: Sequence[str]) -> str:
