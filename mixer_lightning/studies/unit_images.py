@@ -18,7 +18,8 @@ SMALLEST_SHARE = 1e-12  # of a unit's power: what is below is rounding
 
 def norms(images: Images) -> Floats:
     """Euclidean norm of each unit's weights: [N, h, w] -> [N]."""
-    return np.sqrt(np.square(images.astype(np.float64)).sum(axis=(1, 2)))
+    lengths: Floats = np.sqrt(np.square(images.astype(np.float64)).sum(axis=(1, 2)))
+    return lengths
 
 
 def spectral_centroids(images: Images) -> Floats:
@@ -51,7 +52,8 @@ def neighbour_cosines(images: Images) -> Floats:
         each.sum(axis=(1, 2))
         for each in (squares[:, 1:], squares[:, :-1], squares[:, :, 1:], squares[:, :, :-1])
     )
-    return 2 * products / np.where(pairs == 0, 1, pairs)
+    cosines: Floats = 2 * products / np.where(pairs == 0, 1, pairs)
+    return cosines
 
 
 def opposites_in_order(images: Images) -> tuple[Indices, Floats]:

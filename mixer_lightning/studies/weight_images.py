@@ -64,7 +64,7 @@ def layers_of(model: nn.Module) -> dict[str, Layers]:
         if isinstance(module, nn.Linear) and name.endswith(TOKEN_LAYERS):
             side = math.isqrt(module.in_features)
             if side**2 == module.in_features:
-                found[TOKEN_MIXING][name] = _array(module.weight.unflatten(1, (side, side)))
+                found[TOKEN_MIXING][name] = _array(module.weight.view(-1, side, side))
         elif isinstance(module, nn.Conv2d) and _is_depthwise(module):
             found[DEPTHWISE][name] = _array(module.weight[:, 0])
     return {kind: layers for kind, layers in found.items() if layers}
