@@ -120,7 +120,7 @@ def draw_units(path: Path, checkpoints: Sequence[Weights], kind: str) -> None:
         limit = colour_limit(layers)
         titles = [layer.name for layer in layers] + [f"{layer.name} {INITIAL}" for layer in initial]
         panels = [
-            _Panel(title, coloured(mosaic(layer.shown, per_row=_per_row(len(layer.order), 2)), limit))
+            _Panel(title, coloured(mosaic(layer.shown, per_row=_per_row(len(layer.images), 2)), limit))
             for title, layer in zip(titles, [*layers, *initial], strict=True)
         ]
         scale = f"blue {-limit:.3g}, white 0, red {limit:.3g}; darkest beyond"

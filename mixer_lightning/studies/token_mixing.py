@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +23,13 @@ from mixer_lightning.config.from_checkpoint import check_there, label_of
 from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.reports import markdown
-from mixer_lightning.reports.weights import (
-    DEPTHWISE,
-    TOKEN_MIXING,
-    Layer,
-    Weights,
-    draw_stems,
-    draw_units,
-    save,
-)
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 
 if TYPE_CHECKING:
-    from mixer_lightning.studies.weight_images import Layers
+    from mixer_lightning.studies.weight_facts import Found
 
 FIRST = 3  # blocks of the paper's Figure 5
 COLUMNS = ("checkpoint", "layer", "units", "neighbours alike", "frequency, 1/patch", "cosine to the opposite")
-UNITS = {TOKEN_MIXING: "units", DEPTHWISE: "depthwise"}
 
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
@@ -55,14 +44,20 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     add("--checkpoints", metavar="FILES", help="several of them, with commas between: one beside the other")
     add("--model", metavar="NAME", help="of conf/model, where the checkpoint does not tell")
     add("--image_size", type=int, metavar="N", help="side in pixels; default: the checkpoint's")
-    add("--blocks", default="first", metavar="NUMBERS", help=f"0,3,5 or all; default: the first {FIRST}")
+    add("--blocks", default="", metavar="NUMBERS", help=f"0,3,5 or all; default: the first {FIRST}")
     add("--name", default="token_mixing", metavar="NAME", help="of the files; default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     chosen = parser.read(argv)
     if (chosen.checkpoint is None) == (chosen.checkpoints is None):
         parser.error("say checkpoint=<file>, or checkpoints=<file>,<file> for several")
     chosen.checkpoints = [chosen.checkpoint] if chosen.checkpoint else _listed(chosen.checkpoints)
-    if chosen.blocks not in ("first", "all"):
+    if not chosen.checkpoints:
+        parser.error("checkpoints names no file: checkpoints=<file>,<file>")
+    if chosen.blocks == "":
+        chosen.blocks = slice(FIRST)
+    elif chosen.blocks == "all":
+        chosen.blocks = slice(None)
+    else:
         numbers = _listed(chosen.blocks)
         if not numbers or not all(number.isdecimal() for number in numbers):
             parser.error(f"blocks must be all or numbers from 0 with commas between, found '{chosen.blocks}'")
@@ -82,6 +77,9 @@ def _listed(text: str) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     """Measure, draw, print, write."""
     chosen, screen = settings(argv), Screen()
+    from mixer_lightning.reports import weights
+    from mixer_lightning.studies.weight_facts import draw, examine
+
     labels = _labels(chosen.checkpoints)
     try:
         for checkpoint in chosen.checkpoints:
@@ -95,7 +93,11 @@ def main(argv: Sequence[str]) -> None:
     found = []
     for checkpoint, name in zip(chosen.checkpoints, labels, strict=True):
         try:
-            found.append(examine(checkpoint, name, chosen))
+            found.append(
+                examine(
+                    checkpoint, name, model=chosen.model, image_size=chosen.image_size, blocks=chosen.blocks
+                )
+            )
         except (OSError, ValueError) as error:
             refuse([str(error)])
         for remark in found[-1].remarks:
@@ -105,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     screen.table("", COLUMNS, table)
     stem = chosen.out / chosen.name
     for each in found:
-        save(Path(f"{stem}_{each.weights.name}.npz"), each.weights)
+        weights.save(Path(f"{stem}_{each.weights.name}.npz"), each.weights)
     pictures = draw(stem, [each.weights for each in found])
     if rows:
         results.write_rows(Path(f"{stem}.csv"), rows, digits=5)
@@ -120,103 +122,6 @@ def _labels(checkpoints: Sequence[str]) -> list[str]:
         f"{name}-{labels[: number + 1].count(name)}" if labels.count(name) > 1 else name
         for number, name in enumerate(labels)
     ]
-
-
-@dataclass
-class Found:
-    """What a checkpoint holds: the arrays to draw, a row for each unit, and what there is to say."""
-
-    weights: Weights
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-
-def examine(checkpoint: str, name: str, chosen: argparse.Namespace) -> Found:
-    """Read a checkpoint and measure its units, and those of a model of its kind before training.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is unreadable, does not tell its model, has no such blocks, or nothing to draw.
-    """
-    from mixer_lightning.studies import weight_images
-
-    restored = weight_images.restored(checkpoint, model=chosen.model, image_size=chosen.image_size)
-    trained, stem = weight_images.layers_of(restored.model), weight_images.stem_of(restored.model)
-    title = restored.name or type(restored.model).__name__
-    if not trained and stem is None:
-        raise ValueError(
-            f"{checkpoint}: {title} has no layer that mixes tokens, no depthwise convolution, and none that "
-            "sees the image: there is nothing to draw"
-        )
-    initial = weight_images.layers_of(weight_images.at_initialisation(restored)) if trained else {}
-    found = Found(Weights(name=name, model=f"{title} at {restored.image_size} px", layers={}, stem=stem))
-    for kind, layers in trained.items():
-        kept = _chosen_blocks(layers, chosen.blocks, checkpoint)
-        ordered = [_measured(found, kind, layer, images, "trained") for layer, images in kept.items()]
-        before = [_measured(found, kind, layer, initial[kind][layer], "initial") for layer in kept]
-        found.weights.layers[kind], found.weights.initial[kind] = ordered, before[0]
-    if TOKEN_MIXING not in trained:
-        what = "its depthwise kernels and its stem are" if trained else "its stem alone is"
-        found.remarks.append(f"{title} has no layer that mixes tokens on a grid of fixed size: {what} drawn")
-    if stem is None:
-        found.remarks.append(f"{title} has no convolution that sees the image: no stem is drawn")
-    return found
-
-
-def _chosen_blocks(layers: Layers, blocks: str | list[int], checkpoint: str) -> Layers:
-    """Of all layers of a kind, in the order of the model, the first ones, all, or those of the numbers asked for."""
-    names = list(layers)
-    if blocks == "all":
-        return layers
-    numbers = range(min(FIRST, len(names))) if isinstance(blocks, str) else blocks
-    if beyond := [number for number in numbers if number >= len(names)]:
-        raise ValueError(
-            f"blocks: {checkpoint} has {len(names)}, 0 to {len(names) - 1}, and no {', '.join(map(str, beyond))}"
-        )
-    return {names[number]: layers[names[number]] for number in numbers}
-
-
-def _measured(found: Found, kind: str, name: str, images: Any, weights: str) -> Layer:
-    """A layer in its order, whose units' rows are added to what was found."""
-    from mixer_lightning.studies import unit_images
-
-    order, cosines = unit_images.opposites_in_order(images)
-    centroids, alike = unit_images.spectral_centroids(images), unit_images.neighbour_cosines(images)
-    norms = unit_images.norms(images)
-    for place, unit in enumerate(order.tolist()):
-        if unit == unit_images.NO_UNIT:
-            continue
-        partner, cosine = int(order[place ^ 1]), cosines[place // 2]
-        is_paired = partner != unit_images.NO_UNIT
-        found.rows.append(
-            {
-                "checkpoint": found.weights.name,
-                "kind": kind,
-                "layer": name,
-                "weights": weights,
-                "place": place,
-                "unit": unit,
-                "spectral_centroid": float(centroids[unit]),
-                "partner": partner if is_paired else "",
-                "cosine": float(cosine) if is_paired else "",
-                "norm": float(norms[unit]),
-                "neighbour_cosine": float(alike[unit]),
-            }
-        )
-    return Layer(name, images, order)
-
-
-def draw(stem: Path, checkpoints: Sequence[Weights]) -> list[Path]:
-    """The pictures for which there is something to draw."""
-    drawn = []
-    for kind, word in UNITS.items():
-        if any(kind in weights.layers for weights in checkpoints):
-            drawn.append(Path(f"{stem}_{word}.png"))
-            draw_units(drawn[-1], checkpoints, kind)
-    if any(weights.stem is not None for weights in checkpoints):
-        drawn.append(Path(f"{stem}_stem.png"))
-        draw_stems(drawn[-1], checkpoints)
-    return drawn
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

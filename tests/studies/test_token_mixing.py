@@ -268,6 +268,7 @@ def test_several_checkpoints_are_told_apart(tmp_path: Path) -> None:
     [
         ([], "say checkpoint=<file>"),
         (["checkpoint=FILE", "checkpoints=FILE,FILE"], "say checkpoint=<file>"),
+        (["checkpoints=[]"], "names no file"),
         (["checkpoint=FILE", "blocks=first,2"], "blocks must be all or numbers from 0"),
         (["checkpoint=FILE", "blocks=0,2"], "has 2, 0 to 1, and no 2"),
         (["checkpoint=FILE.npy"], "there is no checkpoint file"),
