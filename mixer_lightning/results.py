@@ -167,6 +167,7 @@ _RECORD_TYPES: dict[str, Any] = {
     "best": dict | None,
     "images_per_second": int | float,
     "wall_seconds": int | float,
+    "device_days": int | float,
     "classes": list,
     "images": dict,
 }

@@ -173,6 +173,10 @@ def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> N
     rows += [
         ("images/s", f"{result['images_per_second']:,.0f}"),
         ("seconds", f"{result['wall_seconds']:,.0f}"),
+    ]
+    if "device_days" in result:  # results of earlier versions lack it
+        rows.append(("device_days", f"{result['device_days']:.3g}"))
+    rows += [
         ("checkpoint", str(run_dir / results.BEST)),
         ("curves", str(run_dir / results.CURVES)),
         ("result", str(run_dir / results.RESULT)),

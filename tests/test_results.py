@@ -317,6 +317,10 @@ def test_the_record_is_complete(finished):
     assert result["versions"] == results.versions()
     assert re.search(r"\d+ cores", result["device"])
     assert 0 < result["wall_seconds"] < 600
+    assert result["num_devices"] == 1
+    assert 0 < 86400 * result["device_days"] < result["wall_seconds"]
+    # of the steps alone, as the speed is: rounding apart
+    assert 86400 * result["device_days"] == pytest.approx(12 * 60 / result["images_per_second"], rel=0.01)
     assert result["classes"] == [str(digit) for digit in range(10)]
     state = torch.load(run_dir / "last.ckpt", weights_only=True)["state_dict"]
     assert result["num_parameters"] == sum(tensor.numel() for tensor in state.values())
@@ -400,3 +404,28 @@ def test_the_best_checkpoint_holds_the_averaged_weights(finished):
 def test_files_may_be_read_by_others(finished):
     for name in ("recipe.yaml", "result.json", "last.ckpt"):
         assert os.stat(finished[0] / name).st_mode & 0o444 == 0o444  # noqa: PTH116
+
+
+def test_device_days_count_every_session_by_its_devices(tmp_path, monkeypatch):
+    """Two sessions: an hour on four devices, then two hours on one."""
+    from mixer_lightning.engine.callbacks import MetricsLog
+    from mixer_lightning.loggers.dashboards import Dashboards
+
+    now = [0.0]
+    monkeypatch.setattr("mixer_lightning.engine.callbacks.time.perf_counter", lambda: now[0])
+
+    def log(num_devices: int) -> MetricsLog:
+        return MetricsLog(
+            tmp_path, every_steps=1, total_steps=9, steps_per_epoch=1.0, num_devices=num_devices,
+            dashboards=Dashboards({}, say=print),
+        )  # fmt: skip
+
+    first = log(4)
+    now[0] += 3600.0
+    first.pause()
+    second = log(1)
+    second.device_seconds, second.train_seconds = first.device_seconds, first.train_seconds
+    now[0] += 7200.0
+    second.pause()
+    assert second.device_time == {"num_devices": 1, "device_days": 0.25}
+    assert second.train_seconds == 3 * 3600.0

@@ -123,6 +123,9 @@ class Entry(NamedTuple):
             "num_classes": self.num_classes,
             "image_size": self.image_size,
             "published": [row._asdict() for row in self.rows],
+            "published_speed": [
+                row._asdict() for row in catalogue.published_speeds() if row.model == self.name
+            ],
             "weights": self.weights,
             "weights_not_public": self.not_public,
             "unverified": self.unverified,

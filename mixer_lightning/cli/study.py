@@ -11,6 +11,7 @@ STUDIES = {
     "loader": "images per second of the input pipeline, beside timm, torchvision and webdataset",
     "cifar": "a training step with its input on CIFAR-sized images, beside torchvision's",
     "step_speed": "a training step beside timm's",
+    "throughput": "images per second of every model, in inference and training, best over batch sizes",
 }
 
 
@@ -29,7 +30,9 @@ def study(name: str) -> Callable[[Sequence[str]], None]:
         from mixer_lightning.studies.loader import main
     elif name == "cifar":
         from mixer_lightning.studies.cifar import main
-    else:
-        assert name == "step_speed"
+    elif name == "step_speed":
         from mixer_lightning.studies.step_speed import main
+    else:
+        assert name == "throughput"
+        from mixer_lightning.studies.throughput import main
     return main

@@ -58,12 +58,14 @@ class MetricsLog(StepCallback):
         every_steps: int,
         total_steps: int,
         steps_per_epoch: float,
+        num_devices: int,
         dashboards: Dashboards,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
-        self.steps_per_epoch, self.dashboards = steps_per_epoch, dashboards
+        self.steps_per_epoch, self.num_devices, self.dashboards = steps_per_epoch, num_devices, dashboards
         self.latest: dict[str, float] = {}
         self.train_seconds = 0.0  # of all sessions, without evaluations and checkpoints
+        self.device_seconds = 0.0  # the same, times the devices of each session
         self.steps_timed = 0
         self._window_seconds = 0.0
         self._window_steps = 0
@@ -89,8 +91,14 @@ class MetricsLog(StepCallback):
         """Add the time since the last call to the training time."""
         now = time.perf_counter()
         self.train_seconds += now - self._since
+        self.device_seconds += (now - self._since) * self.num_devices
         self._window_seconds += now - self._since
         self._since = now
+
+    @property
+    def device_time(self) -> dict[str, float]:
+        """Devices, and the days of one device that the training took, as a result says it."""
+        return {"num_devices": self.num_devices, "device_days": round(self.device_seconds / 86400, 9)}
 
     def resume(self) -> None:
         """Forget the time since the last call: it was not training."""

@@ -95,6 +95,8 @@ class Checkpoints(StepCallback):
             self._evaluation_was_due = state.get("evaluation_due", False)
             self._seconds_before = state["wall_seconds"]
             metrics.train_seconds, metrics.steps_timed = state["train_seconds"], state["steps_timed"]
+            of_one = metrics.train_seconds * metrics.num_devices  # of versions that did not count devices
+            metrics.device_seconds = state.get("device_seconds", of_one)
             metrics.latest = dict(state["metrics"])
 
     @property
@@ -152,7 +154,10 @@ class Checkpoints(StepCallback):
         state = self.record | snapshot(module)
         state["best"], state["metrics"] = self.best, self.metrics.latest
         state["wall_seconds"], state["train_seconds"] = self.wall_seconds, self.metrics.train_seconds
-        state["steps_timed"] = self.metrics.steps_timed
+        state["steps_timed"], state["device_seconds"] = (
+            self.metrics.steps_timed,
+            self.metrics.device_seconds,
+        )
         state["callbacks"], state["ended"] = self.driven.states(), module.ended
         # best.ckpt first: a last.ckpt of the last step says that all is done.
         is_last = module.step == self.total_steps or module.ended is not None

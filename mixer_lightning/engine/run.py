@@ -58,9 +58,7 @@ def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> in
             screen.say(f"{run_dir} has finished this recipe; name=<another> trains it anew")
             closing_table(screen, result, run_dir)
             return 0
-        # Threads of a parallel loop that wait for each other spin; where something else needs a core, spinning for
-        # long made training 15 times slower (2 cores). A short spin costs some percent when nothing else runs.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        wait_briefly()
         with _locked(run_dir):
             from mixer_lightning.engine import training  # torch and Lightning: seconds
 
@@ -72,6 +70,15 @@ def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> in
             )
 
     return _exit_code(begin, run_dir, screen, unharmed="before the first step; nothing was changed")
+
+
+def wait_briefly() -> None:
+    """Let threads that wait for each other spin for a short time only; to be said before torch is imported.
+
+    Where something else needs a core, spinning for long made training 15 times slower (2 cores). A short spin costs
+    some percent when nothing else runs.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:

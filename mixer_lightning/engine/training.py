@@ -114,6 +114,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         every_steps=recipe.log_every_steps,
         total_steps=length.total_steps,
         steps_per_epoch=length.steps_per_epoch,
+        num_devices=machine.world_size,
         dashboards=dashboards,
     )
     others = build_callbacks(recipe, source, parts.evals)
@@ -380,6 +381,7 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "git_sha": results.git_sha(),
         "versions": results.versions(),
         "device": run.device,
+        **metrics.device_time,
         "wall_seconds": round(run.checkpoints.wall_seconds, 3),
         "images_per_second": round(metrics.steps_timed * recipe.batch_size / max(seconds, 1e-9), 1),
     }

@@ -19,6 +19,7 @@ from mixer_lightning.models.presets import Cost, Published
 
 COSTS = Path(__file__).with_name("costs.csv")
 WEIGHTS = Path(__file__).with_name("weights.csv")
+SPEEDS = Path(__file__).with_name("published_speed.csv")
 
 #: The data of a published row: what it is called, and the number of classes of a head for it.
 DATA = {
@@ -87,7 +88,11 @@ def matching(names: Sequence[str], words: Sequence[str]) -> list[str]:
         called = (family(name).lower(), family_key(name))
         return any(fnmatch.fnmatchcase(each, word) for each in (name, *called)) or name.startswith(word)
 
-    return [name for name in names if not words or any(is_meant(name, word) for word in words)]
+    exact = [word for word in words if word in names]  # convmixer_1536_20 is not convmixer_1536_20_p7_k3
+    others = [word for word in words if word not in names]
+    return [
+        name for name in names if not words or name in exact or any(is_meant(name, word) for word in others)
+    ]
 
 
 def digest(node: Mapping[str, Any]) -> str:
@@ -143,6 +148,40 @@ def best_known(name: str, rows: Sequence[Published]) -> Published | None:
     own = [row for row in own if row.input == size]
     alone = [row for row in own if row.data in ("imagenet1k", "cifar10")]
     return next(iter(alone), max(own, key=lambda row: row.top1_percent or 0.0, default=None))
+
+
+class PublishedSpeed(NamedTuple):
+    """What others measured of a model on their device: images per second of inference, and core-days of a training.
+
+    Comparable only among rows of one `device`. `core_days` are days of one such device for pre-training on `data`.
+    """
+
+    model: str
+    data: str
+    epochs: int | None
+    input: int
+    device: str
+    images_per_second: float | None
+    core_days: float | None
+    source: str
+
+
+def published_speeds() -> list[PublishedSpeed]:
+    """Rows of published_speed.csv, in its order."""
+    with SPEEDS.open(newline="", encoding="utf-8") as file:
+        return [
+            PublishedSpeed(
+                model=row["model"],
+                data=row["data"],
+                epochs=int(row["epochs"]) if row["epochs"] else None,
+                input=int(row["input"]),
+                device=row["device"],
+                images_per_second=float(row["images_per_second"]) if row["images_per_second"] else None,
+                core_days=float(row["core_days"]) if row["core_days"] else None,
+                source=row["source"],
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def num_classes_of(row: Published | None) -> int:

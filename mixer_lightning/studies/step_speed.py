@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     chosen, screen = settings(argv), Screen()
     import torch
 
-    from mixer_lightning.studies.training_step import seconds, training_step
+    from mixer_lightning.studies.training_step import compared_step, seconds
 
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         compared = variants(
             convolutional=name.startswith("convmixer"), device=device, compile=chosen.compile == "true"
         )
-        steps = [training_step(case, variant, device=device) for variant in compared]
+        steps = [compared_step(case, variant, device=device) for variant in compared]
         for step in steps:
             seconds(step, device=device, steps=2)  # compiles, and fills caches
         runs = [lambda step=step: seconds(step, device=device, steps=num_steps) for step in steps]

@@ -1,19 +1,24 @@
-"""A training step of a model of ours or timm's, and the seconds that it takes."""
+"""Steps of a model of ours or timm's, as the trainer and its evaluations make them, and the seconds that they take."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mixer_lightning.api import create_model
+from mixer_lightning.engine.inference import Network
+from mixer_lightning.engine.machine import Machine
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
+from mixer_lightning.losses import softmax_cross_entropy
 from mixer_lightning.models.presets import model_node
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.studies.cases import Case, Variant
+
+Step = Callable[[], None]
 
 
 def our_model(case: Case, *, kernel: bool) -> nn.Module:
@@ -64,33 +69,89 @@ def timm_model(case: Case) -> nn.Module:
     return model
 
 
-def training_step(case: Case, variant: Variant, *, device: str) -> Callable[[], None]:
-    """A function that makes one training step."""
+def compared_step(case: Case, variant: Variant, *, device: str) -> Step:
+    """A function that makes one training step of a variant; on timm's side with torch's AdamW as it comes."""
     torch.manual_seed(0)
-    model = timm_model(case) if variant.timm else our_model(case, kernel=variant.kernel)
-    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-    model = model.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
-    optimizer = (
-        torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
-        if variant.timm
-        else adamw(model, lr=1e-4, weight_decay=0.1)
+    machine = Machine(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        precision="bf16-mixed" if variant.bf16 else "32-true",
+        channels_last=variant.channels_last,
+        compile=variant.compile,
     )
-    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
-    images = images.contiguous(memory_format=layout)
-    labels = torch.randint(case.num_classes, (case.batch_size,), device=device)
-    forward = torch.compile(model) if variant.compile else model
+    model = machine.place(timm_model(case) if variant.timm else our_model(case, kernel=variant.kernel))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1) if variant.timm else None
+    return training_step(
+        model,
+        machine,
+        batch_size=case.batch_size,
+        image_size=case.image_size,
+        num_classes=case.num_classes,
+        optimizer=optimizer,
+    )
+
+
+def training_step(
+    model: nn.Module,
+    machine: Machine,
+    *,
+    batch_size: int,
+    image_size: int,
+    num_classes: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    clip_grad_norm: float | None = None,
+) -> Step:
+    """A function that makes one step of Classifier on random images: forward, loss in float32, backward, optimiser.
+
+    Args:
+        model: placed on the machine.
+        machine: precision, layout and compilation.
+        batch_size: images in a step.
+        image_size: their side in pixels.
+        num_classes: outputs of the model.
+        optimizer: None: the AdamW of the recipes, which fuses where it can.
+        clip_grad_norm: largest norm of the gradient; None: no clipping.
+    """
+    model.train()
+    optimizer = optimizer or adamw(model, lr=1e-4, weight_decay=0.1)
+    scaler = torch.amp.GradScaler(machine.device_type, enabled=machine.chosen_precision == "16-mixed")
+    images = random_images(machine, model, batch_size=batch_size, image_size=image_size)
+    labels = torch.randint(num_classes, (batch_size,), device=machine.device)
+    targets = nn.functional.one_hot(labels, num_classes).float()
+    forward = torch.compile(model) if machine.compile else model
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=variant.bf16):
-            logits = forward(images)
-        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        with machine.autocast():
+            loss = softmax_cross_entropy(forward(images), targets)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if clip_grad_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
     return step
 
 
-def seconds(step: Callable[[], None], *, device: str, steps: int) -> float:
+def inference_step(model: nn.Module, machine: Machine, *, batch_size: int, image_size: int) -> Step:
+    """A function that takes random images through a placed model; to be called within `engine.inference.evaluating`."""
+    backbone: Any = torch.compile(model) if machine.compile else model
+    network = Network(backbone, machine)
+    images = random_images(machine, model, batch_size=batch_size, image_size=image_size)
+
+    def step() -> None:
+        network.logits(images)
+
+    return step
+
+
+def random_images(machine: Machine, model: nn.Module, *, batch_size: int, image_size: int) -> torch.Tensor:
+    """Normalised images [B, 3, S, S] on the machine's device, in the memory format of a model."""
+    images = torch.randn(batch_size, 3, image_size, image_size, device=machine.device)
+    return images.contiguous(memory_format=machine.memory_format(model))
+
+
+def seconds(step: Step, *, device: str, steps: int) -> float:
     """Seconds of one step, the mean of `steps` in a row; on a GPU between two of its events."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -105,3 +166,14 @@ def seconds(step: Callable[[], None], *, device: str, steps: int) -> float:
     for _ in range(steps):
         step()
     return (time.perf_counter() - begin) / steps
+
+
+def seconds_for(step: Step, *, device: str, at_least: float) -> float:
+    """Seconds of one step, the mean of as many as take `at_least` so many seconds, of one at any rate.
+
+    How many they are a first one tells, which counts where it alone takes as long.
+    """
+    first = seconds(step, device=device, steps=1)
+    if first >= at_least:
+        return first
+    return seconds(step, device=device, steps=max(1, round(at_least / max(first, 1e-6))))

@@ -38,7 +38,8 @@ def _show_tasks(runs: SuiteRuns, screen: Screen, images_per_second: float | None
     rows.append(("total", f"{len(left)}", "", "", f"{total:,}", format_time(total / rate)))
     screen.table("", ("data", "runs", "each", "learning rates", "images", "device time"), rows)
     screen.say(
-        f"at {rate:,.1f} images/s, evaluation not counted; {len(steps) - len(left)} of {len(steps)} runs finished"
+        f"at {rate:,.1f} images/s, evaluation not counted: device_days {total / rate / 86400:.3g}; "
+        f"{len(steps) - len(left)} of {len(steps)} runs finished"
     )
 
 

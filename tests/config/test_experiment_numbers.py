@@ -69,7 +69,7 @@ DEIT_MAIN = {
     "drop_path": 0.1,
 }
 # arXiv 2105.03404, table 1: top-1.
-RESMLP = {"resmlp_b24_8": "81.0"}
+RESMLP = {"resmlp_s12_8": "79.1", "resmlp_b24_8": "81.0", "resmlp_b24_16": "81.0"}
 # microsoft/Swin-Transformer: DROP_PATH_RATE of configs/swin, and config.py; top-1 of arXiv 2103.14030.
 SWIN = {"swin_t": (0.2, "81.3"), "swin_s": (0.3, "83.0")}
 SWIN_CONFIG = {"BASE_LR": 5e-4, "WARMUP_LR": 5e-7, "MIN_LR": 5e-6, "WEIGHT_DECAY": 0.05, "WARMUP_EPOCHS": 20}

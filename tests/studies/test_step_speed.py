@@ -44,7 +44,7 @@ def test_variants_follow_model_and_device() -> None:
 
 def test_a_step_trains() -> None:
     for variant in (Variant(timm=True), Variant(channels_last=True, bf16=True, kernel=True)):
-        step = training_step.training_step(SMALL, variant, device="cpu")
+        step = training_step.compared_step(SMALL, variant, device="cpu")
         assert training_step.seconds(step, device="cpu", steps=2) > 0
 
 

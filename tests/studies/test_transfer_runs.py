@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mixer_lightning import results
+from mixer_lightning.screen import Screen
 from mixer_lightning.studies.suites import read_suite
-from mixer_lightning.studies.transfer_plan import format_time
+from mixer_lightning.studies.transfer_plan import format_time, show_plan
 from mixer_lightning.studies.transfer_runs import SuiteRuns, best_learning_rate
 
 OVERRIDES = ["checkpoint=x", "model=mixer_b16"]
@@ -114,3 +115,12 @@ def test_what_is_wrong_with_a_recipe_is_said_with_its_task() -> None:
 
 def test_times_are_short() -> None:
     assert [format_time(seconds) for seconds in (12, 600, 7200)] == ["12 s", "10 min", "2.0 h"]
+
+
+def test_a_plan_says_device_days(capsys: pytest.CaptureFixture[str]) -> None:
+    suite = read_suite("vtab").only(["vtab_dsprites_ori"])
+    runs = SuiteRuns(suite, folder=Path("x"), overrides=OVERRIDES, seeds=[0])
+    (task,) = suite.tasks
+    images = sum(step.images for step in (*runs.dev(task), *runs.final(task, task.learning_rates[0])))
+    show_plan(runs, Screen(), images_per_second=10.0)
+    assert f"device_days {images / 10 / 86400:.3g};" in capsys.readouterr().out

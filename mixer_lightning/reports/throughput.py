@@ -1,0 +1,184 @@
+"""Throughput of models: the page beside the CSV file of `mixer study throughput`."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mixer_lightning.reports import markdown
+
+Line = Mapping[str, str]
+
+#: What is compared with the order of speed measured here: images per second that others measured in this column.
+ORDER = "published_rtx_3090"
+
+
+def column_of_device(device: str) -> str:
+    """The column of what was published for a device: TPUv3 core -> published_tpuv3_core."""
+    return f"published_{re.sub(r'[^a-z0-9]+', '_', device.lower())}"
+
+
+def read(path: Path, about: Mapping[str, str]) -> list[Line]:
+    """The lines of the file that were measured under the conditions `about`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return [line for line in lines if all(line[key] == value for key, value in about.items())]
+
+
+def page(
+    path: Path, *, about: Mapping[str, str], command: Sequence[str], plans: Iterable[Mapping[str, object]]
+) -> str:
+    """The page of what the CSV file at `path` has for the conditions `about`.
+
+    `plans` are trainings of papers: model, data, epochs, images, and the core_days of their device.
+    """
+    lines = read(path, about)
+    published = [column for column in (lines[0] if lines else {}) if column.startswith("published_")]
+    matrices = next((line for line in lines if line["mode"] == "matmul"), None)
+    rate = f"{float(matrices['macs_per_second']) / 1e9:,.0f} GMAC/s" if matrices else "not measured"
+    memory = "by tensors on the device" if about["device"] == "cuda" else "by how much the process grew"
+    text = [
+        "# Throughput",
+        "",
+        "Images per second, the best over batch sizes: the median over rounds, in brackets the middle half. Random",
+        "images that stand on the device; inference as in `mixer evaluate`, training as the trainer does it (forward,",
+        f"backward, clipping, AdamW). Peak memory {memory}. MFU is the rate of multiply-accumulates",
+        "(three forward passes for a training step) over that of products of square matrices in the same precision,",
+        f"measured beside each model, of which the fastest counts: {rate}. One device: images/s are",
+        "images/s/device. What was published for other devices stands in columns of its own and is not comparable, nor",
+        "are those columns with each other; the",
+        "conditions of the RTX 8000 are UNVERIFIED.",
+        "",
+        *markdown.provenance(
+            machine=about["machine"],
+            versions=dict([v.split(" ", 1) for v in about["versions"].split(", ")]),
+            command=command,
+        ),
+        (
+            f"* Options: precision {about['precision']}, layout {about['layout']}, compile {about['compile']}, "
+            f"{about['seconds']} s a measurement"
+        ),
+    ]
+    if matrices:
+        rates = sorted(float(value) / 1e9 for value in matrices["values"].split())
+        text.append(
+            f"* Steadiness of the machine: {len(rates)} rates of matrix products, {rates[0]:,.0f} to {rates[-1]:,.0f} "
+            f"GMAC/s, the middle one {rates[len(rates) // 2]:,.0f}. Where they lie far apart, so may the figures below"
+        )
+    for mode in ("inference", "training"):
+        best = best_lines(lines, mode)
+        if best:
+            text += [
+                "",
+                f"## {mode.capitalize()}",
+                "",
+                *_speeds(best, published if mode == "inference" else []),
+            ]
+    text += _order(best_lines(lines, "inference"))
+    text += _days(best_lines(lines, "training"), plans)
+    text += _left_out(lines)
+    return "\n".join(text) + "\n"
+
+
+def best_lines(lines: Sequence[Line], mode: str) -> list[Line]:
+    """A line per model and size, that of the best batch size, fastest first."""
+    best = [line for line in lines if line["mode"] == mode and line.get("is_best") == "True"]
+    return sorted(best, key=lambda line: -float(line["images_per_second"]))
+
+
+def _speeds(best: Sequence[Line], published: Sequence[str]) -> list[str]:
+    columns = ["model", "px", "images/s", "batch", "rounds", "peak MB", "GMACs", "MFU"]
+    used = [column for column in published if any(line[column] for line in best)]
+    names = [
+        column.removeprefix("published_").replace("_", " ").replace("tpuv", "TPUv").replace("rtx", "RTX")
+        for column in used
+    ]
+    rows = []
+    for line in best:
+        low, high = float(line["images_per_second_low"]), float(line["images_per_second_high"])
+        rows.append(
+            [
+                line["model"],
+                line["image_size"],
+                f"{_number(float(line['images_per_second']))} ({_number(low)} to {_number(high)})",
+                line["batch_size"],
+                line["rounds"],
+                f"{int(line['peak_memory_bytes']) / 1e6:,.0f}" if line["peak_memory_bytes"] else "-",
+                f"{int(line['macs']) / 1e9:.3g}",
+                f"{100 * float(line['mfu']):.1f} %" if line["mfu"] else "-",
+                *(_number(float(line[column])) if line[column] else "-" for column in used),
+            ]
+        )
+    return markdown.table([*columns, *(f"published: {name}" for name in names)], rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _order(best: Sequence[Line]) -> list[str]:
+    """The models measured here and on an RTX 3090 in the order of their speed, and how alike the two orders are."""
+    both = [line for line in best if line.get(ORDER)]
+    if len(both) < 3:
+        return []
+    there = sorted(both, key=lambda line: -float(line[ORDER]))
+    ranks = [there.index(line) + 1 for line in both]
+    n = len(both)
+    spearman = 1 - 6 * sum((here - rank) ** 2 for here, rank in enumerate(ranks, start=1)) / (n * (n * n - 1))
+    rows = [
+        [
+            str(here),
+            str(rank),
+            line["model"],
+            _number(float(line["images_per_second"])),
+            _number(float(line[ORDER])),
+        ]
+        for here, (rank, line) in enumerate(zip(ranks, both, strict=True), start=1)
+    ]
+    return [
+        "",
+        "## Order of speed",
+        "",
+        f"Beside timm's benchmark of inference on an RTX 3090 (AMP); Spearman's rank correlation {spearman:.2f}.",
+        "",
+        *markdown.table(("order here", "order there", "model", "images/s here", "images/s there"), rows),
+    ]
+
+
+def _days(best: Sequence[Line], plans: Iterable[Mapping[str, object]]) -> list[str]:
+    """Device-days of the papers' trainings at the rates measured here, beside the published core-days."""
+    rates = {line["model"]: float(line["images_per_second"]) for line in best}
+    rows = [
+        [
+            str(plan["model"]),
+            str(plan["data"]),
+            str(plan["epochs"]),
+            _number(float(str(plan["images"])) / rates[str(plan["model"])] / 86400),
+            f"{float(str(plan['core_days'])):,.0f} ({plan['device']})",
+        ]
+        for plan in plans
+        if plan["model"] in rates
+    ]
+    if not rows:
+        return []
+    return [
+        "",
+        "## Device-days of the papers' trainings",
+        "",
+        "Images of the whole training over the training rate above; beside it what the paper states for its device.",
+        "",
+        *markdown.table(("model", "data", "epochs", "device-days here", "published core-days"), rows),
+    ]
+
+
+def _left_out(lines: Sequence[Line]) -> list[str]:
+    rows = [
+        [line["model"], line["mode"], line["batch_size"], line["left_out"]]
+        for line in lines
+        if line["left_out"]
+    ]
+    if not rows:
+        return []
+    return ["", "## Left out", "", *markdown.table(("model", "mode", "batch", "why"), rows)]
