@@ -80,7 +80,7 @@ def read(path: str | Path) -> Checkpoint:
     checkpoints of other programs, see state_dicts.py), checkpoints of our own runs (averaged weights where there are
     some), as .safetensors or as torch files (.pth, .pth.tar, .pt, .ckpt, .bin), also in shards with an .index.json.
     Instead of a file, a run directory stands for its best.ckpt, or last.ckpt without one, a folder as on the hub for
-    its model.safetensors, and timm:<name> for timm's published weights.
+    its model.safetensors or pytorch_model.bin, and timm:<name> for timm's published weights.
 
     Raises:
         FileNotFoundError: there is no such file, or timm's cannot be fetched.
