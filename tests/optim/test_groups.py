@@ -46,7 +46,8 @@ def test_agrees_with_timm(model):
 def test_what_a_model_keeps_from_decay_does_not(name):
     """timm's own groups, as its train.py makes them: DeiT's tokens and positions, Swin's position biases."""
     with torch.device("meta"):
-        model = timm_backbone(timm_name=name, num_classes=7, image_size=224)
+        size = timm.get_pretrained_cfg(name).input_size[-1]
+        model = timm_backbone(timm_name=name, num_classes=7, image_size=size)
         original = timm.create_model(name, num_classes=7)
     given = original.no_weight_decay() if hasattr(original, "no_weight_decay") else ()
     theirs = {
