@@ -37,7 +37,10 @@ class Backbone(Protocol):
 
     @property
     def head_name(self) -> str:
-        """The submodule from features to logits: `head`, `fc`; another set of classes needs a new one."""
+        """The submodule to logits, `head` or `fc`, from features, or from a head's hidden layer (CAFormer).
+
+        Another set of classes needs a new one.
+        """
 
     @property
     def head_bias(self) -> float:
