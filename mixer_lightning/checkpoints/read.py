@@ -226,6 +226,11 @@ def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     try:
         tensors = flax.from_flax(arrays)
     except (KeyError, ValueError):
+        if other := flax.other_network(arrays):
+            raise ValueError(
+                f"{path} holds a {other[0]}, of which the .npz is not read: `mixer models {other[1]}` lists timm's "
+                "files of the same weights (--json: all of them)"
+            ) from None
         raise ValueError(
             f"{path} is not a Mixer of the official code: it holds {some_of(list(arrays))}"
         ) from None
