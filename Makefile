@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format typecheck models clean
+.PHONY: help setup train test lint format typecheck models report clean
 
 help:            ## what there is
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | column -t -s '|'
@@ -38,6 +38,9 @@ typecheck: $(READY) ## mypy, strict
 
 models: $(READY) ## the table of backbones
 	@$(BIN)/mixer models
+
+report: $(READY) ## results/ and runs/ beside the papers' numbers, into report/
+	@$(BIN)/python -m mixer_lightning report $(ARGS)
 
 clean:           ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* *.egg-info

@@ -13,7 +13,7 @@ import yaml
 
 from conftest import ROOT
 from mixer_lightning import results
-from mixer_lightning.cli import export, predict, prepare, transfer
+from mixer_lightning.cli import export, predict, prepare, report, transfer
 from mixer_lightning.cli.console import COMMANDS as COMMANDS_OF_THE_CONSOLE
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.config.compose import compose
@@ -139,6 +139,7 @@ def test_commands_without_a_recipe_parse(command, tmp_path, monkeypatch):
         "export": export.settings,
         "transfer": transfer.settings,
         "prepare": prepare.parse,
+        "report": report.settings,
     }
     if name == "study":
         study, *argv = argv
@@ -147,7 +148,7 @@ def test_commands_without_a_recipe_parse(command, tmp_path, monkeypatch):
         chosen = parse[name](argv)
     for argument in argv:
         key, _, value = argument.partition("=")
-        if key in ("checkpoint", "data", "root", "output"):
+        if key in ("checkpoint", "data", "root", "output", "to"):
             assert Path(value).name in repr(chosen), argument
 
 

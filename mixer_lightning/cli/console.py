@@ -17,6 +17,7 @@ COMMANDS = {
     "transfer": "the Mixer paper's transfer table from one checkpoint",
     "prepare": "write any data set as shards",
     "models": "the table of backbones",
+    "report": "tables, figures and one page of results, beside the published ones",
     "study": "measurements of input pipelines and training steps",
 }
 
@@ -51,6 +52,8 @@ def program(command: str) -> Callable[[Sequence[str]], int]:
         from mixer_lightning.cli.prepare import main
     elif command == "models":
         from mixer_lightning.cli.models import main
+    elif command == "report":
+        from mixer_lightning.cli.report import main
     else:
         assert command == "study"
         from mixer_lightning.cli.study import main

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODEL_FOLDER = CONF / "model"
+#: Published results of these models, a row each.
+PUBLISHED = Path(__file__).with_name("published.csv")
 
 
 class Published(NamedTuple):
@@ -37,7 +39,7 @@ class Published(NamedTuple):
 
 def published() -> list[Published]:
     """Rows of published.csv, in its order: for a model and its data, the paper's main row comes first."""
-    with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
         return [
             Published(
                 model=row["model"],

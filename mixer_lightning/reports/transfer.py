@@ -5,8 +5,6 @@ Figures are percent; a measured one is the mean over seeds, with its standard de
 
 from __future__ import annotations
 
-import csv
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +13,14 @@ from typing import Any, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
+from mixer_lightning.reports import published as paper
 
 MeanStd = tuple[float, float]  # mean and standard deviation over seeds, in percent
 Metrics = Mapping[str, Mapping[str, Sequence[float]]]  # data set -> metric -> a fraction for every seed
 
 
 class Column(NamedTuple):
-    """A column of the table: the plain mean of a metric over some data sets. transfer.csv has the published ones."""
+    """A column of the table: the plain mean of a metric over some data sets. Published ones: published.py."""
 
     name: str
     metric: str
@@ -49,9 +48,8 @@ def mean_std(fractions: Sequence[float]) -> MeanStd:
 
 def published(model: str) -> list[dict[str, str]]:
     """The published rows of a model of conf/model: mixer_l16."""
-    with Path(__file__).with_name("transfer.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [each for each in rows if re.sub(r"\W", "", each["model"]).lower() == model.replace("_", "")]
+    tables = (paper.MIXER_TABLE_3, paper.MIXER_TABLE_2)
+    return [each for table in tables for each in paper.rows(table) if each["conf_model"] == model]
 
 
 def rows(

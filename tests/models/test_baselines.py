@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from mixer_lightning.api import create_model, list_models
 from mixer_lightning.models.baselines import timm_backbone, vision_transformer
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -50,6 +51,15 @@ def test_convolutional_networks_are_faster_channels_last(
     with torch.device("meta"):
         model = timm_backbone(timm_name=name, num_classes=7, image_size=image_size)
     assert model.channels_last == channels_last
+
+
+def test_fastvit_is_trained_in_contiguous_memory() -> None:
+    """Its steps in channels_last corrupt the heap on a CPU."""
+    with torch.device("meta"):
+        models = [create_model(name) for name in list_models("fastvit*")]
+        assert timm_backbone(timm_name="fastvit_t8", num_classes=7, image_size=64).channels_last
+    assert len(models) == 3
+    assert not any(model.channels_last for model in models)
 
 
 @pytest.mark.parametrize(("name", "image_size"), [("resnet18", 32), (SWIN, 64), (DEIT, 32)])

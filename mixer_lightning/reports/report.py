@@ -1,0 +1,38 @@
+"""A report: everything that is drawn and written from result files, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mixer_lightning.reports import tables
+from mixer_lightning.reports.comparison import tables as comparison_tables
+from mixer_lightning.reports.sources import collect
+
+
+class Written(NamedTuple):
+    """What a report holds, in a line, and where."""
+
+    summary: str
+    path: Path
+
+
+def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path) -> Written:
+    """Read result files and write the report into `folder`.
+
+    Args:
+        paths: files, and folders that are searched.
+        folder: made where there is none; what lies in it is not read.
+        results_of_models: the CSV file of published results that runs are compared with.
+
+    Raises:
+        ValueError: a file is damaged; the message names it.
+    """
+    found = collect(paths, without=folder)
+    all_tables = comparison_tables(found, results_of_models)
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    for table in all_tables:
+        tables.write(folder / "tables", table)
+    summary = f"{len(found.measured)} runs, {len(found.studies)} tables of studies"
+    return Written(summary, folder / "tables")

@@ -1,0 +1,289 @@
+"""What lies in folders of results: runs, evaluations, transfer rows, tables of studies, pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixer_lightning import results
+from mixer_lightning.reports.confusion import CONFUSION_PNG, MISCLASSIFIED_PNG
+from mixer_lightning.reports.tables import Provenance, Source
+
+TRANSFER = "transfer.json"
+#: What a name of public weights says of the data they were trained on, the first that fits. timm's *.goog_in21k_ft_in1k
+#: are the models of ImageNet-1k alone (pytorch-image-models, pull request 651).
+_TRAINED_ON = (
+    (r"goog_in21k_ft_in1k", "imagenet1k"),
+    (r"in21k|imagenet21k", "imagenet21k"),
+    (r"in1k$|imagenet1k", "imagenet1k"),
+    (r"jft", "jft300m"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics of one run, evaluation or suite, in the words of its file.
+
+    `trained_on` and `tested_on` are names of conf/data, "" where the file does not tell. `values` are the metrics by
+    name, each a fraction or a percentage as `percent` says, with its place in the file.
+    """
+
+    label: str
+    kind: str
+    model: str
+    trained_on: str
+    tested_on: str
+    image_size: Source | None
+    values: dict[str, Source]
+    percent: bool
+    file: str
+    made: Provenance
+    epochs: Source | None = None
+    others: dict[str, Source] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """A CSV file of a study, with what the page beside it says."""
+
+    path: Path
+    title: str
+    columns: list[str]
+    rows: list[dict[str, str]]
+    made: Provenance
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and its caption."""
+
+    path: Path
+    caption: str
+
+
+@dataclass
+class Found:
+    """All that was found, in the order of names."""
+
+    measured: list[Measured] = field(default_factory=list)
+    studies: list[StudyTable] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+
+def collect(paths: Sequence[Path], *, without: Path) -> Found:
+    """Read files and folders. What lies under the folder `without` is left out.
+
+    Raises:
+        ValueError: a file is damaged; the message names it.
+    """
+    found = Found()
+    for path in dict.fromkeys(each for root in paths for each in _files(root, without.resolve())):
+        if path.name in (results.RESULT, results.EVALUATION):
+            found.measured.append(_run(path))
+        elif path.name == TRANSFER:
+            found.measured += _transfer(path)
+        elif path.name == results.METRICS:
+            found.curves[path.parent.as_posix()] = results.read_metrics(path.parent)
+        elif path.suffix == ".csv":
+            found.studies += _study(path)
+        elif path.suffix == ".png":
+            found.pictures.append(Picture(path, _caption(path)))
+    return found
+
+
+def _files(root: Path, without: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+        return
+    for folder, below, names in os.walk(root):
+        here = Path(folder)
+        below[:] = sorted(each for each in below if not each.startswith("."))
+        if here.resolve() == without:
+            below.clear()
+            continue
+        own = {results.RECIPE, results.RESULT, results.METRICS, results.EVALUATION} & set(names)
+        of_run = {results.RESULT, results.METRICS, results.EVALUATION, CONFUSION_PNG, MISCLASSIFIED_PNG}
+        yield from (here / name for name in sorted(names) if not own or name in of_run)
+
+
+# ----------------------------------------------------------------------------------------------- records
+
+
+def _run(path: Path) -> Measured:
+    is_evaluation = path.name == results.EVALUATION
+    read = results.read_evaluation if is_evaluation else results.read_result
+    record = read(path.parent, whole=True)
+    assert record is not None
+    file, recipe = path.as_posix(), record["recipe"]
+    choices = recipe.get("choices") or {}
+    checkpoint, data = recipe.get("checkpoint"), str(choices.get("data", ""))
+    trained_on = _scratch(recipe) if checkpoint is None else trained_on_of(str(checkpoint))
+    others = {key: json_source(file, record, (key,)) for key in ("num_parameters", "images_per_second")}
+    size, epochs = (json_source(file, record, key) for key in (("recipe", "image_size"), _EPOCHS))
+    return Measured(
+        label=f"{path.parent.parent.name}/{path.parent.name}",
+        kind="evaluation" if is_evaluation else "fine-tuning" if checkpoint is not None else "training",
+        model=str(choices.get("model", "")),
+        trained_on=trained_on,
+        tested_on=data,
+        image_size=size,
+        epochs=None if is_evaluation else epochs,
+        values=_sources(file, record, "metrics"),
+        percent=False,
+        file=file,
+        made=_made(record, f"recipe: {(path.parent / results.RECIPE).as_posix()}"),
+        others={key: source for key, source in others.items() if source is not None},
+    )
+
+
+def _scratch(recipe: Mapping[str, Any]) -> str:
+    """What a training from scratch saw: its data set, and of a part of it also which."""
+    data, split = (recipe.get("choices") or {}).get("data", ""), recipe.get("train_split")
+    return str(data) if split in (None, "train") else f"{data} {split}"
+
+
+_EPOCHS = ("recipe", "duration", "epochs")
+
+
+def _transfer(path: Path) -> list[Measured]:
+    """The row of a suite; model, image size and machine are those of its runs."""
+    record = _read_json(path)
+    row = record.get("row")
+    runs = [_run(each) for each in sorted(path.parent.rglob(results.RESULT))]
+    if not isinstance(row, dict) or not row or not runs:
+        return []
+    words = [str(each) for each in record.get("checkpoint") or []]
+    checkpoint = next((each.partition("=")[2] for each in words if each.startswith("checkpoint=")), "")
+    file = path.as_posix()
+    sources = {name: json_source(file, record, ("row", name, 0)) for name in row}
+    return [
+        Measured(
+            label=path.parent.name,
+            kind="transfer",
+            model=runs[0].model,
+            trained_on=trained_on_of(checkpoint),
+            tested_on="imagenet1k",
+            image_size=runs[0].image_size,
+            values={name: source for name, source in sources.items() if source is not None},
+            percent=True,
+            file=file,
+            made=Provenance(
+                command=" ".join(["mixer transfer", *words, f"suite={record.get('suite', '')}"]),
+                machine=runs[0].made.machine,
+                versions=runs[0].made.versions,
+                commit=runs[0].made.commit,
+            ),
+        )
+    ]
+
+
+def trained_on_of(checkpoint: str) -> str:
+    """What weights were trained on, in the words of conf/data: by the result of their run, or by their public name."""
+    path = Path(checkpoint)
+    folder = path if path.is_dir() else path.parent
+    record = results.read_result(folder) if (folder / results.RESULT).is_file() else None
+    if record is not None and isinstance(recipe := record.get("recipe"), dict):
+        before = recipe.get("checkpoint")
+        return _scratch(recipe) if before is None else trained_on_of(str(before))
+    return next((data for pattern, data in _TRAINED_ON if re.search(pattern, checkpoint.lower())), "")
+
+
+def json_source(file: str, record: Any, keys: Sequence[str | int]) -> Source | None:
+    """The place of a number in a JSON record; None where there is none."""
+    node = record
+    for key in keys:
+        try:
+            node = node[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    if isinstance(node, bool) or not isinstance(node, int | float):
+        return None
+    pointer = "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
+    return Source(file, 0, pointer, json.dumps(node))
+
+
+def _sources(file: str, record: Mapping[str, Any], key: str) -> dict[str, Source]:
+    places = {name: json_source(file, record, (key, name)) for name in record[key]}
+    return {name: source for name, source in places.items() if source is not None}
+
+
+def _made(record: Mapping[str, Any], command: str) -> Provenance:
+    versions = record.get("versions")
+    named = versions.items() if isinstance(versions, dict) else ()
+    return Provenance(
+        command=command,
+        machine=str(record.get("device") or ""),
+        versions=", ".join(f"{name} {version}" for name, version in named),
+        commit=str(record.get("git_sha") or ""),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and make it again") from error
+    return record if isinstance(record, dict) else {}
+
+
+# ----------------------------------------------------------------------------------------------- studies
+
+
+def _study(path: Path) -> list[StudyTable]:
+    """A CSV file; none where it has no rows."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restkey="", restval="", strict=True)
+            rows, columns = list(reader), list(reader.fieldnames or [])
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is no readable CSV file ({error}). Write it as UTF-8, or leave it out"
+        ) from error
+    bad = next((i for i, row in enumerate(rows, start=2) if "" in row and "" not in columns), None)
+    if bad is not None or len(set(columns)) < len(columns):
+        what = (
+            "two columns have the same name" if bad is None else f"row {bad} has more cells than the header"
+        )
+        raise ValueError(f"{path}: {what}. Mend it, or leave it out")
+    page = _beside(path)
+    return [StudyTable(path, _title(page) or path.stem, columns, rows, _made_by(page))] if rows else []
+
+
+def _beside(path: Path) -> str:
+    """The Markdown page of the same name; "" without one."""
+    page = path.with_suffix(".md")
+    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+
+
+def _title(page: str) -> str:
+    found = re.search(r"^# +(.+)$", page, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _made_by(page: str) -> Provenance:
+    """What `markdown.provenance` wrote into a page."""
+
+    def said(name: str) -> str:
+        found = re.search(rf"^\* {name}: (.+(?:\n  .+)*)$", page, re.MULTILINE)
+        return " ".join(found[1].split()).strip("` ") if found else ""
+
+    return Provenance(said("Commands?"), said("Machine"), said("Versions"), said("Commit"))
+
+
+def _caption(path: Path) -> str:
+    """What a Markdown page of its folder calls a picture, else the title of the page of its name, else its name."""
+    for page in sorted(path.parent.glob("*.md")):
+        text = page.read_text(encoding="utf-8", errors="replace")
+        found = re.search(rf"!\[([^\]]+)\]\((?:\./)?{re.escape(path.name)}\)", text)
+        if found:
+            return " ".join(found[1].split())
+    if path.name in (CONFUSION_PNG, MISCLASSIFIED_PNG):
+        return f"{path.stem}: {path.parent.parent.name}/{path.parent.name}"
+    return _title(_beside(path)) or path.stem.replace("_", " ")

@@ -1,0 +1,299 @@
+"""`mixer report`: the papers' tables as data, and measured values beside them, each traceable to its file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT
+from mixer_lightning.cli.console import main as mixer
+from mixer_lightning.models.catalogue import SPEEDS
+from mixer_lightning.models.presets import PUBLISHED
+from mixer_lightning.reports import published
+from mixer_lightning.reports.comparison import tables
+from mixer_lightning.reports.sources import collect, trained_on_of
+from mixer_lightning.reports.tables import Source, Table
+
+NUMBER = re.compile(r"[+-]?[\d,]*\.?\d+(e[+-]?\d+)?( %)?")
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A finished run of Mixer-B/16 on ImageNet-1k."""
+    choices = {"model": "mixer_b16", "data": "imagenet1k"}
+    recipe = {"choices": choices, "image_size": 224, "duration": {"epochs": 300}, "checkpoint": None}
+    return {
+        "recipe": recipe | {key: value for key, value in changes.items() if key != "metrics"},
+        "metrics": changes.get("metrics", {"test/top1": 0.76521, "real/top1": 0.8237}),
+        "best": None,
+        "images_per_second": 12.5,
+        "wall_seconds": 3.0,
+        "num_parameters": 59880472,
+        "device": "a machine",
+        "versions": {"torch": "9.9"},
+        "git_sha": "abc123",
+    }
+
+
+def write_run(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result(**changes)))
+    return folder
+
+
+def report_of(*paths: Path) -> dict[str, Table]:
+    return {each.name: each for each in tables(collect(paths, without=Path("nowhere")), PUBLISHED)}
+
+
+def stands_at(source: Source) -> str:
+    """What a file really has at a place."""
+    path = Path(source.file)
+    if source.file.startswith("mixer_lightning/"):
+        path = ROOT / source.file
+    if path.suffix == ".json":
+        node = json.loads(path.read_text())
+        for part in source.key.split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            node = node[int(key)] if isinstance(node, list) else node[key]
+        return json.dumps(node)
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))[source.row - 1][source.key]
+
+
+def same_number(shown: str, value: str) -> bool:
+    """Whether a number is shown as it stands, rounded, or in percent."""
+    if shown == value:
+        return True
+    number = shown.replace(",", "").removesuffix(" %")
+    digits = len(number.partition(".")[2])
+    half = 0.5000001 * 10**-digits
+    factors = (1, 100) if "." in shown else (1,)
+    return any(
+        abs(float(number) - factor * float(value)) <= max(half, 1e-3 * abs(float(number)))
+        for factor in factors
+    )
+
+
+# ------------------------------------------------------------------------------------------- the papers
+
+
+@pytest.mark.parametrize(
+    ("table", "num_rows"),
+    [(published.MIXER_TABLE_2, 10), (published.MIXER_TABLE_3, 26), (published.CONVMIXER, 31)],
+)
+def test_every_published_row_names_paper_and_table(table: published.PublishedTable, num_rows: int):
+    rows = published.rows(table)
+    assert len(rows) == num_rows
+    for row in rows:
+        assert re.fullmatch(r"arXiv \d{4}\.\d{5}, (table \d+|ImageNet table)", row["source"])
+        assert (ROOT / "conf/model" / f"{row['conf_model']}.yaml").is_file()
+        for name in ("ImNet", "ReaL", "Avg 5", "VTAB-1k", "top-1"):
+            assert re.fullmatch(r"\d\d\.\d{1,2}|", row.get(name, ""))
+
+
+def test_both_files_of_published_accuracies_agree():
+    with PUBLISHED.open() as file:
+        known = list(csv.DictReader(file))
+    printed = [
+        (table, row, row[table.accuracy])
+        for table in published.TABLES
+        for row in published.rows(table)
+        if row[table.accuracy]
+    ]
+    for _, row, accuracy in printed:
+        alike = [
+            each["top1_percent"]
+            for each in known
+            if (each["model"], each["data"], each["input"])
+            == (row["conf_model"], row["data"], row["image_size"])
+        ]
+        digits = len(accuracy.partition(".")[2])
+        assert any(f"{float(each):.{digits}f}" == accuracy for each in alike), row
+    for each in known:
+        of_mixer = re.search(r"2105\.01601, table (\d)", each["source"])
+        of_convmixer = re.match(r"arXiv 2201\.09792, ImageNet table", each["source"])
+        wanted = f"mixer_table{of_mixer[1]}" if of_mixer else "convmixer_imagenet" if of_convmixer else None
+        # the paper has one definition of its isometric MobileNetV3, conf/model two readings of it
+        model = each["model"].replace("_minimalistic", "")
+        if wanted and each["top1_percent"]:
+            values = [float(a) for t, row, a in printed if t.name == wanted and row["conf_model"] == model]
+            assert float(each["top1_percent"]) in values, each
+
+
+def test_the_tables_say_what_the_paper_marks():
+    rows = published.rows(published.CONVMIXER)
+    assert [row["top-1"] for row in rows if row["star"]] == ["82.20", "81.60", "80.21"]
+    assert [row["network"] for row in rows if row["dagger"]] == ["DeiT-B", "DeiT-S", "DeiT-Ti"]
+    assert {row["activation"] for row in rows if row["network"].startswith("ConvMixer-768")} == {"ReLU"}
+    assert sum(bool(row["dot"]) for row in rows) == 17
+    jft = {
+        row["core-days (k)"]
+        for row in published.rows(published.MIXER_TABLE_3)
+        if row["model"] == "Mixer-L/16"
+    }
+    assert jft == {"0.04", "0.41", "0.23", "0.45"}
+
+
+def test_the_files_of_published_speeds_agree():
+    with SPEEDS.open() as file:
+        known = list(csv.DictReader(file))
+    for table, rate in (
+        (published.MIXER_TABLE_2, "img/s/core"),
+        (published.MIXER_TABLE_3, "img/s/core"),
+        (published.CONVMIXER, "img/s"),
+    ):
+        cited = [each for each in known if published.rows(table)[0]["source"] in each["source"]]
+        printed: dict[tuple[str, str], set[tuple[str, float]]] = {}
+        for row in published.rows(table):
+            core_days = round(1000 * float(row.get("core-days (k)", 0)))
+            printed.setdefault((row["conf_model"], row["data"]), set()).add((row[rate], core_days))
+        assert cited
+        for each in cited:
+            assert (each["images_per_second"], float(each["core_days"] or 0)) in printed[
+                each["model"], each["data"]
+            ]
+
+
+# ------------------------------------------------------------------------------------------ measured
+
+
+def test_a_run_stands_below_the_published_rows_of_its_kind(tmp_path: Path):
+    run = write_run(tmp_path / "default" / "b16")
+    write_run(tmp_path / "default" / "larger", image_size=448)
+    write_run(tmp_path / "default" / "other_data", choices={"model": "mixer_b16", "data": "cifar10"})
+    write_run(tmp_path / "default" / "a_tenth", train_split="train[:10%]")
+    report = report_of(tmp_path)
+    for name, accuracy in (("mixer_table3", "76.44"), ("convmixer_imagenet", "76.44")):
+        rows = report[name].rows
+        (number,) = (i for i, row in enumerate(rows) if row.kind == "measured")
+        assert accuracy in [cell.text for cell in rows[number - 1].cells]
+        assert {"76.52", "mixer_b16: default/b16"} <= {cell.text for cell in rows[number].cells}
+        assert report[name].made[(run / "result.json").as_posix()].machine == "a machine"
+    assert "82.37" in [cell.text for row in report["mixer_table3"].rows for cell in row.cells]
+    assert not any(row.kind == "measured" for row in report["mixer_table2"].rows)
+    columns = report["runs"].columns
+    beside = {
+        row.cells[0].text: (
+            row.cells[columns.index("measured")].text,
+            row.cells[columns.index("published")].text,
+        )
+        for row in report["runs"].rows
+    }
+    assert beside == {
+        "default/b16": ("76.52 %", "76.44 %"),
+        "default/larger": ("76.52 %", ""),
+        "default/other_data": ("76.52 %", ""),
+        "default/a_tenth": ("76.52 %", ""),
+    }
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "data"),
+    [
+        ("timm:mixer_b16_224.goog_in21k", "imagenet21k"),
+        (
+            "timm:mixer_b16_224.goog_in21k_ft_in1k",
+            "imagenet1k",
+        ),  # of ImageNet-1k alone, whatever its name says
+        ("timm:mixer_b16_224.miil_in21k_ft_in1k", "imagenet21k"),
+        ("timm:convmixer_768_32.in1k", "imagenet1k"),
+        ("Mixer-B_16.npz", ""),
+    ],
+)
+def test_what_public_weights_were_trained_on(checkpoint: str, data: str):
+    assert trained_on_of(checkpoint) == data
+
+
+def test_a_finetuned_run_was_trained_on_the_data_of_the_run_before_it(tmp_path: Path):
+    before = write_run(tmp_path / "pre" / "b16", choices={"model": "mixer_b16", "data": "imagenet21k"})
+    write_run(tmp_path / "runs" / "tuned", checkpoint=str(before / "best.ckpt"))
+    report = report_of(tmp_path / "runs")
+    rows = report["mixer_table3"].rows
+    (number,) = (i for i, row in enumerate(rows) if row.kind == "measured")
+    assert "80.64" in [cell.text for cell in rows[number - 1].cells]
+
+
+def test_the_row_of_a_suite_stands_beside_the_paper(tmp_path: Path):
+    suite = tmp_path / "transfer" / "b16"
+    write_run(suite / "imagenet1k" / "seed0", checkpoint="timm:mixer_b16_224.goog_in21k")
+    words = ["checkpoint=timm:mixer_b16_224.goog_in21k", "trainer=gpu"]
+    content = {"checkpoint": words, "suite": "avg5", "row": {"ImNet": [80.5, 0.1], "Avg 5": [92.4, 0.2]}}
+    (suite / "transfer.json").write_text(json.dumps(content))
+    report = report_of(suite / "transfer.json")
+    (row,) = (row for row in report["mixer_table3"].rows if row.kind == "measured")
+    assert {"80.50", "92.40"} <= {cell.text for cell in row.cells}
+    made = report["mixer_table3"].made[row.file]
+    assert made.command == "mixer transfer checkpoint=timm:mixer_b16_224.goog_in21k trainer=gpu suite=avg5"
+
+
+def test_every_number_is_traceable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_run(tmp_path / "default" / "b16")
+    monkeypatch.chdir(ROOT)
+    report = report_of(Path("results"), tmp_path)
+    assert {"results_step_speed_cpu", "results_loader_cpu", "runs", "mixer_table2"} <= report.keys()
+    numbers = 0
+    for table in report.values():
+        for row in table.rows:
+            for cell in row.cells:
+                if NUMBER.fullmatch(cell.text):
+                    assert cell.source is not None, (table.name, cell)
+                if cell.source is not None:
+                    numbers += 1
+                    assert stands_at(cell.source) == cell.source.value
+                    assert not NUMBER.fullmatch(cell.text) or same_number(cell.text, cell.source.value), cell
+    assert numbers > 600
+
+
+def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    study = tmp_path / "results"
+    study.mkdir()
+    (study / "speed.csv").write_text("model,images_per_second\nmixer_s16,7.1\n")
+    (study / "speed.md").write_text(
+        "# Speed of a step\n\n* Machine: EPYC\n* Versions: torch 9\n* Command: `mixer study speed a=1`\n"
+    )
+    assert mixer(["report", "to=results/page"]) == 0
+    assert mixer(["report", "to=results/page"]) == 0  # which is not read as a result of its own
+    written = {path.name for path in (study / "page" / "tables").iterdir()}
+    papers = {f"{table.name}.{ending}" for table in published.TABLES for ending in ("csv", "md")}
+    assert written == papers | {"results_speed.csv", "results_speed.md"}
+    assert (study / "page/tables/results_speed.md").read_text() == (
+        "# Speed of a step\n\n"
+        "|  | model | images_per_second | from |\n| --- | --- | --- | --- |\n"
+        "| MEASURED | mixer_s16 | 7.1 | results/speed.csv |\n\n"
+        "From `results/speed.csv`:\n\n"
+        "* Command: `mixer study speed a=1`\n* Machine: EPYC\n* Versions: torch 9\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere"], "there is no file and no folder nowhere"),
+        (["to="], "'to=' is empty"),
+        (["too=x"], "unknown key 'too'"),
+        (["to=file.txt"], "to=file.txt is a file"),
+        (["damaged"], "result.json is damaged"),
+        (["cells.csv"], "cells.csv: row 2 has more cells than the header"),
+    ],
+)
+def test_wrong_command_lines(
+    argv: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "cells.csv").write_text("a,b\n1,2,3\n")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "result.json").write_text('{"metrics": ')
+    with pytest.raises(SystemExit, match="2"):
+        mixer(["report", *argv])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
