@@ -26,9 +26,12 @@ PREPROCESSING = (
     "eval_interpolation",
     "eval_rounding",
     "exif_orientation",
+    "shuffle",
+    "shuffle_patch",
+    "shuffle_seed",
 )
 #: Those that are off unless they are stated: no published weights were trained with them.
-UNUSUAL = ("exif_orientation",)
+UNUSUAL = ("exif_orientation", "shuffle", "shuffle_patch", "shuffle_seed")
 #: What stands before a name of timm where weights are named: timm:mixer_b16_224.goog_in21k.
 TIMM_SCHEME = "timm:"
 

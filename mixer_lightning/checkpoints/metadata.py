@@ -154,6 +154,8 @@ def _preprocessing(stated: Mapping[str, Any], where: str) -> dict[str, Any]:
             is_right, expected = _are_channels(value), "three numbers"
         elif hints[key] is bool:
             is_right, expected = isinstance(value, bool), "true or false"
+        elif hints[key] is int:
+            is_right, expected = _is_whole(value), "a whole number"
         elif hints[key] is float:
             is_right, expected = _is_number(value), "a number"
         else:
@@ -184,6 +186,10 @@ def _short(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6  # not NaN
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _are_channels(value: Any) -> bool:

@@ -119,10 +119,14 @@ def format_preprocessing(preprocessing: Mapping[str, Any], image_size: int) -> s
         "tf_bilinear": "bilinear without antialiasing",
     }[preprocessing["eval_interpolation"]]
     upright = "turned as EXIF says, " if preprocessing["exif_orientation"] else ""
+    shuffle = ""
+    if (kind := preprocessing["shuffle"]) != "none":
+        patch = f" of {preprocessing['shuffle_patch']} px" if kind == "patches" else ""
+        shuffle = f", then {kind}{patch} shuffled by seed {preprocessing['shuffle_seed']} (augment.shuffle)"
     return (
         f"{upright}{sides} to {int(image_size / preprocessing['eval_crop'])} px, {filter}, "
         f"of which the centre: float32 [batch, 3, {image_size}, {image_size}], "
-        f"pixels in [0, 1] minus {preprocessing['mean']}, divided by {preprocessing['std']}"
+        f"pixels in [0, 1] minus {preprocessing['mean']}, divided by {preprocessing['std']}{shuffle}"
     )
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from mixer_lightning.checkpoints.read import Checkpoint
 
 #: Of what a checkpoint may say of its images: what holds for every crop, and how they are cropped for evaluation.
-IMAGE_KEYS = ("mean", "std", "exif_orientation")
 CROP_KEYS = tuple(key for key in PREPROCESSING if key.startswith("eval_"))
+IMAGE_KEYS = tuple(key for key in PREPROCESSING if key not in CROP_KEYS)
 
 Stated = Mapping[
     str, Sequence[str]

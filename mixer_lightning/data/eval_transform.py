@@ -23,6 +23,9 @@ class EvalTransform:
     augment: Augment
     image_size: int  # S, in pixels
 
+    def __post_init__(self) -> None:
+        self.augment.check_image_size(self.image_size)
+
     def __call__(self, image: Image.Image) -> Tensor:
         """[3, S, S]; TypeError for anything but a PIL image."""
         if not isinstance(image, Image.Image):

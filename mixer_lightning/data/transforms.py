@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -28,8 +28,16 @@ from mixer_lightning.data.policies import (
     RandAugmentParams,
     check_policy,
 )
+from mixer_lightning.data.shuffling import Shuffle
 from mixer_lightning.data.stateless_random import Keys, uniform
-from mixer_lightning.ranges import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveFraction
+from mixer_lightning.ranges import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,11 @@ class Augment:
       erase            probability of erasing a rectangle after normalisation: "pixel" is timm's, with noise, "const"
                        is torchvision's, with 0
 
+    After all that, in training and evaluation alike:
+      shuffle          one fixed order of the pixels of every image (data/shuffling.py), as in arXiv 2105.01601, figure
+                       4: "patches" of `shuffle_patch` pixels a side in another order and the pixels in each by one
+                       common permutation, "pixels" of the whole image; `shuffle_seed` says which order
+
     Before all that, in training and evaluation alike:
       exif_orientation turn photographs as their metadata say they were taken; off in the papers, timm and torchvision
 
@@ -100,6 +113,9 @@ class Augment:
     eval_interpolation: Filter = "bilinear"
     eval_rounding: Literal["torchvision", "big_vision"] = "torchvision"
     exif_orientation: bool = False
+    shuffle: Literal["none", "patches", "pixels"] = "none"
+    shuffle_patch: PositiveInt = 16
+    shuffle_seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         _one_of("crop", self.crop, "random_resized", "inception", "resize_random", "pad", "none")
@@ -109,6 +125,12 @@ class Augment:
         _one_of("eval_resize", self.eval_resize, "short_side", "square")
         _one_of("eval_interpolation", self.eval_interpolation, *FILTERS)
         _one_of("eval_rounding", self.eval_rounding, "torchvision", "big_vision")
+        _one_of("shuffle", self.shuffle, "none", "patches", "pixels")
+        if self.shuffle_patch < 1 or self.shuffle_seed < 0:
+            raise ValueError(
+                f"augment.shuffle_patch must be at least 1 and augment.shuffle_seed at least 0; they are "
+                f"{self.shuffle_patch} and {self.shuffle_seed}."
+            )
         for name in ("flip", "mix_probability", "mix_switch", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -192,7 +214,7 @@ class Augment:
     ) -> tuple[Tensor, Tensor]:
         """Crops uint8 [B, 3, S, S] and labels int64 [B] or [B, L] to float32 images and soft targets [B, K].
 
-        Flip, RandAugment, jitter, mix, normalise, erase. The order is timm's: mixing sees pixels, erasing sees
+        Flip, RandAugment, jitter, mix, normalise, erase, shuffle. The order is timm's: mixing sees pixels, erasing sees
         normalised values. Mixing and erasing use the global generators, once per batch; but with `mix_per` "batch"
         mixing uses `batch_seed`, which is the same for all parts of a global batch.
         """
@@ -211,7 +233,7 @@ class Augment:
         normalised = self._normalise(mixed)
         if self.erase > 0:
             normalised = mixing.erase(normalised, probability=self.erase, mode=self.erase_mode)
-        return normalised, targets
+        return self._shuffled(normalised), targets
 
     def apply(self, images: Tensor, params: AugmentParams) -> Tensor:
         """Flipped, with RandAugment's operations and jittered colours: uint8 [B, 3, S, S] to the same."""
@@ -225,8 +247,25 @@ class Augment:
         return images
 
     def eval_batch(self, images: Tensor) -> Tensor:
-        """Normalised float32 images [B, 3, S, S] from uint8."""
-        return self._normalise(images.float())
+        """Normalised float32 images [B, 3, S, S] from uint8, shuffled where training's are."""
+        return self._shuffled(self._normalise(images.float()))
+
+    def check_image_size(self, image_size: int) -> None:
+        """See that images of S pixels a side can be shuffled.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        self._shuffle(image_size)
+
+    def _shuffled(self, images: Tensor) -> Tensor:
+        shuffle = self._shuffle(images.shape[-1])
+        return images if shuffle is None else shuffle(images)
+
+    def _shuffle(self, image_size: int) -> Shuffle | None:
+        if self.shuffle == "none":
+            return None
+        return _shuffle(self.shuffle, self.shuffle_patch, self.shuffle_seed, image_size)
 
     def _normalise(self, images: Tensor) -> Tensor:
         return (images - _channels(self.mean, images.device)) / _channels(self.std, images.device)
@@ -296,6 +335,11 @@ def _whole_images(
         y=y,
         filter=filters,
     )
+
+
+@lru_cache(maxsize=8)  # every batch asks for the same
+def _shuffle(kind: Literal["patches", "pixels"], patch_size: int, seed: int, image_size: int) -> Shuffle:
+    return Shuffle(kind=kind, patch_size=patch_size, seed=seed, image_size=image_size)
 
 
 def _one_of(name: str, value: str, *allowed: str) -> None:

@@ -72,6 +72,7 @@ class DataModule(LightningDataModule):
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
+        augment.check_image_size(image_size)
         self.source, self.augment, self.image_size = source, augment, image_size
         self.micro_batches, self.total_steps, self.seed, self.repeats = (
             micro_batches,

@@ -80,13 +80,16 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
 
 
 def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) -> None:
-    """Say so where the checkpoint was trained on images of another scale of colours."""
-    for name in ("mean", "std"):
-        there = checkpoint.preprocessing.get(name)
-        if there is not None and list(there) != list(getattr(augment, name)):
+    """Say so where the checkpoint was trained on another scale of colours, or another order of pixels."""
+    there, off = checkpoint.preprocessing, Augment.shuffle
+    names = ["mean", "std", "shuffle"]
+    if off not in (augment.shuffle, there.get("shuffle", off)):
+        names += ["shuffle_seed", *(["shuffle_patch"] if augment.shuffle == "patches" else [])]
+    for name in names:
+        was, now = there.get(name, off if name == "shuffle" else None), getattr(augment, name)
+        if was is not None and was != now and (isinstance(was, str | int) or list(was) != list(now)):
             screen.say(
-                f"note: {checkpoint.path.name} was trained with {name} {there}, and augment.{name} is "
-                f"{getattr(augment, name)}"
+                f"note: {checkpoint.path.name} was trained with {name} {was}, and augment.{name} is {now}"
             )
 
 

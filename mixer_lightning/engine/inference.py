@@ -118,7 +118,7 @@ class Predictions:
                 yield from self._batches(split, loader, self.network.features)
 
     def crops(self, split: str, indices: Integers) -> Tensor:
-        """The pixels that the network gets of some images, uint8 [B, 3, S, S], on the CPU."""
+        """The pixels that the network gets of some images, before `shuffle`: uint8 [B, 3, S, S], on the CPU."""
         with self.module.some_loader(split, indices, shared=False) as loader:
             size = self.module.image_size
             crops = [batch.to(self.device).cropped(size).cpu() for batch in loader]

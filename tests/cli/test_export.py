@@ -41,6 +41,9 @@ ALL_SEEN = SEEN | {  # Augment's own
     "eval_interpolation": "bilinear",
     "eval_rounding": "torchvision",
     "exif_orientation": False,
+    "shuffle": "none",
+    "shuffle_patch": 16,
+    "shuffle_seed": 0,
 }
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 

@@ -1,0 +1,269 @@
+"""Whether a network needs to know where pixels are (arXiv 2105.01601, section 4.1 and figure 4).
+
+    mixer study shuffling data=imagenet1k trainer=gpu
+    mixer study shuffling data=cifar10 models=mixer_s16,wrn_28_2 mixer_s16.patch_size=4 mixer_s16.num_blocks=4
+    mixer study shuffling checkpoint=Mixer-B_16.npz
+
+Every model is trained on three inputs: original; (1) 16x16 patches in another order, and the pixels in each by one
+common permutation; (2) the pixels of the whole image permuted. One fixed permutation is shared by all images, in
+training and in evaluation (augment.shuffle). Writes linear 5-shot accuracy over training, as
+<out>/shuffling_<data>.csv, .md and .png. Runs lie under `folder`; those that have finished are not repeated.
+
+With `checkpoint` nothing is trained: the logits of its network on images of (1) are compared with those of the
+original, with its weights as they are and permuted (studies/shuffling_proof.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mixer_lightning import launcher, results
+from mixer_lightning.config.arguments import Parser, without_value
+from mixer_lightning.config.from_checkpoint import check_there
+from mixer_lightning.config.groups import groups
+from mixer_lightning.files import write_text
+from mixer_lightning.models.presets import list_models
+from mixer_lightning.reports import markdown
+from mixer_lightning.reports import shuffling as report
+from mixer_lightning.screen import Screen, did_you_mean, refuse
+from mixer_lightning.studies.shuffling_runs import SHOTS, Run, curves, plan, run_all
+
+if TYPE_CHECKING:
+    from mixer_lightning.studies.shuffling_proof import Proof
+
+PAPERS = "mixer_b16,bit_r50x1"
+OPTIONS = ("models", "patch", "shuffle_seed", "folder", "out", "checkpoint")
+
+
+class Settings(NamedTuple):
+    """What a command line asks for; `overrides` are handed on to the runs."""
+
+    chosen: argparse.Namespace
+    models: list[str]
+    overrides: list[str]
+
+
+def settings(argv: Sequence[str]) -> Settings:
+    """The command line, as key=value. A wrong argument ends the program with a message."""
+    parser = Parser(
+        "study shuffling",
+        usage="[models=...] [key=value ... of mixer train], or checkpoint=<file>",
+        description="5-shot accuracy of models trained on shuffled pixels; or, of a checkpoint, what shuffled patches "
+        "change in its logits.",
+    )
+    add = parser.add_argument
+    add("--models", default=PAPERS, metavar="NAMES", help="of conf/model; default: %(default)s, the paper's")
+    add(
+        "--patch",
+        type=int,
+        metavar="N",
+        help="side of a patch in pixels; default: the first model's, else 16",
+    )
+    add("--shuffle_seed", type=int, default=0, metavar="N", help="of the permutations; default: %(default)s")
+    add("--folder", type=Path, default=Path("runs/shuffling"), metavar="FOLDER", help="default: %(default)s")
+    add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
+    add("--checkpoint", metavar="FILE", help="compare logits only: weights, a run directory or timm:<name>")
+    if messages := [message for each in argv if (message := without_value(each))]:
+        parser.error(messages[0])
+    mine = [f"--{argument}" if argument.partition("=")[0] in OPTIONS else argument for argument in argv]
+    chosen, overrides = parser.parse_known_args(mine)
+    parser.check_at_least(1, chosen, "patch")
+    parser.check_at_least(0, chosen, "shuffle_seed")
+    models = list(dict.fromkeys(chosen.models.split(",")))
+    _refuse_wrong(parser, chosen, models, overrides)
+    if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
+        parser.error("the runs are made in one process, on one device: start without torchrun or srun")
+    chosen.folder = chosen.folder.expanduser()
+    return Settings(chosen, models, overrides)
+
+
+def _refuse_wrong(
+    parser: Parser, chosen: argparse.Namespace, models: Sequence[str], overrides: Sequence[str]
+) -> None:
+    for name in models:
+        if name not in groups()["model"]:
+            parser.error(f"there is no model '{name}'{did_you_mean(name, list_models())}")
+    if chosen.checkpoint is not None and overrides:
+        given = overrides[0].lstrip("-").partition("=")[0]
+        parser.error(f"with checkpoint nothing is trained: '{given}' has no place beside it")
+    for each in overrides:
+        key, equals, _ = each.partition("=")
+        if each.startswith("-") or not equals:
+            parser.error(f"'{each}' is not of the form key=value")
+        instead = {"model": "models=", "name": "folder="}.get(key)
+        if instead or key.startswith("augment.shuffle"):
+            parser.error(f"'{key}' is set by the study: use {instead or 'shuffle_seed= and patch='}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train what is not trained yet, print, write; or compare the logits of a checkpoint."""
+    chosen, models, overrides = settings(argv)
+    screen = Screen()
+    try:
+        if chosen.checkpoint is not None:
+            screen.say(str(proof_of(chosen.checkpoint, patch=chosen.patch, seed=chosen.shuffle_seed)))
+            return
+        runs = plan(
+            models, patch=chosen.patch, seed=chosen.shuffle_seed, folder=chosen.folder, overrides=overrides
+        )
+        if code := run_all(runs, screen):
+            raise SystemExit(code)
+        _write(runs, chosen, argv, screen)
+    except (ValueError, OSError) as error:
+        refuse([str(error)])
+
+
+def proof_of(checkpoint: str, *, patch: int | None, seed: int) -> Proof:
+    """What shuffled patches change in the logits of a checkpoint; `patch` None is that of its network, else 16.
+
+    Raises:
+        ValueError, OSError: there is no such checkpoint, it does not tell its model, or has no such patches.
+    """
+    check_there(checkpoint)
+    from mixer_lightning.checkpoints.restore import restore
+    from mixer_lightning.data.shuffling import Shuffle
+    from mixer_lightning.studies.shuffling_proof import patch_size_of, prove
+    from mixer_lightning.studies.shuffling_runs import DEFAULT_PATCH
+
+    restored = restore(checkpoint)
+    patch = patch or patch_size_of(restored.model) or DEFAULT_PATCH
+    shuffle = Shuffle(kind="patches", patch_size=patch, seed=seed, image_size=restored.image_size)
+    return prove(restored.model, shuffle)
+
+
+def _write(runs: Sequence[Run], chosen: argparse.Namespace, argv: Sequence[str], screen: Screen) -> None:
+    """The table on the screen; rows, page and picture."""
+    data, rows = curves(runs)
+    columns, cells = report.drop_rows(report.drops(rows))
+    screen.table("", columns, cells)
+    patch = next(each.recipe.augment["shuffle_patch"] for each in runs if each.input == "patches")
+    proofs = {
+        each.model: proof_of(str(each.run_dir), patch=patch, seed=chosen.shuffle_seed)
+        for each in runs
+        if each.input == "original"
+    }
+    for model, proof in proofs.items():
+        screen.say(f"{model}: {proof}")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    path = chosen.out / f"shuffling_{data}.csv"
+    results.write_rows(path, rows, digits=4)
+    report.draw(path.with_suffix(".png"), rows, examples(runs), data=data)
+    write_text(path.with_suffix(".md"), "\n".join(page(runs, data, rows, proofs, argv)) + "\n")
+    screen.say(f"written to {path}, .md and .png")
+
+
+def examples(runs: Sequence[Run]) -> dict[str, Any]:
+    """A photograph that comes with scikit-learn, as the first model sees it under each input: uint8 [S, S, 3]."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    from mixer_lightning.data.eval_transform import EvalTransform
+    from mixer_lightning.engine.first_batch import pixels
+    from mixer_lightning.targets import build
+
+    image = Image.fromarray(load_sample_image("flower.jpg"))
+    found = {}
+    for each in runs:
+        if each.model == runs[0].model:
+            augment = build(each.recipe.augment)
+            found[each.input] = pixels(EvalTransform(augment, each.recipe.image_size)(image)[None], augment)[
+                0
+            ]
+    return found
+
+
+def page(
+    runs: Sequence[Run],
+    data: str,
+    rows: Sequence[dict[str, Any]],
+    proofs: dict[str, Proof],
+    argv: Sequence[str],
+) -> list[str]:
+    """The lines of the Markdown page: table, verdict, proof, caveats, provenance."""
+    found = report.drops(rows)
+    result = results.read_result(runs[0].run_dir) or {}
+    patched = next(each.recipe for each in runs if each.input == "patches")
+    columns, cells = report.drop_rows(found)
+    models = {each.model: each.recipe for each in runs if each.input == "original"}
+    introduction = (
+        f"Linear {SHOTS}-shot top-1 of networks trained on images whose pixels are in another order, the same for all "
+        f"images in training and evaluation: (1) patches of {patched.augment['shuffle_patch']} px shuffled and the "
+        "pixels in each by one common permutation, (2) the pixels of the whole image permuted; after crop, flip and "
+        f"normalisation (arXiv 2105.01601, section 4.1, figure 4). Each run: {patched.duration} of "
+        f"{patched.batch_size} images of {patched.image_size} px, seed {patched.seed}."
+    )
+    return [
+        f"# Shuffled pixels on {data}",
+        "",
+        introduction,
+        "",
+        *markdown.table(columns, cells),
+        "",
+        f"![{SHOTS}-shot accuracy over training](shuffling_{data}.png)",
+        "",
+        verdict(found, unaware=[model for model, proof in proofs.items() if proof.is_equal]),
+        "",
+        caveats(len(result.get("classes", []))),
+        "",
+        "## The exact statement behind (1)",
+        "",
+        *(f"* {markdown.escape(model)}: {markdown.escape(str(proof))}." for model, proof in proofs.items()),
+        "",
+        "## Where the numbers come from",
+        "",
+        *(
+            f"* {markdown.escape(model)}: {markdown.escape(', '.join(_parameters(recipe.model)))}"
+            for model, recipe in models.items()
+        ),
+        *markdown.provenance(
+            machine=results.cpu_name(),
+            versions=results.versions(),
+            command=["mixer study shuffling", *argv],
+        ),
+        f"* Commit: {results.git_sha() or 'not known'}",
+    ]
+
+
+def verdict(found: Sequence[report.Drop], *, unaware: Sequence[str]) -> str:
+    """Whether the paper's claims show; `unaware` are the networks whose weights can undo (1)."""
+    sentences = []
+    for kind, claim in (
+        ("patches", "that a Mixer does not notice (1) while a network of convolutions does"),
+        ("pixels", "that a Mixer loses less under (2)"),
+    ):
+        here = [drop for drop in found if drop.input == kind]
+        mixers = [drop.points for drop in here if drop.model in unaware]
+        others = [drop.points for drop in here if drop.model not in unaware]
+        if not mixers or not others:
+            continue
+        shows = max(mixers) < min(others) and (kind == "pixels" or max(map(abs, mixers)) < min(others) / 2)
+        numbers = ", ".join(
+            f"{drop.model} {drop.points:+.1f} points ({drop.relative:+.0f} %)" for drop in here
+        )
+        sentences.append(
+            f"The claim {claim} {'shows' if shows else 'does not show'} here; losses: {numbers}."
+        )
+    sentences.append("One run each: a second seed may differ by a point or two.")
+    return markdown.escape(" ".join(sentences))
+
+
+def caveats(num_classes: int) -> str:
+    """What is ambiguous in the paper, and other than there."""
+    sentences = [
+        f"Published, on JFT-300M and ImageNet: {report.PUBLISHED}.",
+        "The paper does not say whether in points or relative, so both stand above; its curves are in a figure alone.",
+        "The few-shot classes are those of training here, in the paper they are of another data set.",
+    ]
+    if num_classes:
+        sentences.append(
+            f"Chance is {100 / num_classes:.3g} % with {num_classes:,} classes: a network can lose what it has above "
+            "that and no more, so that relative losses are smaller than they would be with many classes."
+        )
+    return " ".join(sentences)
+
+
+def _parameters(node: dict[str, Any]) -> list[str]:
+    return [f"{key} {value}" for key, value in node.items() if key != "_target_"]
