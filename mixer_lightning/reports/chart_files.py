@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mixer_lightning.reports.charts import Chart, Panel, Series
+from mixer_lightning.reports.charts import FEW_POINTS, Chart, Panel, Series
 from mixer_lightning.reports.figures import label, new_figure, save_figure
 from mixer_lightning.reports.tables import MEASURED
 
@@ -64,7 +64,8 @@ def _draw_series(axes: Axes, series: Series, i: int) -> None:
     if series.style == "frontier":
         axes.plot(series.x, series.y, "--", color="0.5", linewidth=1.2, label=name, zorder=0)
     elif series.style == "line":
-        axes.plot(series.x, series.y, color=colour, linewidth=1.4, label=name)
+        marker = "o" if len(series.x) <= FEW_POINTS else None
+        axes.plot(series.x, series.y, color=colour, marker=marker, markersize=3, linewidth=1.4, label=name)
     else:
         # what was measured is filled and large, what is published an outline
         is_measured = series.kind == MEASURED

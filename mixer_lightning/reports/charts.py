@@ -14,6 +14,8 @@ from mixer_lightning.reports.tables import MEASURED, PUBLISHED
 #: So many runs are drawn over one another, and so many bars into one figure.
 MAX_CURVES = 12
 MAX_BARS = 40
+#: Up to so many points of a curve are marked.
+FEW_POINTS = 30
 RATE = "images_per_second"
 
 
@@ -198,22 +200,40 @@ def _size(row: Mapping[str, str]) -> str:
 
 
 def throughput(study: StudyTable) -> Chart | None:
-    """Bars of a study's rates; None where it has none."""
+    """Bars of a study's rates, a panel for each mode that it names; None where it has no rates."""
     rates = [name for name in study.columns if name == RATE or name.endswith(f"_{RATE}")]
-    rows = [
-        row
-        for row in study.rows
-        if row.get("is_best", "True") == "True" and any(map(_is_number, map(row.get, rates)))
+    modes: dict[str, list[dict[str, str]]] = {}
+    for row in study.rows:
+        if row.get("is_best", "True") == "True" and any(_is_number(row[rate]) for rate in rates):
+            modes.setdefault(row.get("mode") or "", []).append(row)
+    panels = [
+        Panel(f"images/s, {mode}" if mode else "images/s", "", series)
+        for mode, rows in modes.items()
+        if (series := _rate_bars(rows[:MAX_BARS], study.columns, rates))
     ]
-    texts = [name for name in study.columns if _tells_apart([row[name] for row in rows])]
-    if not rates or not texts:
+    if not panels:
         return None
-    total, rows = len(rows), rows[:MAX_BARS]
-    labels = tuple(dict.fromkeys(", ".join(row[name] for name in texts if row[name]) for row in rows))
-    if len(labels) < len(rows):  # two rows of one name: their numbers tell them apart
-        labels = tuple(
-            f"{i}: {', '.join(row[name] for name in texts)}" for i, row in enumerate(rows, start=1)
-        )
+    parts = [part for part in study.path.with_suffix("").parts if part not in ("/", "..", ".")]
+    longest = max(map(len, modes.values()))
+    more = f" The first {MAX_BARS} of {longest}." if longest > MAX_BARS else ""
+    caption = f"Measured images per second, from {study.path.as_posix()}.{more}"
+    return Chart("_".join(("throughput", *parts)), study.title, caption, tuple(panels))
+
+
+def _rate_bars(
+    rows: Sequence[Mapping[str, str]], columns: Sequence[str], rates: Sequence[str]
+) -> tuple[Series, ...]:
+    """A series for each rate; a bar is named by as many of the columns with texts as tell the rows apart."""
+    texts = [name for name in columns if _tells_apart([row[name] for row in rows])]
+    labels: list[str] = []
+    for number in range(1, len(texts) + 1):
+        labels = [", ".join(row[name] for name in texts[:number] if row[name]) for row in rows]
+        if len(set(labels)) == len(rows):
+            break
+    if not labels:
+        return ()
+    if len(set(labels)) < len(rows):
+        labels = [f"{i}: {label}" for i, label in enumerate(labels, start=1)]
     series = []
     for rate in rates:
         there = [
@@ -221,16 +241,9 @@ def throughput(study: StudyTable) -> Chart | None:
         ]
         if there:
             names, values = zip(*there, strict=True)
-            label = rate.removesuffix(RATE).strip("_").replace("_", " ") or "images/s"
-            series.append(Series(label, names, values, names, "bars", MEASURED))
-    if not series:
-        return None
-    name = "_".join(
-        ("throughput", *(part for part in study.path.with_suffix("").parts if part not in ("/", "..", ".")))
-    )
-    more = f" The first {MAX_BARS} of {total} rows." if total > MAX_BARS else ""
-    caption = f"Measured images per second, from {study.path.as_posix()}.{more}"
-    return Chart(name, study.title, caption, (Panel("images/s", "", tuple(series)),))
+            name = rate.removesuffix(RATE).strip("_").replace("_", " ") or "images/s"
+            series.append(Series(name, names, values, names, "bars", MEASURED))
+    return tuple(series)
 
 
 def _tells_apart(cells: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def percent(source: Source, is_percent: bool) -> str:
 
 RUN_COLUMNS = (
     "run",
-    "kind",
+    "what",
     "model",
     "trained on",
     "tested on",
@@ -189,18 +190,23 @@ def _number(source: Source | None, form: str = "") -> Cell:
 
 
 def study_table(study: StudyTable) -> Table:
-    """A study's CSV file as it stands."""
+    """A study's CSV file as it stands, without the columns that list the repeats of a measurement."""
     file = study.path.as_posix()
+    columns = [name for name in study.columns if not _is_list(row[name] for row in study.rows)]
     lines = tuple(
         Row(
             MEASURED,
             file,
-            tuple(Cell(row[name] or "", _place(file, number, name, row)) for name in study.columns),
+            tuple(Cell(row[name] or "", _place(file, number, name, row)) for name in columns),
         )
         for number, row in enumerate(study.rows, start=1)
     )
     name = "_".join(part for part in study.path.with_suffix("").parts if part not in ("/", "..", "."))
-    return Table(name, study.title, tuple(study.columns), lines, made={file: study.made})
+    return Table(name, study.title, tuple(columns), lines, made={file: study.made})
+
+
+def _is_list(cells: Iterable[str | None]) -> bool:
+    return any(re.fullmatch(r"[-+.\de]+( [-+.\de]+)+", cell or "") for cell in cells)
 
 
 def _place(file: str, number: int, name: str, row: Mapping[str, str]) -> Source | None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from mixer_lightning.files import write_text
-from mixer_lightning.reports.charts import Chart, Panel, Series
+from mixer_lightning.reports.charts import FEW_POINTS, Chart, Panel, Series
 from mixer_lightning.reports.sources import Picture
 from mixer_lightning.reports.tables import MEASURED, Provenance, Table
 
@@ -94,9 +94,11 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
             name=series.name,
             orientation="h",
             marker={"color": colour},
+            text=[f"{value:,.4g}" for value in series.y],
+            textposition="outside",
+            cliponaxis=False,
             hovertemplate="%{y}<br>%{x:,.4~g}<extra>%{fullData.name}</extra>",
         )
-    is_line = series.style in ("line", "frontier")
     is_measured = series.kind == MEASURED
     hover = "%{text}<br>%{x}, %{y:.2f}<extra>" + (MEASURED if is_measured else "published") + "</extra>"
     return go.Scatter(
@@ -104,17 +106,31 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
         y=list(series.y),
         text=list(series.names),
         name=series.name,
-        mode="lines" if is_line else "markers",
+        mode=_mode(series),
         line={"dash": "dash", "color": "#888888"} if series.style == "frontier" else {"color": colour},
         marker={
             "color": colour,
-            "size": 14 if is_measured else 10,
-            "symbol": "star" if is_measured else f"{SYMBOLS[i % len(SYMBOLS)]}-open",
-            "line": {"width": 2},
+            "size": 5 if series.style == "line" else 14 if is_measured else 10,
+            "symbol": _symbol(series, i),
+            "line": {"width": 0 if series.style == "line" else 2},
         },
         hovertemplate=hover,
         hoverinfo="skip" if series.style == "frontier" else None,
     )
+
+
+def _mode(series: Series) -> str:
+    if series.style == "points":
+        return "markers"
+    is_marked = series.style == "line" and len(series.x) <= FEW_POINTS
+    return "lines+markers" if is_marked else "lines"
+
+
+def _symbol(series: Series, i: int) -> str:
+    """What was measured is filled, what is published an outline."""
+    if series.style == "line":
+        return "circle"
+    return "star" if series.kind == MEASURED else f"{SYMBOLS[i % len(SYMBOLS)]}-open"
 
 
 def _data_uri(path: Path) -> str:

@@ -146,5 +146,11 @@ def test_bars_are_the_rates_of_a_study_and_nothing_else():
     assert chart is not None
     ((series,),) = (panel.series for panel in chart.panels)
     assert (series.x, series.y) == (("ours", "fast"), (2.0, 3.0))
+    two = [row | {"mode": mode} for mode in ("training", "inference") for row in rows[2:]]
+    two = [row | {"is_best": "True", "definition": f"hash{i}"} for i, row in enumerate(two)]
+    chart = charts.throughput(StudyTable(Path("a.csv"), "", list(two[0]), two, Provenance()))
+    assert chart is not None
+    assert [panel.x for panel in chart.panels] == ["images/s, training", "images/s, inference"]
+    assert all(panel.series[0].x == ("slow", "fast") for panel in chart.panels)  # named without the hash
     no_rates = StudyTable(Path("a.csv"), "", ["loader", "loss"], [{"loader": "a", "loss": "1"}], Provenance())
     assert charts.throughput(no_rates) is None
