@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +93,8 @@ def draw(
     for number, model in enumerate(models):
         axes = figure.add_subplot(grid[:, 1 + number], sharey=first)
         first = first or axes
-        title = "\n".join(label(line, 90) for line in (model, details[model]))
+        lines = [model, *textwrap.wrap(details[model], 64)]
+        title = "\n".join(map(label, lines))
         _curves(axes, [row for row in rows if row["model"] == model], title=title)
         if not number:
             axes.set_ylabel(f"linear 5-shot top-1 on {label(data)}, %")
