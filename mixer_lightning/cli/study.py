@@ -13,6 +13,8 @@ STUDIES = {
     "step_speed": "a training step beside timm's",
     "shuffling": "networks trained on shuffled pixels, and why a Mixer does not notice",
     "throughput": "images per second of every model, in inference and training, best over batch sizes",
+    "convolutions": "what depthwise and pointwise convolutions cost beside a full one",
+    "receptive": "the effective receptive field: which pixels a feature in the middle depends on",
 }
 
 
@@ -35,7 +37,11 @@ def study(name: str) -> Callable[[Sequence[str]], None]:
         from mixer_lightning.studies.shuffling import main
     elif name == "step_speed":
         from mixer_lightning.studies.step_speed import main
-    else:
-        assert name == "throughput"
+    elif name == "throughput":
         from mixer_lightning.studies.throughput import main
+    elif name == "convolutions":
+        from mixer_lightning.studies.convolutions import main
+    else:
+        assert name == "receptive"
+        from mixer_lightning.studies.receptive import main
     return main
