@@ -23,6 +23,12 @@ FLAX_TO_TIMM = {
     "pre_head_layer_norm": "norm",
     "head": "head",
 }
+#: Other networks that their authors publish as .npz, by a part of the names in it: what they are, and the word by which
+#: `mixer models` lists timm's copies of these weights.
+OTHERS = {
+    "Transformer/encoderblock_": ("ViT of google-research/vision_transformer", "vit"),
+    "root_block/standardized_conv2d": ("BiT of google-research/big_transfer", "bit"),
+}
 _NUMBERED = re.compile(r"(.+)_(\d+)")
 TIMM_TO_FLAX = {timm: flax for flax, timm in FLAX_TO_TIMM.items()}
 
@@ -36,6 +42,11 @@ def from_flax(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         name, array = _timm_name(*_from_older(names[key], array))
         tensors[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     return tensors
+
+
+def other_network(names: Iterable[str]) -> tuple[str, str] | None:
+    """The row of `OTHERS` whose network an .npz with these names holds, if it is one of them."""
+    return next((OTHERS[part] for name in names for part in OTHERS if part in name), None)
 
 
 def _parameters(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -19,6 +19,7 @@ from mixer_lightning.checkpoints.families import (
 )
 
 FILE = "model.safetensors"
+BIN_FILE = "pytorch_model.bin"  # what timm's save_for_hf writes unless told otherwise
 INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
 
 
@@ -36,7 +37,7 @@ def file_in(folder: Path) -> Path:
     Raises:
         FileNotFoundError: it holds none of them.
     """
-    for name in (results.BEST, results.LAST, f"{FILE}{INDEX_SUFFIX}", FILE):
+    for name in (results.BEST, results.LAST, f"{FILE}{INDEX_SUFFIX}", FILE, BIN_FILE):
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(

@@ -80,7 +80,7 @@ def read(path: str | Path) -> Checkpoint:
     checkpoints of other programs, see state_dicts.py), checkpoints of our own runs (averaged weights where there are
     some), as .safetensors or as torch files (.pth, .pth.tar, .pt, .ckpt, .bin), also in shards with an .index.json.
     Instead of a file, a run directory stands for its best.ckpt, or last.ckpt without one, a folder as on the hub for
-    its model.safetensors, and timm:<name> for timm's published weights.
+    its model.safetensors or pytorch_model.bin, and timm:<name> for timm's published weights.
 
     Raises:
         FileNotFoundError: there is no such file, or timm's cannot be fetched.
@@ -226,6 +226,11 @@ def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     try:
         tensors = flax.from_flax(arrays)
     except (KeyError, ValueError):
+        if other := flax.other_network(arrays):
+            raise ValueError(
+                f"{path} holds a {other[0]}, of which the .npz is not read: `mixer models {other[1]}` lists timm's "
+                "files of the same weights (--json: all of them)"
+            ) from None
         raise ValueError(
             f"{path} is not a Mixer of the official code: it holds {some_of(list(arrays))}"
         ) from None

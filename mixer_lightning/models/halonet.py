@@ -10,7 +10,7 @@ HaloAttn, whose names the attributes have.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,11 @@ class HaloNet(nn.Module):
         """[B, F, H/32, W/32] -> logits [B, K]: the mean over positions (`pre_logits`: no more), a linear layer."""
         x = features.mean(dim=(2, 3))  # [B, F]
         return x if pre_logits else self.head(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers as timm's `group_parameters` takes them: each block one, the last convolution of the last of them."""
+        block = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
+        return {"stem": r"^stem", "blocks": [(block, None), (r"^final_conv", (99999,))]}
 
 
 class Bottleneck(nn.Module):

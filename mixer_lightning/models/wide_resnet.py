@@ -11,7 +11,7 @@ zero. Strided convolutions have a border of one pixel on every side, as in the a
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,10 +101,6 @@ class WideResNet(nn.Module):
         """[B, 64 k, H/4, W/4] -> logits [B, K]: the mean over positions [B, 64 k] (`pre_logits`), a linear layer."""
         x = F.dropout(features.mean(dim=(2, 3)), self.head_dropout, self.training)  # [B, 64 k]
         return x if pre_logits else self.head(x)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers as timm's `group_parameters` takes them; the last norm belongs to the last block."""
-        return {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
 
 class WideBlock(nn.Module):

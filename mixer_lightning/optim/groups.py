@@ -11,6 +11,14 @@ from torch import nn
 from mixer_lightning.screen import did_you_mean
 
 BACKBONE = "backbone"  # all but the head
+#: Layers of models that do not say themselves, as timm's `group_parameters` takes them: a block each, of one level or
+#: in stages as in timm's ConvNeXt. What is between stages belongs to the block after it, a norm to the one before.
+BLOCKS = [
+    (r"^stages\.(\d+)\.downsample", (0,)),
+    (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+    (r"^blocks\.(\d+)", None),
+    (r"^norm", (99999,)),
+]
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -75,7 +83,7 @@ def parameter_groups(
 
     Returns dicts with `params` and `weight_decay`, and `lr` where layers differ: the lowest layer first, of one layer
     the decayed first, no empty ones.
-    Raises ValueError when nothing in the model can be trained, or `layer_decay` is not in (0, 1].
+    Raises ValueError when nothing in the model can be trained, or `layer_decay` is not in (0, 1] or finds no layers.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"optimizer.layer_decay={layer_decay} is not in (0, 1]: null turns it off")
@@ -101,11 +109,19 @@ def parameter_groups(
 
 
 def layer_numbers(model: nn.Module) -> dict[str, int]:
-    """The number of every parameter's layer, from the input: as timm's own models say, `stem` and `blocks` of ours."""
+    """The number of every parameter's layer, from the input: by the model's `group_matcher`, or `stem` and `BLOCKS`.
+
+    Raises:
+        ValueError: neither tells the layers of this model apart.
+    """
     from timm.models import group_parameters
 
-    ours = {"stem": r"^stem", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
     theirs: Any = getattr(model, "group_matcher", None)
-    matcher = ours if theirs is None else theirs(coarse=False)
+    matcher = {"stem": r"^stem", "blocks": BLOCKS} if theirs is None else theirs(coarse=False)
     numbers: dict[str, int] = group_parameters(model, matcher, reverse=True)
+    if theirs is None and len(set(numbers.values())) < 3:  # at most the stem, and all else
+        raise ValueError(
+            f"optimizer.layer_decay: {type(model).__name__} does not say what its layers are (`stem` and `blocks`, or "
+            "a method `group_matcher` as timm's models have): use optimizer.layer_decay=null"
+        )
     return numbers

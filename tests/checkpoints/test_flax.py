@@ -12,6 +12,7 @@ from small_models import assert_same_logits, digits_model
 from torch import nn
 
 from mixer_lightning.checkpoints.load import load
+from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.save import save_flax
 from mixer_lightning.models.mixer import Mixer
 
@@ -155,3 +156,19 @@ def test_a_saved_flax_file_is_in_the_official_layout(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[key], array, err_msg=key)
     load(other, tmp_path / "mixer.npz")
     assert_same_logits(model, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Transformer/encoderblock_0/LayerNorm_0/scale", "holds a ViT of .*: `mixer models vit` lists"),
+        ("opt/target/Transformer/encoderblock_0/LayerNorm_0/scale", "holds a ViT of"),
+        ("resnet/root_block/standardized_conv2d/kernel", "holds a BiT of .*: `mixer models bit` lists"),
+        ("resnet/conv1/kernel", "is not a Mixer of the official code"),
+    ],
+)
+def test_networks_of_others_are_named(tmp_path: Path, name: str, message: str) -> None:
+    """The names that timm reads in those files: timm/models/vision_transformer.py and resnetv2.py, `_load_weights`."""
+    np.savez(tmp_path / "weights.npz", **{name: np.zeros((3, 3), np.float32)})
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "weights.npz")

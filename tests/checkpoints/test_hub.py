@@ -141,3 +141,14 @@ def test_other_programs_configs_are_left_alone(tmp_path: Path, config: object) -
         "eval_interpolation": "area",
         "eval_rounding": "big_vision",
     }
+
+
+def test_a_folder_as_timm_saves_it_stands_for_its_weights(tmp_path: Path) -> None:
+    """timm's save_for_hf writes config.json and, unless told otherwise, pytorch_model.bin; safetensors go first."""
+    model = timm.create_model("resnet18", num_classes=3)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "pytorch_model.bin"]
+    assert hub.file_in(tmp_path) == tmp_path / "pytorch_model.bin"
+    assert torch.equal(read(tmp_path).tensors["fc.weight"], model.fc.weight)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization="both")
+    assert hub.file_in(tmp_path) == tmp_path / hub.FILE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,25 @@ def test_macs_of_a_mixer_follow_the_formula() -> None:
     s, c, ds, dc, blocks = 64, 64, 32, 256, 4  # mixer_digits, patches of one pixel
     macs = s * 3 * c + blocks * (2 * c * s * ds + 2 * s * c * dc) + c * 10
     assert cost("mixer_digits", num_classes=10) == Cost(parameters=151_178, macs=macs)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_title_of_every_file_has_its_count(name: str) -> None:
+    """Exactly, or in millions to as many places as it prints; of the Mixers and the ViT-H without the head."""
+    lines = (MODEL_FOLDER / f"{name}.yaml").read_text().split("# Source")[0].splitlines()
+    title = " ".join(line.lstrip("# ") for line in lines)
+    number = re.search(r"(\d[\d,.]*)( ?M)? parameters( without the head)?", title)
+    assert number, f"write the parameters into the title of {name}.yaml"
+    count, millions, without_head = SIZES[name].parameters, number[2], bool(number[3])
+    if without_head:
+        count = WITHOUT_HEAD[name][0] if name in WITHOUT_HEAD else count - (1280 + 1) * 1000
+    if millions:
+        rounding = 0.5 * 10.0 ** -len(number[1].partition(".")[2])
+        assert (
+            abs(float(number[1]) - count / 1e6) <= rounding + 0.015
+        )  # 59.11 M is printed as 59, 18.02 M as 18
+    else:
+        assert int(number[1].replace(",", "")) == count
 
 
 @pytest.mark.parametrize("name", sorted({row.model for row in published()}))

@@ -8,7 +8,7 @@ from torch import nn
 
 from mixer_lightning.api import create_model
 from mixer_lightning.models.baselines import timm_backbone
-from mixer_lightning.optim.groups import freeze, parameter_groups
+from mixer_lightning.optim.groups import freeze, layer_numbers, parameter_groups
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def test_agrees_with_timm(model):
 def test_what_a_model_keeps_from_decay_does_not(name):
     """timm's own groups, as its train.py makes them: DeiT's tokens and positions, Swin's position biases."""
     with torch.device("meta"):
-        model = timm_backbone(timm_name=name, num_classes=7, image_size=224)
+        size = timm.get_pretrained_cfg(name).input_size[-1]
+        model = timm_backbone(timm_name=name, num_classes=7, image_size=size)
         original = timm.create_model(name, num_classes=7)
     given = original.no_weight_decay() if hasattr(original, "no_weight_decay") else ()
     theirs = {
@@ -90,7 +91,12 @@ def test_a_wholly_frozen_model_is_refused(model):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [("mixer_s16", "mixer_s16_224"), ("convmixer_768_32", "convmixer_768_32"), ("resnet50", "resnet50")],
+    [
+        ("mixer_s16", "mixer_s16_224"),
+        ("convmixer_768_32", "convmixer_768_32"),
+        ("resnet50", "resnet50"),
+        ("halonet_h1", "halonet_h1"),
+    ],
 )
 def test_layer_decay_agrees_with_timm(ours, theirs):
     """The rate of every parameter, by name, as timm's param_groups_layer_decay has it for its own model."""
@@ -110,6 +116,56 @@ def test_layer_decay_agrees_with_timm(ours, theirs):
     assert found.keys() == expected.keys()
     for name, pair in expected.items():
         assert found[name] == pytest.approx(pair), name
+
+
+def test_layers_of_a_model_in_stages_whose_class_in_timm_does_not_say_them():
+    """CAFormer-S18 (arXiv 2210.13452): a stem, 3 + 3 + 9 + 3 blocks and the head; a stage's first block brings its
+    downsampling along, as in timm's ConvNeXt."""
+    with torch.device("meta"):
+        numbers = layer_numbers(create_model("caformer_s18", num_classes=10))
+    assert numbers["stem.conv.weight"] == 0
+    assert numbers["stages.0.blocks.0.norm1.weight"] == 1
+    assert numbers["stages.1.downsample.conv.weight"] == numbers["stages.1.blocks.0.norm1.weight"] == 4
+    assert numbers["stages.3.blocks.2.norm1.weight"] == 18
+    assert {number for name, number in numbers.items() if name.startswith("head.")} == {19}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alexnet_2012",
+        "bit_r50x1",
+        "convformer_s18",
+        "convnext_t",
+        "fastvit_t8",
+        "gmlp_s16",
+        "halonet_h3",
+        "lecun_1989",
+        "mixer_digits",
+        "mobilenetv3_isometric_p16",
+        "poolformerv2_s24",
+        "resmlp_s12",
+        "starnet_s1",
+        "swin_t",
+        "wrn_28_2",
+    ],
+)
+def test_a_model_of_every_family_says_its_layers(name):
+    """The stem is the lowest, the head the highest, at least one between; none is left out."""
+    with torch.device("meta"):
+        model = create_model(name, num_classes=10)
+    numbers = layer_numbers(model)
+    heads = {number for key, number in numbers.items() if key.startswith(f"{model.head_name}.")}
+    assert numbers.keys() == {key for key, _ in model.named_parameters()}
+    assert len(set(numbers.values())) > 2
+    assert heads <= {max(numbers.values())}
+    assert numbers[next(iter(dict(model.named_parameters())))] <= 1
+
+
+def test_layer_decay_of_a_model_of_unknown_layers_is_refused():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=r"ModuleDict does not say .* use optimizer.layer_decay=null"):
+        parameter_groups(model, weight_decay=0.1, decay_bias_and_norm=False, layer_decay=0.8)
 
 
 @pytest.mark.parametrize(("name", "head"), [("convnext_t", "head.fc"), ("alexnet", "classifier.6")])
