@@ -72,6 +72,8 @@ ALLOWED_ROOMS = {
     "lightning": {"engine", "loggers"},
     "torchmetrics": {"evals", "engine"},
     "matplotlib": {"reports"},
+    "plotly": {"reports"},
+    "jinja2": {"reports"},
 }
 WITHOUT_TORCH = {"config", "results", "screen", "progress", "stdio", "stopping", "files", "cli", "reports"}
 #: The one file that turns a dotted path into an object, and those that ask it for one that is not ours to import:

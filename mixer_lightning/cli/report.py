@@ -43,7 +43,8 @@ def settings(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Path]]:
     parser = Parser(
         "report",
         usage="[file or folder ...] [to=report]",
-        description="Sets what was measured beside what the papers print, as tables in CSV and Markdown.\n"
+        description="Sets what was measured beside what the papers print, as tables (CSV, Markdown),\n"
+        "figures (PNG, SVG) and one page, index.html, that needs no server and loads nothing.\n"
         "Reads run directories, evaluation.json, transfer.json and the CSV files of studies; without a name\n"
         f"{' and '.join(f'{each}/' for each in DEFAULTS)} of this folder.",
     )

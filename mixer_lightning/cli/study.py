@@ -11,6 +11,7 @@ STUDIES = {
     "loader": "images per second of the input pipeline, beside timm, torchvision and webdataset",
     "cifar": "a training step with its input on CIFAR-sized images, beside torchvision's",
     "step_speed": "a training step beside timm's",
+    "token_mixing": "pictures and figures of the weights that mix tokens, of depthwise kernels and of stems",
     "shuffling": "networks trained on shuffled pixels, and why a Mixer does not notice",
     "throughput": "images per second of every model, in inference and training, best over batch sizes",
     "convolutions": "what depthwise and pointwise convolutions cost beside a full one",
@@ -33,6 +34,8 @@ def study(name: str) -> Callable[[Sequence[str]], None]:
         from mixer_lightning.studies.loader import main
     elif name == "cifar":
         from mixer_lightning.studies.cifar import main
+    elif name == "token_mixing":
+        from mixer_lightning.studies.token_mixing import main
     elif name == "shuffling":
         from mixer_lightning.studies.shuffling import main
     elif name == "step_speed":

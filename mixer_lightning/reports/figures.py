@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anyascii import anyascii
-from matplotlib import ft2font
+from matplotlib import ft2font, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
@@ -28,11 +28,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Replace `path` by a PNG of the figure: all of it, or nothing."""
+    """Replace `path`, a .png or .svg, by the figure: all of it, or nothing. Equal figures give equal bytes."""
     _choose_fonts(figure)
+    kind = path.suffix.removeprefix(".")
 
     def write(file: BinaryIO) -> None:
-        figure.savefig(file, format="png", dpi=110)
+        with rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(file, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
 
     atomic_write(path, write)
 

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mixer_lightning.reports import tables
+from mixer_lightning.reports import chart_files, tables
+from mixer_lightning.reports.charts import charts
 from mixer_lightning.reports.comparison import tables as comparison_tables
+from mixer_lightning.reports.page import write_page
 from mixer_lightning.reports.sources import collect
+
+PAGE = "index.html"
 
 
 class Written(NamedTuple):
@@ -31,8 +35,15 @@ def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path
     """
     found = collect(paths, without=folder)
     all_tables = comparison_tables(found, results_of_models)
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    all_charts = charts(found)
+    for name in ("tables", "figures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for table in all_tables:
         tables.write(folder / "tables", table)
-    summary = f"{len(found.measured)} runs, {len(found.studies)} tables of studies"
-    return Written(summary, folder / "tables")
+    for chart in all_charts:
+        chart_files.draw(folder / "figures", chart)
+    write_page(folder / PAGE, tables=all_tables, charts=all_charts, pictures=found.pictures)
+    summary = (
+        f"{len(found.measured)} runs, {len(found.studies)} tables of studies, {len(found.pictures)} pictures"
+    )
+    return Written(summary, folder / PAGE)

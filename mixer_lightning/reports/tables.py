@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from csv import writer
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ class Cell:
 
     text: str
     source: Source | None = None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it reads as one, with or without a percent sign."""
+        return re.fullmatch(r"[+-]?[\d,]*\.?\d+(e[+-]?\d+)?( %)?", self.text) is not None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 from pathlib import Path
@@ -60,8 +61,13 @@ def stands_at(source: Source) -> str:
             key = part.replace("~1", "/").replace("~0", "~")
             node = node[int(key)] if isinstance(node, list) else node[key]
         return json.dumps(node)
+    return csv_rows(path.resolve())[source.row - 1][source.key]
+
+
+@functools.cache
+def csv_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))[source.row - 1][source.key]
+        return list(csv.DictReader(file))
 
 
 def same_number(shown: str, value: str) -> bool:

@@ -1,0 +1,288 @@
+"""The figures of a report as data, drawn twice from it: into files (chart_files.py) and into the page (page.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mixer_lightning import results
+from mixer_lightning.reports import published
+from mixer_lightning.reports.sources import Found, Measured, StudyTable
+from mixer_lightning.reports.tables import MEASURED, PUBLISHED
+
+#: So many runs are drawn over one another, and so many bars into one figure.
+MAX_CURVES = 12
+MAX_BARS = 40
+RATE = "images_per_second"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one name: `x` and `y` of equal length, with the name of each point."""
+
+    name: str
+    x: tuple[float, ...] | tuple[str, ...]
+    y: tuple[float, ...]
+    names: tuple[str, ...]
+    style: str = "points"  # points, line, frontier (dashed steps) or bars
+    kind: str = PUBLISHED
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Two axes and what is drawn between them. Bars lie: their names are `x`, their lengths `y`."""
+
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of one panel or several."""
+
+    name: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+def charts(found: Found) -> list[Chart]:
+    """Every figure of a report, in its order."""
+    figures = [pareto(), model_scale(), convmixer(found.measured)]
+    figures += [chart for study in found.studies if (chart := throughput(study)) is not None]
+    return figures + ([curves(found.curves)] if any(map(_evaluated, found.curves.values())) else [])
+
+
+# ------------------------------------------------------------------------------------------- the papers
+
+
+def pareto() -> Chart:
+    """Accuracy against the cost of pre-training, and the frontier (MLP-Mixer, figure 2, left)."""
+    rows = published.rows(published.MIXER_TABLE_2)
+    # the smaller systems of that figure stand in table 3
+    rows += [
+        row
+        for row in published.rows(published.MIXER_TABLE_3)
+        if row["data"] == "jft300m"
+        and (
+            row["model"] == "BiT-R200x3"
+            or (row["model"] in ("ViT-L/16", "Mixer-L/16") and row["image_size"] != "224")
+        )
+    ]
+    panel = _panel(rows, "core-days (k)", "ImNet", _family, _system)
+    best = frontier([(float(row["core-days (k)"]), float(row["ImNet"])) for row in rows])
+    dashed = Series(
+        "frontier",
+        tuple(x for x, _ in best),
+        tuple(y for _, y in best),
+        ("frontier",) * len(best),
+        "frontier",
+    )
+    return Chart(
+        "pareto",
+        "Accuracy and cost of pre-training",
+        "ImageNet top-1 after fine-tuning against thousands of TPUv3 core-days of pre-training. MLP-Mixer, table 2, "
+        "with BiT-R200x3 and the L/16 models of table 3; dashed: no cheaper system is as accurate.",
+        (Panel("core-days of pre-training, thousands", "ImageNet top-1, %", (*panel, dashed), log_x=True),),
+    )
+
+
+def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those points that no other beats in y at the same or a smaller x, by x."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
+
+
+def model_scale() -> Chart:
+    """Accuracy against pre-training cost and against throughput (MLP-Mixer, figure 3)."""
+    rows = [
+        row
+        for row in published.rows(published.MIXER_TABLE_3)
+        if row["data"] == "jft300m" and row["image_size"] == "224"
+    ]
+    panels = tuple(
+        Panel(label, "ImageNet top-1, %", _panel(rows, column, "ImNet", _family, _system), log_x=True)
+        for column, label in (
+            ("core-days (k)", "core-days of pre-training, thousands"),
+            ("img/s/core", "images/s on a TPUv3 core"),
+        )
+    )
+    caption = "ImageNet top-1 after pre-training on JFT-300M at 224 px: MLP-Mixer, table 3."
+    return Chart("model_scale", "Model scale", caption, panels)
+
+
+def convmixer(measured: Sequence[Measured]) -> Chart:
+    """Accuracy against parameters and throughput: the networks of ConvMixer's ImageNet table."""
+    rows = [row for row in published.rows(published.CONVMIXER) if row["top-1"]]
+    panels = []
+    for column, label, log_x in (
+        ("params (M)", "parameters, millions", False),
+        ("img/s", "images/s of the authors", True),
+    ):
+        series = _panel([row for row in rows if row[column]], column, "top-1", _network, _size)
+        if column == "params (M)":
+            series += _measured_networks(rows, measured)
+        panels.append(Panel(label, "ImageNet top-1, %", series, log_x=log_x))
+    return Chart(
+        "convmixer",
+        "ConvMixer beside others",
+        "The networks of ConvMixer's ImageNet table. star: regularisation after A1. Stated once more: ViT-B/16 was "
+        "fine-tuned at 384 px, and the 59 M of Mixer-B/16 leave out its head.",
+        tuple(panels),
+    )
+
+
+def _measured_networks(rows: Sequence[Mapping[str, str]], measured: Sequence[Measured]) -> tuple[Series, ...]:
+    known = {(row["conf_model"], row["data"], row["image_size"]) for row in rows}
+    points = [
+        (float(each.others["num_parameters"].value) / 1e6, 100 * float(each.values["test/top1"].value), each)
+        for each in measured
+        if "test/top1" in each.values
+        and "num_parameters" in each.others
+        and each.trained_on == each.tested_on
+        and (each.model, each.trained_on, each.image_size.value if each.image_size else "") in known
+    ]
+    if not points:
+        return ()
+    xs, ys, found = zip(*points, strict=True)
+    return (Series(MEASURED, xs, ys, tuple(f"{each.model}: {each.label}" for each in found), kind=MEASURED),)
+
+
+Name = Callable[[Mapping[str, str]], str]
+
+
+def _panel(rows: Sequence[Mapping[str, str]], x: str, y: str, group: Name, name: Name) -> tuple[Series, ...]:
+    """Points of rows, a series for each group."""
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        if row[x] and row[y]:
+            groups.setdefault(group(row), []).append(row)
+    return tuple(
+        Series(
+            each,
+            tuple(float(row[x]) for row in members),
+            tuple(float(row[y]) for row in members),
+            tuple(map(name, members)),
+        )
+        for each, members in groups.items()
+    )
+
+
+def _family(row: Mapping[str, str]) -> str:
+    return re.split(r"[-/ ]", row["model"])[0]
+
+
+def _system(row: Mapping[str, str]) -> str:
+    return f"{row['model'].split(' (')[0]} {row['image_size']} px, {row['pretraining']}"
+
+
+def _network(row: Mapping[str, str]) -> str:
+    family = re.split(r"-\d|-[A-Z]|/", row["network"])[0]
+    if family == "ConvMixer":
+        return f"{family} {row['activation']}{', star' if row['star'] else ''}"
+    return family
+
+
+def _size(row: Mapping[str, str]) -> str:
+    shape = [f"{sign}{row[key]}" for sign, key in (("p", "patch_size"), ("k", "kernel_size")) if row[key]]
+    return " ".join([row["network"], *shape])
+
+
+# ----------------------------------------------------------------------------------------- measurements
+
+
+def throughput(study: StudyTable) -> Chart | None:
+    """Bars of a study's rates; None where it has none."""
+    rates = [name for name in study.columns if name == RATE or name.endswith(f"_{RATE}")]
+    rows = [
+        row
+        for row in study.rows
+        if row.get("is_best", "True") == "True" and any(map(_is_number, map(row.get, rates)))
+    ]
+    texts = [name for name in study.columns if _tells_apart([row[name] for row in rows])]
+    if not rates or not texts:
+        return None
+    total, rows = len(rows), rows[:MAX_BARS]
+    labels = tuple(dict.fromkeys(", ".join(row[name] for name in texts if row[name]) for row in rows))
+    if len(labels) < len(rows):  # two rows of one name: their numbers tell them apart
+        labels = tuple(
+            f"{i}: {', '.join(row[name] for name in texts)}" for i, row in enumerate(rows, start=1)
+        )
+    series = []
+    for rate in rates:
+        there = [
+            (name, float(row[rate])) for name, row in zip(labels, rows, strict=True) if _is_number(row[rate])
+        ]
+        if there:
+            names, values = zip(*there, strict=True)
+            label = rate.removesuffix(RATE).strip("_").replace("_", " ") or "images/s"
+            series.append(Series(label, names, values, names, "bars", MEASURED))
+    if not series:
+        return None
+    name = "_".join(
+        ("throughput", *(part for part in study.path.with_suffix("").parts if part not in ("/", "..", ".")))
+    )
+    more = f" The first {MAX_BARS} of {total} rows." if total > MAX_BARS else ""
+    caption = f"Measured images per second, from {study.path.as_posix()}.{more}"
+    return Chart(name, study.title, caption, (Panel("images/s", "", tuple(series)),))
+
+
+def _tells_apart(cells: Sequence[str]) -> bool:
+    """Whether a column names the rows of a study: short texts, not numbers, and not the same in all."""
+    is_text = not all(re.fullmatch(r"[-+.\de ]*|True|False", cell) for cell in cells)
+    return is_text and len(set(cells)) > 1 and max(map(len, cells)) <= 48
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
+    """The runs over one another: the accuracy by which they are compared, and the loss of training."""
+    shown = {name: rows for name, rows in runs.items() if _evaluated(rows)}
+    more = f" The first {MAX_CURVES} of {len(shown)} runs." if len(shown) > MAX_CURVES else ""
+    shown = dict(list(shown.items())[:MAX_CURVES])
+    parts = [tuple(name.split("/")) for name in shown]
+    shared = 0
+    while len(parts) > 1 and all(
+        len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts
+    ):
+        shared += 1
+    names = {
+        name: "/".join(part[shared:] if len(parts) > 1 else part[-2:])
+        for name, part in zip(shown, parts, strict=True)
+    }
+    accuracy, loss = [], []
+    for name, rows in shown.items():
+        metric = _evaluated(rows)
+        scale = 1 if results.is_better_lower(metric) else 100
+        accuracy.append(_curve(f"{names[name]}: {metric}", rows, metric, scale))
+        loss.append(_curve(names[name], rows, "train/loss", 1))
+    panels = (
+        Panel("epoch", "accuracy, %", tuple(accuracy)),
+        Panel("epoch", "loss of training", tuple(each for each in loss if each.x)),
+    )
+    return Chart("curves", "Runs over one another", f"From metrics.jsonl of each run.{more}", panels)
+
+
+def _evaluated(rows: Sequence[Mapping[str, float]]) -> str:
+    """The metric that runs are compared by; "" where only training has metrics."""
+    return (
+        results.main_metric(dict.fromkeys(n for row in rows for n in row if n not in ("step", "epoch"))) or ""
+    )
+
+
+def _curve(name: str, rows: Sequence[Mapping[str, float]], metric: str, scale: float) -> Series:
+    points = [(row["epoch"], scale * row[metric]) for row in rows if metric in row and "epoch" in row]
+    xs, ys = zip(*points, strict=True) if points else ((), ())
+    return Series(name, xs, ys, (name,) * len(xs), "line", MEASURED)
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "")
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,121 @@
+"""index.html: every table, figure and picture of a report in one file, which needs no server and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from mixer_lightning.files import write_text
+from mixer_lightning.reports.charts import Chart, Panel, Series
+from mixer_lightning.reports.sources import Picture
+from mixer_lightning.reports.tables import MEASURED, Provenance, Table
+
+#: A palette whose colours are told apart on light and dark ground, also by most of the colour-blind (Okabe and Ito).
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c6bb1",
+    "#a6761d",
+    "#7f7f7f",
+    "#1b9e77",
+)
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "pentagon", "hexagon")
+
+
+def write_page(
+    path: Path, *, tables: Sequence[Table], charts: Sequence[Chart], pictures: Sequence[Picture]
+) -> None:
+    """Write the page."""
+    made: dict[str, Provenance] = {}
+    for table in tables:
+        made |= {file: table.made.get(file, Provenance()) for file in table.files()}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html").render(
+        tables=tables,
+        charts=[{"chart": chart, "panels": [figure(panel) for panel in chart.panels]} for chart in charts],
+        pictures=[
+            {"caption": each.caption, "file": each.path.as_posix(), "data": _data_uri(each.path)}
+            for each in pictures
+        ],
+        made=made,
+        anchors={file: f"made-{i}" for i, file in enumerate(made, start=1)},
+        measured=MEASURED,
+        plotly_js=get_plotlyjs().replace("</script", "<\\/script"),
+    )
+    write_text(path, text)
+
+
+def figure(panel: Panel) -> dict[str, Any]:
+    """A panel as Plotly's data and layout; colours of text and grid are the page's."""
+    bars = [series for series in panel.series if series.style == "bars"]
+    drawn = go.Figure([_trace(series, i) for i, series in enumerate(panel.series)])
+    rows = max((len(series.x) for series in bars), default=0)
+    drawn.update_layout(
+        template="none",
+        height=max(240, 110 + 26 * rows * max(1, len(bars))) if bars else 440,
+        margin={"l": 10 if bars else 56, "r": 16, "t": 40, "b": 48},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        showlegend=len(panel.series) > 1,
+        hovermode="closest",
+    )
+    drawn.update_xaxes(title_text=panel.x, type="log" if panel.log_x else "-", automargin=True)
+    if panel.log_x:
+        drawn.update_xaxes(dtick="D2")
+    drawn.update_yaxes(title_text=panel.y, automargin=True)
+    if bars:
+        drawn.update_yaxes(autorange="reversed", type="category")
+    plain: dict[str, Any] = drawn.to_plotly_json()
+    plain["layout"].pop("template", None)
+    return plain
+
+
+def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
+    colour = COLOURS[i % len(COLOURS)]
+    if series.style == "bars":
+        return go.Bar(
+            x=list(series.y),
+            y=list(series.x),
+            name=series.name,
+            orientation="h",
+            marker={"color": colour},
+            hovertemplate="%{y}<br>%{x:,.4~g}<extra>%{fullData.name}</extra>",
+        )
+    is_line = series.style in ("line", "frontier")
+    is_measured = series.kind == MEASURED
+    hover = "%{text}<br>%{x}, %{y:.2f}<extra>" + (MEASURED if is_measured else "published") + "</extra>"
+    return go.Scatter(
+        x=list(series.x),
+        y=list(series.y),
+        text=list(series.names),
+        name=series.name,
+        mode="lines" if is_line else "markers",
+        line={"dash": "dash", "color": "#888888"} if series.style == "frontier" else {"color": colour},
+        marker={
+            "color": colour,
+            "size": 14 if is_measured else 10,
+            "symbol": "star" if is_measured else f"{SYMBOLS[i % len(SYMBOLS)]}-open",
+            "line": {"width": 2},
+        },
+        hovertemplate=hover,
+        hoverinfo="skip" if series.style == "frontier" else None,
+    )
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -1,0 +1,179 @@
+"""What the weights look like that mix tokens, and those that see the image: pictures and figures of each unit.
+
+    mixer study token_mixing checkpoint=Mixer-B_16.npz
+    mixer study token_mixing checkpoints=i1k.npz,i21k.npz,jft.npz blocks=0,1
+
+Figures 5 to 7 of arXiv 2105.01601: hidden units of the first layer of the token-mixing MLPs on the grid of patches,
+from low to high frequency, each beside its closest opposite; kernels of the stem in colour; depthwise kernels of models
+that have such. Writes <out>/<name>_<checkpoint>.npz with the arrays, <name>.csv with a row for each unit, before
+training too, <name>.md and the pictures <name>_units.png, _depthwise.png and _stem.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixer_lightning import results
+from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.from_checkpoint import check_there, label_of
+from mixer_lightning.files import write_text
+from mixer_lightning.models.presets import list_models
+from mixer_lightning.reports import markdown
+from mixer_lightning.screen import Screen, did_you_mean, refuse
+
+if TYPE_CHECKING:
+    from mixer_lightning.studies.weight_facts import Found
+
+FIRST = 3  # blocks of the paper's Figure 5
+COLUMNS = ("checkpoint", "layer", "units", "neighbours alike", "frequency, 1/patch", "cosine to the opposite")
+
+
+def settings(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, as key=value. A wrong argument ends the program with a message."""
+    parser = Parser(
+        "study token_mixing",
+        usage="checkpoint=<file> [key=value ...]",
+        description="Pictures and figures of the weights that mix tokens, of depthwise kernels and of stems.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="FILE", help="a file of weights, a run directory or timm:<name>")
+    add("--checkpoints", metavar="FILES", help="several of them, with commas between: one beside the other")
+    add("--model", metavar="NAME", help="of conf/model, where the checkpoint does not tell")
+    add("--image_size", type=int, metavar="N", help="side in pixels; default: the checkpoint's")
+    add("--blocks", default="", metavar="NUMBERS", help=f"0,3,5 or all; default: the first {FIRST}")
+    add("--name", default="token_mixing", metavar="NAME", help="of the files; default: %(default)s")
+    add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
+    chosen = parser.read(argv)
+    if (chosen.checkpoint is None) == (chosen.checkpoints is None):
+        parser.error("say checkpoint=<file>, or checkpoints=<file>,<file> for several")
+    chosen.checkpoints = [chosen.checkpoint] if chosen.checkpoint else _listed(chosen.checkpoints)
+    if not chosen.checkpoints:
+        parser.error("checkpoints names no file: checkpoints=<file>,<file>")
+    if chosen.blocks == "":
+        chosen.blocks = slice(FIRST)
+    elif chosen.blocks == "all":
+        chosen.blocks = slice(None)
+    else:
+        numbers = _listed(chosen.blocks)
+        if not numbers or not all(number.isdecimal() for number in numbers):
+            parser.error(f"blocks must be all or numbers from 0 with commas between, found '{chosen.blocks}'")
+        chosen.blocks = sorted({int(number) for number in numbers})
+    if not re.fullmatch(r"[\w.+=-]+", chosen.name):
+        parser.error(f"name is of files, of letters, digits and any of _.+=-, found '{chosen.name}'")
+    parser.check_at_least(1, chosen, "image_size")
+    if chosen.model is not None and chosen.model not in list_models():
+        parser.error(f"there is no model '{chosen.model}'{did_you_mean(chosen.model, list_models())}")
+    return chosen
+
+
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in text.strip("[]").split(",") if each.strip()]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, draw, print, write."""
+    chosen, screen = settings(argv), Screen()
+    from mixer_lightning.reports import weights
+    from mixer_lightning.studies.weight_facts import draw, examine
+
+    labels = _labels(chosen.checkpoints)
+    try:
+        for checkpoint in chosen.checkpoints:
+            check_there(checkpoint)
+    except (OSError, ValueError) as error:
+        refuse([f"checkpoint: {error}"])
+    try:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse([f"out: {chosen.out} cannot be a folder to write to: {error.strerror}"])
+    found = []
+    for checkpoint, name in zip(chosen.checkpoints, labels, strict=True):
+        try:
+            found.append(
+                examine(
+                    checkpoint, name, model=chosen.model, image_size=chosen.image_size, blocks=chosen.blocks
+                )
+            )
+        except (OSError, ValueError) as error:
+            refuse([str(error)])
+        for remark in found[-1].remarks:
+            screen.say(f"{name}: {remark}")
+    rows = [row for each in found for row in each.rows]
+    table = summary(rows)
+    screen.table("", COLUMNS, table)
+    stem = chosen.out / chosen.name
+    for each in found:
+        weights.save(Path(f"{stem}_{each.weights.name}.npz"), each.weights)
+    pictures = draw(stem, [each.weights for each in found])
+    if rows:
+        results.write_rows(Path(f"{stem}.csv"), rows, digits=5)
+    write_text(Path(f"{stem}.md"), page(found, table, pictures, argv=argv))
+    screen.say(f"written to {stem}.md, {', '.join(path.name for path in pictures)}")
+
+
+def _labels(checkpoints: Sequence[str]) -> list[str]:
+    """A word for each, no two the same."""
+    labels = [label_of(checkpoint) for checkpoint in checkpoints]
+    return [
+        f"{name}-{labels[: number + 1].count(name)}" if labels.count(name) > 1 else name
+        for number, name in enumerate(labels)
+    ]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A line for each layer: means over its units, trained and before training."""
+    lines = []
+    for checkpoint, layer in dict.fromkeys((row["checkpoint"], row["layer"]) for row in rows):
+        units = [row for row in rows if (row["checkpoint"], row["layer"]) == (checkpoint, layer)]
+        count = sum(row["weights"] == "trained" for row in units)
+        cells = [_both(units, key) for key in ("neighbour_cosine", "spectral_centroid", "cosine")]
+        lines.append([checkpoint, layer, f"{count:,}", *cells])
+    return lines
+
+
+def _both(units: Sequence[dict[str, Any]], key: str) -> str:
+    """'0.41 (initial -0.00)': means of the trained and of the new units that have a value."""
+    means = []
+    for weights in ("trained", "initial"):
+        values = [row[key] for row in units if row["weights"] == weights and row[key] != ""]
+        means.append(f"{sum(values) / len(values):.3f}" if values else "none")
+    return f"{means[0]} (initial {means[1]})"
+
+
+def page(
+    found: Sequence[Found], table: Sequence[Sequence[str]], pictures: Sequence[Path], *, argv: Sequence[str]
+) -> str:
+    """The table and the pictures, with machine, versions and command."""
+    lines = [
+        "# Weights that mix tokens",
+        "",
+        "Means over the units of a layer; in brackets those of new weights of the same model, to compare with.",
+        "",
+        "* Neighbours alike: cosine between the weights of a unit and those of their 4-neighbours on the grid; 1 for",
+        "  equal weights, -1 for a chessboard, 0 for independent ones.",
+        "* Frequency: spectral centroid of the 2-D power spectrum without its constant part, in cycles per position.",
+        "  Independent weights have the mean of all frequencies.",
+        "* Cosine to the opposite: each unit's to the one shown beside it. The most negative of many is below 0 by",
+        "  chance: new weights say how far.",
+        "",
+        "Order and pairs are choices of this program: arXiv 2105.01601 says neither how it sorted nor how it paired.",
+        "",
+        *markdown.provenance(
+            machine=results.cpu_name(),
+            versions=results.versions(),
+            command=["mixer study token_mixing", *argv],
+        ),
+        "",
+    ]
+    if table:
+        lines += [*markdown.table(COLUMNS, table), ""]
+    remarks = [f"{each.weights.name}: {remark}." for each in found for remark in each.remarks]
+    for remark in remarks:
+        lines += [markdown.escape(remark), ""]
+    for path in pictures:
+        lines += [f"![{path.stem}]({path.name})", ""]
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""The page of a report: well-formed, self-contained, every number with its place in a file; the figures' data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from test_report import NUMBER, same_number, stands_at, write_run
+
+from conftest import ROOT
+from mixer_lightning.models.presets import PUBLISHED
+from mixer_lightning.reports import charts
+from mixer_lightning.reports.report import write_report
+from mixer_lightning.reports.sources import StudyTable
+from mixer_lightning.reports.tables import Provenance, Source
+
+Page = tuple[Path, str, ElementTree.Element]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Folder, text and parsed page of a report of results/ and of a run; the parsed one is without the programs."""
+    folder = tmp_path_factory.mktemp("report")
+    run = write_run(folder / "default" / "b16<&")
+    rows = [{"step": i, "epoch": i / 10, "train/loss": 1 / (i + 1), "test/top1": i / 20} for i in range(10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Image.new("RGB", (8, 8)).save(run / "confusion.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        write_report([Path("results"), folder / "default"], folder / "to", results_of_models=PUBLISHED)
+    text = (folder / "to" / "index.html").read_text()
+    head, _, rest = text.partition("</main>")
+    assert rest.count("<script>") == 2
+    # an XML parser is the strictest there is: every element closed, every attribute quoted, every & escaped
+    return folder / "to", text, ElementTree.fromstring(f"{head}</main></body></html>")
+
+
+def test_every_number_of_the_page_stands_in_a_file(page: Page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    numbers = 0
+    for cell in page[2].iter("td"):
+        text = "".join(cell.itertext())
+        if not NUMBER.fullmatch(text):
+            continue
+        numbers += 1
+        place = [cell.get(f"data-{name}") for name in ("file", "row", "key", "value")]
+        assert None not in place, text
+        source = Source(str(place[0]), int(str(place[1])), str(place[2]), str(place[3]))
+        assert stands_at(source) == source.value
+        assert same_number(text, source.value)
+    assert numbers > 1000
+
+
+def test_it_loads_nothing_from_elsewhere(page: Page):
+    _, text, root = page
+    for element in root.iter():
+        for name in ("src", "data", "poster", "srcset", "action"):
+            assert element.get(name, "data:").startswith("data:")
+        if element.tag != "a" and element.get("href"):
+            assert element.get("href", "").startswith("data:")
+    assert not root.findall(".//link[@rel='stylesheet']")
+    assert "@import" not in text.partition("</style>")[0]
+    assert "default-src 'none'" in text.partition("<title>")[0]  # the browser refuses what is forgotten
+
+
+def test_links_lead_somewhere_and_controls_have_names(page: Page):
+    root = page[2]
+    places = [each.get("id") for each in root.iter() if each.get("id")]
+    assert len(places) == len(set(places))
+    for link in root.iter("a"):
+        target = link.get("href", "")
+        assert target.startswith("https://arxiv.org/abs/") or target.removeprefix("#") in places
+    for field in root.iter("input"):
+        assert root.find(f".//label[@for='{field.get('id')}']") is not None
+    assert all(header.find("button") is not None for header in root.iter("th"))
+    assert all(image.get("alt") for image in root.iter("img"))
+    listed = {str(each.get("href")) for each in root.findall(".//nav//a")}
+    assert {f"#{place}" for place in places if re.match(r"(table|figure)-\d+$", str(place))} <= listed
+
+
+def test_measured_rows_are_told_apart_and_say_how_they_were_made(page: Page):
+    root = page[2]
+    rows = [row for row in root.iter("tr") if row.get("class") == "measured"]
+    assert rows
+    for row in rows:
+        assert "".join(row[0].itertext()) == "measured"
+        anchor = row[-1].find("a")
+        assert anchor is not None
+        assert root.find(f".//h3[@id='{anchor.get('href', '')[1:]}']") is not None
+    assert any("default/b16<&" in "".join(row.itertext()) for row in rows)
+    assert "git_sha" not in page[1]
+    assert {"abc123", "torch 9.9", "a machine"} <= {"".join(each.itertext()) for each in root.iter("dd")}
+
+
+def test_every_figure_is_a_png_an_svg_and_in_the_page(page: Page):
+    folder, _, root = page
+    files = sorted(path.name for path in (folder / "figures").iterdir())
+    names = {name.partition(".")[0] for name in files}
+    assert files == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg"))
+    assert {"pareto", "model_scale", "convmixer", "curves", "throughput_results_step_speed_cpu"} <= names
+    shown = [json.loads(script.text or "") for script in root.iter("script") if script.get("type")]
+    assert len(shown) >= len(names)
+    assert all(trace["x"] for each in shown for trace in each["data"])
+    ElementTree.parse(folder / "figures" / "pareto.svg")
+    captions = "".join("".join(each.itertext()) for each in root.iter("figcaption"))
+    assert "confusion: default/b16<&" in captions
+    assert "loss, accuracy and learning rate" not in captions or "default_recipe_curves.png" in captions
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def test_the_frontier_of_the_mixer_paper():
+    """Through HaloNet, ViT, NFNet, MPL and Mixer, as the paper draws it."""
+    (panel,) = charts.pareto().panels
+    line = panel.series[-1]
+    assert list(zip(line.x, line.y, strict=True)) == [
+        (0.10, 85.8),
+        (0.45, 86.78),
+        (0.65, 87.76),
+        (1.01, 87.94),
+        (1.86, 89.2),
+        (20.48, 90.0),
+    ]
+    assert charts.frontier([(1, 1), (1, 2), (2, 2), (0.5, 0), (3, 1)]) == [(0.5, 0), (1, 2)]
+
+
+def test_model_scale_shows_the_jft_rows_at_224():
+    for panel in charts.model_scale().panels:
+        assert {series.name: len(series.x) for series in panel.series} == {"Mixer": 8, "BiT": 5, "ViT": 2}
+
+
+def test_bars_are_the_rates_of_a_study_and_nothing_else():
+    rows = [
+        {"loader": "ours", "images_per_second": "2", "machine": "m", "is_best": "True"},
+        {"loader": "timm", "images_per_second": "", "machine": "m", "is_best": "True"},
+        {"loader": "slow", "images_per_second": "1", "machine": "m", "is_best": "False"},
+        {"loader": "fast", "images_per_second": "3", "machine": "m", "is_best": "True"},
+    ]
+    study = StudyTable(Path("results/speed.csv"), "Speed", list(rows[0]), rows, Provenance())
+    chart = charts.throughput(study)
+    assert chart is not None
+    ((series,),) = (panel.series for panel in chart.panels)
+    assert (series.x, series.y) == (("ours", "fast"), (2.0, 3.0))
+    no_rates = StudyTable(Path("a.csv"), "", ["loader", "loss"], [{"loader": "a", "loss": "1"}], Provenance())
+    assert charts.throughput(no_rates) is None
