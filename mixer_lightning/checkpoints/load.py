@@ -15,6 +15,7 @@ from mixer_lightning.checkpoints.read import Checkpoint, read, some_of
 from mixer_lightning.checkpoints.recognise import models_of
 from mixer_lightning.models.baselines import fitted
 from mixer_lightning.models.mixer import Mixer
+from mixer_lightning.models.presets import default_image_size
 from mixer_lightning.models.resolution import enlarge, is_token_mixing, widen
 
 Head = Literal["auto", "keep", "new"]
@@ -219,6 +220,8 @@ def _does_not_fit(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) 
         if name is None:
             return f"{text} This file holds none of the models that `mixer models` lists."
         size = checkpoint.image_size
+        if size is None and name in models_of(checkpoint.tensors):  # it fits the model at its own size
+            size = default_image_size(name)
         at = f" image_size={size}" if size not in (None, model.image_size) else ""
         return f"{text} This file holds a {name}: use model={name}{at}."
     text += f" This file holds a {checkpoint.model}"

@@ -6,6 +6,7 @@ A file of conf/model names one: `_target_: mixer_lightning.models.baselines.timm
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -176,7 +177,10 @@ def fitted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     if convert is None or not hasattr(model, "pretrained_cfg"):
         return dict(tensors)
     try:
-        found: dict[str, Tensor] = convert(dict(tensors), model)
+        with warnings.catch_warnings(
+            action="ignore", category=UserWarning
+        ):  # torch's, of how timm interpolates
+            found: dict[str, Tensor] = convert(dict(tensors), model)
     except Exception:  # of another model: what fits and what does not is said by whoever loads them
         return dict(tensors)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ INPUTS = {
 ACCURACY = "fewshot_5shot"  # the column of the rows
 
 #: Section 4.1 and figure 4 of the paper, which does not say whether in points or relative to the original.
-PUBLISHED = "the paper: Mixer-B/16 drops about 45 %, ResNet about 75 % under (2); Mixer's (1) is its original"
+PUBLISHED = "Mixer-B/16 drops about 45 %, ResNet about 75 % under (2); Mixer's curve of (1) is its original's"
 
 
 class Drop(NamedTuple):
@@ -71,9 +72,14 @@ def drop_rows(found: Sequence[Drop]) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def draw(
-    path: Path, rows: Sequence[Mapping[str, Any]], examples: Mapping[str, npt.NDArray[np.uint8]], *, data: str
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    examples: Mapping[str, npt.NDArray[np.uint8]],
+    *,
+    data: str,
+    details: Mapping[str, str],
 ) -> None:
-    """A PNG: one image [S, S, 3] under each input, and for each model accuracy over steps."""
+    """A PNG: one image [S, S, 3] under each input, and for each model accuracy over steps; `details` under its name."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = new_figure(2.0 + 4.2 * len(models), 4.4)
     grid = figure.add_gridspec(3, 1 + len(models), width_ratios=[1.5] + [4.2] * len(models))
@@ -87,9 +93,13 @@ def draw(
     for number, model in enumerate(models):
         axes = figure.add_subplot(grid[:, 1 + number], sharey=first)
         first = first or axes
-        _curves(axes, [row for row in rows if row["model"] == model], title=model)
+        lines = [model, *textwrap.wrap(details[model], 64)]
+        title = "\n".join(map(label, lines))
+        _curves(axes, [row for row in rows if row["model"] == model], title=title)
         if not number:
             axes.set_ylabel(f"linear 5-shot top-1 on {label(data)}, %")
+    assert first is not None
+    first.set_ylim(0, 108 * max(row[ACCURACY] for row in rows))  # of all: a shared axis
     save_figure(figure, path)
 
 
@@ -100,11 +110,11 @@ def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], *, title: str) -> Non
             steps, values = zip(*points, strict=True)
             shown = f"{name}  {values[-1]:.1f}"
             axes.plot(steps, values, color=colour, marker="o", markersize=3, linewidth=1.4, label=shown)
-    axes.set_title(label(title), loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=8)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")

@@ -120,7 +120,7 @@ def test_a_position_table_of_another_grid_is_interpolated(small: Path) -> None:
     assert "pos_embed interpolated" in str(restored.report)
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of torch, about how timm interpolates
+@pytest.mark.filterwarnings("error::UserWarning")  # of torch, about how timm interpolates: not for users
 def test_relative_positions_of_another_window_are_interpolated(tmp_path: Path) -> None:
     made = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 3}
     theirs = timm.models.swin_transformer.SwinTransformer(img_size=56, window_size=7, **made)
@@ -145,6 +145,9 @@ def test_token_mixing_of_another_size_names_the_size_that_works(
     assert restore(path).image_size == 32
     with pytest.raises(ValueError, match="This file holds a gmlp_s16: use model=gmlp_s16 image_size=32"):
         restore(path, image_size=64)
+    bare = written(create_model("gmlp_s16", num_classes=3), tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="This file holds a gmlp_s16: use model=gmlp_s16 image_size=224"):
+        restore(bare, image_size=64)
 
 
 def test_weights_by_timms_name(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,13 +90,16 @@ def test_drops_are_of_the_ends_of_the_curves():
 
 
 def test_the_verdict_follows_the_numbers():
-    def said(mixer, net):
-        found = [report.Drop("mixer", "patches", 0.5, mixer), report.Drop("net", "patches", 0.5, net)]
+    def said(mixer, net, kind="patches"):
+        found = [report.Drop("mixer", kind, 0.5, mixer), report.Drop("net", kind, 0.5, net)]
         return shuffling.verdict(found, unaware=["mixer"])
 
     assert "while a network of convolutions does shows here" in said(0.49, 0.3)
     assert "does not show here" in said(0.3, 0.3)
     assert "does not show here" in said(0.4, 0.39)
+    assert "mixer -1.0 points (-2 %), net -20.0 points (-40 %)" in said(0.49, 0.3)
+    assert "it may use no neighbourhoods yet" in said(0.49, 0.3, kind="pixels")
+    assert "it may use no neighbourhoods yet" not in said(0.4, 0.3, kind="pixels")
 
 
 ARGV = [
