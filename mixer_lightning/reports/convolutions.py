@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mixer_lightning.reports import markdown
-from mixer_lightning.reports.figures import new_figure, save_figure
 
 Line = Mapping[str, str]
 
@@ -189,6 +188,8 @@ def page(lines: Sequence[Line], *, picture: str, command: Sequence[str]) -> str:
 
 def draw(path: Path, lines: Sequence[Line]) -> None:
     """A PNG: a row for each width and size, multiply-accumulates and then the times over the side of the kernel."""
+    from mixer_lightning.reports.figures import new_figure, save_figure  # matplotlib: seconds
+
     best = fastest(lines)
     shapes = _numbers(lines, "width", "size")
     panels = [

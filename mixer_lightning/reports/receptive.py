@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.reports import markdown
-from mixer_lightning.reports.figures import label, new_figure, save_figure
 
 Map = npt.NDArray[np.floating[Any]]
 Line = Mapping[str, str]
@@ -142,6 +141,8 @@ def draw(path: Path, rows: Sequence[Line], maps: Mapping[str, Map]) -> None:
         rows: of the study; those of one `model` and image size stand in one row of the picture.
         maps: {row["key"]: [S, S]}.
     """
+    from mixer_lightning.reports.figures import label, new_figure, save_figure  # matplotlib: seconds
+
     models = list(dict.fromkeys((row["model"], row["image_size"]) for row in rows))
     width = max(sum((row["model"], row["image_size"]) == model for row in rows) for model in models)
     figure = new_figure(2.7 * width + 3.6, 2.7 * len(models) + 0.5)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mixer_lightning.reports.figures import label, new_figure, save_figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: The inputs as rows name them, as readers do, and their colours.
 INPUTS = {
@@ -80,6 +79,8 @@ def draw(
     details: Mapping[str, str],
 ) -> None:
     """A PNG: one image [S, S, 3] under each input, and for each model accuracy over steps; `details` under its name."""
+    from mixer_lightning.reports.figures import label, new_figure, save_figure  # matplotlib: seconds
+
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = new_figure(2.0 + 4.2 * len(models), 4.4)
     grid = figure.add_gridspec(3, 1 + len(models), width_ratios=[1.5] + [4.2] * len(models))
@@ -104,6 +105,8 @@ def draw(
 
 
 def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     for kind, (name, colour) in INPUTS.items():
         points = [(row["step"], 100 * row[ACCURACY]) for row in rows if row["input"] == kind]
         if points:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.data.shuffling import Shuffle
 from mixer_lightning.engine import run
 from mixer_lightning.reports.shuffling import ACCURACY, INPUTS
 from mixer_lightning.screen import Screen
@@ -55,6 +54,8 @@ def plan(
 
     originals = {model: recipe(model, "augment.shuffle=none") for model in models}
     sides = [each.model["patch_size"] for each in originals.values() if "patch_size" in each.model]
+    from mixer_lightning.data.shuffling import Shuffle  # torch: seconds
+
     patch = patch or next(iter(sides), DEFAULT_PATCH)
     orders = [] if seed == 0 else [f"augment.shuffle_seed={seed}"]  # the default needs no saying
     shuffled = {
