@@ -59,7 +59,7 @@ def install() -> None:
 
     def see_to_the_end() -> None:
         is_asked.wait()
-        _quit_late(asked)
+        _quit_late(asked, unless=lambda: signal.getsignal(asked) != leave)
 
     threading.Thread(target=see_to_the_end, name="ending", daemon=True).start()
     for number in SIGNALS:
@@ -76,8 +76,11 @@ def end_soon(code: int) -> None:
     threading.Thread(target=_quit_late, args=(number,), name="ending", daemon=True).start()
 
 
-def _quit_late(number: int) -> None:
+def _quit_late(number: int, *, unless: Callable[[], bool] = lambda: False) -> None:
+    """End the process after ENDING_SECONDS, `unless` by then somebody else has the signals and so goes on."""
     time.sleep(ENDING_SECONDS)
+    if unless():
+        return
     with contextlib.suppress(OSError):
         print(
             f"not all had ended after {ENDING_SECONDS:g} s: quit without waiting", file=sys.stderr, flush=True

@@ -82,7 +82,9 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.machine.device)
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is resident now
+            Path("/proc/self/clear_refs").write_text(
+                "5", encoding="utf-8"
+            )  # proc(5): the peak becomes what is resident now
         except OSError:
             self.before = 0
 

@@ -57,7 +57,10 @@ def experiment(folder: Path, text: str, name: str = "mine") -> Composition:
         ("optimizer=adm", "unknown optimizer 'adm': did you mean 'adam'?"),
         ("logger=[wandb,tensorbord]", "unknown logger 'tensorbord': did you mean 'tensorboard'?"),
         ("evals=acuracy", "unknown evals 'acuracy': did you mean 'accuracy'?"),
-        ("schedule=zzz", "unknown schedule 'zzz'. There are: constant, cosine, linear, transfer, triangular"),
+        (
+            "schedule=zzz",
+            "unknown schedule 'zzz'. There are: constant, cosine, cosine_by_epoch, linear, transfer, triangular",
+        ),
         ("digits", "'digits' is not of the form key=value"),
         ("optimizer.lr=0.1,0.2", "names several values: add -m"),
         ("model=mixer_s16,mixer_b16", "names several values: add -m"),

@@ -99,7 +99,7 @@ def test_ctrl_c_is_answered_and_evaluations_stay(terminal, tmp_path):
 
 
 def test_a_lost_terminal_ends_nothing(terminal, tmp_path):
-    screen = terminal("duration.steps=60", "eval_every.steps=30", "checkpoint_every.steps=30")
+    screen = terminal("duration.steps=400", "eval_every.steps=200", "checkpoint_every.steps=200")
     screen.read_until(lambda said: "loss" in said)
     os.close(screen.master)  # the kernel sends SIGHUP
     assert screen.process.wait(120) == 0

@@ -899,7 +899,7 @@ def test_a_read_that_does_not_come_back_is_not_waited_for(prepare, photos, tmp_p
     come_back.set()
     assert code == 143
     assert "SIGTERM: saving the images read so far" in said
-    assert "stopped by SIGTERM after 9 images; the same command goes on from there" in said
+    assert re.search(r"stopped by SIGTERM after \d images; the same command goes on from there", said)
 
     true_open = program.open_source
 
