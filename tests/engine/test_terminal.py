@@ -62,8 +62,10 @@ class Terminal:
 
 
 #: The terminal becomes the one of the new session, so that Ctrl-C and its loss reach the training.
+# Whoever runs the tests may have been started by nohup, which children inherit.
 TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 
@@ -99,7 +101,7 @@ def test_ctrl_c_is_answered_and_evaluations_stay(terminal, tmp_path):
 
 
 def test_a_lost_terminal_ends_nothing(terminal, tmp_path):
-    screen = terminal("duration.steps=400", "eval_every.steps=200", "checkpoint_every.steps=200")
+    screen = terminal("duration.steps=150", "eval_every.steps=75", "checkpoint_every.steps=75")
     screen.read_until(lambda said: "loss" in said)
     os.close(screen.master)  # the kernel sends SIGHUP
     assert screen.process.wait(120) == 0
