@@ -17,7 +17,6 @@ from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser
-from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import default_image_size, list_models
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
@@ -106,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     path = chosen.out / f"step_speed_{device}.csv"
     chosen.out.mkdir(parents=True, exist_ok=True)
     results.write_rows(path, rows, digits=4)
-    write_text(path.with_suffix(".md"), page(rows, device=device, argv=argv))
+    markdown.write_page(path.with_suffix(".md"), page(rows, device=device, argv=argv))
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 
 
@@ -144,7 +143,10 @@ def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) ->
         "ratio is between steps of the same round. In brackets the middle half of the rounds.",
         "",
         *markdown.provenance(
-            machine=machine, versions=results.versions(), command=["mixer study step_speed", *argv]
+            machine=machine,
+            versions=results.versions(),
+            command=["mixer study step_speed", *argv],
+            commit=results.git_sha(),
         ),
     ]
     for name in dict.fromkeys(row["model"] for row in rows):
