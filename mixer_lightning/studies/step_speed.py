@@ -137,7 +137,7 @@ def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) ->
         machine = f"{torch.cuda.get_device_name()} ({results.cpu_name()})"
     else:
         native = native_weight_gradients() is not None
-        machine += f"; depthwise kernel {'compiled' if native else 'in PyTorch, for want of a C++ compiler'}"
+        machine += f"; kernels {'compiled' if native else 'in PyTorch, for want of a C++ compiler'}"
     lines = [
         "# Speed of a training step",
         "",
