@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def write_page(
     write_text(path, text)
 
 
+def _plain(text: str) -> str:
+    """A name out of the data as Plotly is to show it, which takes <b>, <a> and &amp; for its own markup."""
+    return html.escape(text, quote=False)
+
+
 def plots(chart: Chart) -> list[dict[str, Any]]:
     """What is plotted of a chart: for each panel what it is, and Plotly's data and layout."""
     panels = [
@@ -81,34 +87,40 @@ def heat_map(grid: HeatMap) -> dict[str, Any]:
     text = [["" if value is None else f"{value:.4g}" for value in row] for row in grid.values]
     cells = go.Heatmap(
         z=[list(row) for row in grid.values],
-        x=list(grid.columns),
-        y=list(grid.rows),
+        x=[_plain(name) for name in grid.columns],
+        y=[_plain(name) for name in grid.rows],
         text=text,
         texttemplate="%{text}",
         colorscale="Viridis",
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": grid.what, "side": "right"}, "thickness": 12},
-        hovertemplate=f"{grid.y} %{{y}}<br>{grid.x} %{{x}}<br>%{{text}}<extra></extra>",
+        colorbar={"title": {"text": _plain(grid.what), "side": "right"}, "thickness": 12},
+        hovertemplate=f"{_plain(grid.y)} %{{y}}<br>{_plain(grid.x)} %{{x}}<br>%{{text}}<extra></extra>",
     )
     drawn = go.Figure([cells])
     drawn.update_layout(
         template="none",
         height=170 + 44 * len(grid.rows),
         margin={"l": 56, "r": 16, "t": 40, "b": 48},
-        title={"text": grid.title, "font": {"size": 13}},
+        title={"text": _plain(grid.title), "font": {"size": 13}},
     )
-    drawn.update_xaxes(title_text=grid.x, type="category", automargin=True)
-    drawn.update_yaxes(title_text=grid.y, type="category", automargin=True)
+    drawn.update_xaxes(title_text=_plain(grid.x), type="category", automargin=True)
+    drawn.update_yaxes(title_text=_plain(grid.y), type="category", automargin=True)
     plain: dict[str, Any] = drawn.to_plotly_json()
     plain["layout"].pop("template", None)
     return plain
 
 
-def figure(panel: Panel, numbers: Sequence[int]) -> dict[str, Any]:
-    """A panel as Plotly's data and layout; `numbers` are those of its series. Colours of text are the page's."""
+def figure(panel: Panel, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+    """A panel as Plotly's data and layout; colours of text and grid are the page's.
+
+    Args:
+        panel: what is drawn.
+        numbers: those of its series, by which they have their colours; default: from 0 on.
+    """
     bars = [series for series in panel.series if series.style == "bars"]
+    numbers = range(len(panel.series)) if numbers is None else numbers
     drawn = go.Figure([_trace(series, i) for series, i in zip(panel.series, numbers, strict=True)])
     rows = max((len(series.x) for series in bars), default=0)
     drawn.update_layout(
@@ -135,8 +147,8 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
     if series.style == "bars":
         return go.Bar(
             x=list(series.y),
-            y=list(series.x),
-            name=series.name,
+            y=[_plain(str(name)) for name in series.x],
+            name=_plain(series.name),
             orientation="h",
             marker={"color": colour},
             text=[f"{value:,.4g}" for value in series.y],
@@ -149,8 +161,8 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
     return go.Scatter(
         x=list(series.x),
         y=list(series.y),
-        text=list(series.names),
-        name=series.name,
+        text=[_plain(name) for name in series.names],
+        name=_plain(series.name),
         mode=_mode(series),
         line={"dash": "dash", "color": "#888888"} if series.style == "frontier" else {"color": colour},
         marker={

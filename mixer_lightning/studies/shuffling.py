@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning import launcher, results
-from mixer_lightning.config.arguments import Parser, without_value
+from mixer_lightning.config.arguments import Parser, listed, output_folder, without_value
 from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.config.groups import groups
 from mixer_lightning.models.presets import list_models, model_node
@@ -73,7 +73,7 @@ def settings(argv: Sequence[str]) -> Settings:
     chosen, overrides = parser.parse_known_args(mine)
     parser.check_at_least(1, chosen, "patch")
     parser.check_at_least(0, chosen, "shuffle_seed")
-    models = list(dict.fromkeys(chosen.models.split(",")))
+    models = listed(chosen.models)
     _refuse_wrong(parser, chosen, models, overrides)
     if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
         parser.error("the runs are made in one process, on one device: start without torchrun or srun")
@@ -84,6 +84,8 @@ def settings(argv: Sequence[str]) -> Settings:
 def _refuse_wrong(
     parser: Parser, chosen: argparse.Namespace, models: Sequence[str], overrides: Sequence[str]
 ) -> None:
+    if not models:
+        parser.error("models names none: for example models=mixer_s16,resnet50")
     for name in models:
         if name not in groups()["model"]:
             parser.error(f"there is no model '{name}'{did_you_mean(name, list_models())}")
@@ -110,6 +112,7 @@ def main(argv: Sequence[str]) -> None:
         runs = plan(
             models, patch=chosen.patch, seed=chosen.shuffle_seed, folder=chosen.folder, overrides=overrides
         )
+        chosen.out = output_folder("out", chosen.out)
         if code := run_all(runs, screen):
             raise SystemExit(code)
         _write(runs, chosen, argv, screen)
@@ -148,7 +151,6 @@ def _write(runs: Sequence[Run], chosen: argparse.Namespace, argv: Sequence[str],
     }
     for model, proof in proofs.items():
         screen.say(f"{model}: {proof}")
-    chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / f"shuffling_{data}.csv"
     results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, examples(runs), data=data, details=details(runs))
