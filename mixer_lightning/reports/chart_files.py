@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mixer_lightning.reports.charts import FEW_POINTS, Chart, HeatMap, Panel, Series
-from mixer_lightning.reports.figures import label, new_figure, save_figure
+from mixer_lightning.reports.figures import label, lay_out, new_figure, save_figure
 from mixer_lightning.reports.point_labels import name_points
 from mixer_lightning.reports.tables import MEASURED
 
@@ -43,8 +43,9 @@ def draw(folder: Path, chart: Chart) -> Path:
         }
         handles = list(known.values())
         figure.legend(handles, list(known), loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
-        figure.draw_without_rendering()  # from here on every point has its place
-        for axes, panel in zip(columns, chart.panels, strict=True):
+    lay_out(figure)
+    if not bars:
+        for axes, panel in zip(columns, chart.panels, strict=False):
             _name_points(axes, panel)
     path = folder / f"{chart.name}.png"
     save_figure(figure, path)

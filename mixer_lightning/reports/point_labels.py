@@ -94,7 +94,7 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]], *, fonts
     )
     points_per_pixel = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     for (x, y, name), (left, bottom), found in zip(points, pixels, places, strict=True):
-        written = axes.annotate(
+        axes.annotate(
             name,
             (x, y),
             xytext=(
@@ -106,4 +106,3 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]], *, fonts
             color="0.3",
             arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if found.radius > FAR else None,
         )
-        written.set_in_layout(False)
