@@ -22,6 +22,7 @@ from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import Cost
 from mixer_lightning.reports import ablation as report
@@ -141,8 +142,8 @@ def settings(argv: Sequence[str]) -> Settings:
 
 def main(argv: Sequence[str]) -> None:
     """Train what is not trained yet, print, write; or show what that would cost."""
-    asked = settings(argv)
-    screen = Screen()
+    asked, screen = settings(argv), Screen()
+    wait_briefly()
     try:
         cells = plan(asked, screen)
         runs = [cell.run for cell in cells]

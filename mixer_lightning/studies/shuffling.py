@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.from_checkpoint import check_there
+from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import list_models, model_node
 from mixer_lightning.reports import markdown
@@ -92,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
     """Train what is not trained yet, print, write; or compare the logits of a checkpoint."""
     chosen, models, overrides = settings(argv)
     screen = Screen()
+    wait_briefly()
     try:
         if chosen.checkpoint is not None:
             screen.say(str(proof_of(chosen.checkpoint, patch=chosen.patch, seed=chosen.shuffle_seed)))

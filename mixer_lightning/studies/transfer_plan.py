@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mixer_lightning import results
 from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.transfer_runs import SuiteRuns
 
@@ -64,6 +65,7 @@ def measured_rate(steps: Sequence[Planned], screen: Screen, *, seconds: float = 
     rates = [float(result["images_per_second"]) for result in finished if result]
     if rates:
         return statistics.median(rates)
+    wait_briefly()
     from mixer_lightning.engine.throughput import training_rate  # torch and Lightning: seconds
 
     screen.say("measuring a few training steps")
