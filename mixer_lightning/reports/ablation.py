@@ -74,7 +74,9 @@ def changes(rows: Sequence[Line]) -> list[Change]:
         printed, members = known.get(key), by_key.get(key, [])
         what = str(members[0]["what"]) if members else printed["what"] if printed else ""
         measured = _mean(members) if members else None
-        difference = statistics.fmean(float(row["difference"]) for row in members) if members else None
+        difference = None
+        if members and key != BASELINE:
+            difference = statistics.fmean(float(row["difference"]) for row in members)
         if key in ("patch_2", "patch_4"):
             pair = [cells.get((int(patch), PUBLISHED_KERNEL)) for patch in (key[-1], 1)]
             if pair[0] and pair[1]:
@@ -84,7 +86,7 @@ def changes(rows: Sequence[Line]) -> list[Change]:
                 key,
                 what,
                 measured,
-                None if key == BASELINE else difference,
+                difference,
                 printed["top-1"] if printed else "",
                 printed["difference"] if printed else "",
             )

@@ -20,10 +20,10 @@ COLUMNS = ("model", "image_size", "percent", "seed", "accuracy", "gmacs", "image
 #: Figures 2 and 3 of the paper, as far as its text says what they show.
 PUBLISHED = (
     "In the paper (figure 2, right) Mixer-B/32, L/32 and L/16 see 3, 10, 30 and 100 % of JFT-300M for 233, 70, 23 and "
-    "7 epochs, so that the steps are the same, and accuracy is linear 5-shot on ImageNet; its points stand in the figure "
-    "alone. Figure 3 is ImageNet top-1 after pre-training on all of JFT-300M at 224 px, over TPUv3 core-days and over "
-    "images/s (table 3, whose rows are in the report). The text calls figure 3 few-shot in one place and its caption "
-    "top-1 after fine-tuning; the caption fits the table."
+    "7 epochs, so that the steps are the same, and accuracy is linear 5-shot on ImageNet; its points stand in the "
+    "figure alone. Figure 3 is ImageNet top-1 after pre-training on all of JFT-300M at 224 px, over TPUv3 core-days "
+    "and over images/s: rows of table 3, which stand in the report. The text calls it few-shot in one place, its "
+    "caption top-1 after fine-tuning; the caption fits the table."
 )
 
 

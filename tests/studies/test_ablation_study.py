@@ -76,7 +76,7 @@ def test_from_the_command_line_to_rows_page_and_picture(tmp_path, capsys):
 
 def test_every_change_changes_one_node_and_no_other():
     argv = [each for each in ARGV if not each.startswith("changes")]
-    augment = ["augment=convmixer_imagenet1k", "augment.color_jitter=0.1"]
+    augment = ["augment=convmixer_imagenet1k", "augment.color_jitter=0.1", "augment.flip=0.5"]
     cells = ablation.plan(ablation.settings([*argv, *augment]), Screen())
     base = cells[0].run.recipe.to_dict()
     keys = {}
