@@ -51,7 +51,7 @@ def timm_transformer(
     *,
     timm_name: str,
     patch_size: PositiveInt,
-    num_classes: PositiveInt,
+    num_classes: NonNegativeInt,
     image_size: PositiveInt,
     stochastic_depth: BelowOne = 0.0,
     head_bias: float = 0.0,
@@ -116,6 +116,9 @@ def as_backbone(model: Any, *, head_name: str, image_size: int, head_bias: float
     model.num_features = model.head_hidden_size  # of what forward_head(pre_logits=True) returns
     model.image_size, model.head_name, model.head_bias = image_size, head_name, head_bias
     model.channels_last = convolves(model)
+    gains = [name for name, _ in model.named_parameters() if name.endswith(".gain")]
+    if gains:  # of NFNets: deepmind-research, nfnets/experiment.py, lets no gain decay
+        model.no_weight_decay = partial(set, gains)
     assert isinstance(model, nn.Module)
     return model
 

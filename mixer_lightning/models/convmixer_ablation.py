@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.models.convmixer import Residual
 from mixer_lightning.models.patches import grid_size
@@ -85,18 +86,18 @@ class AblatedConvMixer(nn.Module):
             """N(sigma(layer))."""
             return [layer, ACTIVATIONS[activation](), NORMALIZATIONS[normalization](dim)]
 
-        def block(drop_rate: float) -> nn.Sequential:
-            depthwise = nn.Sequential(*normalised(DepthwiseConv2d(dim, kernel_size, padding="same")))
+        def block(drop_rate: float) -> Sequential:
+            depthwise = Sequential(*normalised(DepthwiseConv2d(dim, kernel_size, padding="same")))
             pointwise = normalised(nn.Conv2d(dim, dim, kernel_size=1))
             if residual == "none":
-                return nn.Sequential(depthwise, *pointwise)
+                return Sequential(depthwise, *pointwise)
             summed = Residual(depthwise, drop_rate=drop_rate)
             if residual == "both":
-                return nn.Sequential(summed, Residual(nn.Sequential(*pointwise), drop_rate=drop_rate))
-            return nn.Sequential(summed, *pointwise)
+                return Sequential(summed, Residual(Sequential(*pointwise), drop_rate=drop_rate))
+            return Sequential(summed, *pointwise)
 
         # [B, 3, H, W] -> [B, h, H/p, W/p], and so it stays
-        self.stem = nn.Sequential(*normalised(nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)))
+        self.stem = Sequential(*normalised(nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)))
         self.blocks = nn.Sequential(*(block(i / max(depth - 1, 1) * stochastic_depth) for i in range(depth)))
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         if isinstance(self.head, nn.Linear):

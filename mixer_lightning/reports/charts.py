@@ -143,9 +143,9 @@ def convmixer(measured: Sequence[Measured]) -> Chart:
 def _measured_networks(rows: Sequence[Mapping[str, str]], measured: Sequence[Measured]) -> tuple[Series, ...]:
     known = {(row["conf_model"], row["data"], row["image_size"]) for row in rows}
     points = [
-        (float(each.others["num_parameters"].value) / 1e6, 100 * float(each.values["test/top1"].value), each)
+        (float(each.others["num_parameters"].value) / 1e6, 100 * float(each.top1.value), each)
         for each in measured
-        if "test/top1" in each.values
+        if each.top1 is not None
         and "num_parameters" in each.others
         and each.trained_on == each.tested_on
         and (each.model, each.trained_on, each.image_size.value if each.image_size else "") in known

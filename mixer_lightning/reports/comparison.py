@@ -13,14 +13,8 @@ from mixer_lightning.reports.published import PublishedTable
 from mixer_lightning.reports.sources import Found, Measured, StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED, Cell, Row, Source, Table
 
-#: Which metrics fill a column of the papers' tables, the first that a file has.
-METRICS = {
-    "ImNet": ("ImNet", "test/top1"),
-    "top-1": ("test/top1",),
-    "ReaL": ("ReaL", "real/top1"),
-    "Avg 5": ("Avg 5",),
-    "VTAB-1k": ("VTAB-1k",),
-}
+#: Which metrics fill a column of the papers' tables, the first that a file has; top-1 is filled by the official one.
+METRICS = {"ReaL": ("ReaL", "real/top1"), "Avg 5": ("Avg 5",), "VTAB-1k": ("VTAB-1k",)}
 #: Columns of the files that serve the matching and are not shown.
 _HIDDEN = ("conf_model", "data")
 #: Pre-training whose published figure is that on ImageNet-1k.
@@ -69,9 +63,10 @@ def _beside(each: Measured, row: Mapping[str, str], columns: Sequence[str]) -> R
         return None
     cells, filled = [], 0
     for name in columns:
-        source = next(
-            (each.values[metric] for metric in METRICS.get(name, ()) if metric in each.values), None
-        )
+        metrics = METRICS.get(name, ())
+        if name == "ImNet" or (name == "top-1" and each.kind != "transfer"):
+            metrics = (each.official,)
+        source = next((each.values[metric] for metric in metrics if metric in each.values), None)
         if source is not None:
             filled += 1
             cells.append(Cell(percent(source, each.percent), source))
@@ -116,8 +111,9 @@ RUN_COLUMNS = (
 
 
 _NOTE = (
-    "Published beside a measurement: the same model, training data and image size, and the same number of epochs where "
-    "several are published. Empty: nothing is published for it, or the file does not tell what was trained on."
+    "Published beside a measurement: top-1 on the same test images, of the same model, training data and image size, "
+    "and the same number of epochs where several are published. Empty: nothing is published for it, or the file does "
+    "not tell what was trained on."
 )
 
 
@@ -128,13 +124,13 @@ def runs_table(measured: Iterable[Measured], results_of_models: Path) -> Table:
         known = list(csv.DictReader(stream))
     made, lines = {}, []
     for each in measured:
-        metric = results.main_metric(each.values) or next(iter(sorted(each.values)), None)
+        metric = each.official or results.main_metric(each.values) or next(iter(sorted(each.values)), None)
         if metric is None:
             continue
         value = each.values[metric]
         is_accuracy = each.percent or "top1" in metric or metric.startswith("fewshot/")
         shown = f"{percent(value, each.percent)} %" if is_accuracy else f"{float(value.value):.4g}"
-        number, row = _published_for(each, known) if is_accuracy else (0, {})
+        number, row = _published_for(each, known) if metric == each.official else (0, {})
         cell = (
             Cell(f"{row['top1_percent']} %", _place(file, number, "top1_percent", row)) if row else Cell("")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def write_page(
     write_text(path, text)
 
 
+def _plain(text: str) -> str:
+    """A name out of the data as Plotly is to show it, which takes <b>, <a> and &amp; for its own markup."""
+    return html.escape(text, quote=False)
+
+
 def figure(panel: Panel) -> dict[str, Any]:
     """A panel as Plotly's data and layout; colours of text and grid are the page's."""
     bars = [series for series in panel.series if series.style == "bars"]
@@ -90,8 +96,8 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
     if series.style == "bars":
         return go.Bar(
             x=list(series.y),
-            y=list(series.x),
-            name=series.name,
+            y=[_plain(str(name)) for name in series.x],
+            name=_plain(series.name),
             orientation="h",
             marker={"color": colour},
             text=[f"{value:,.4g}" for value in series.y],
@@ -104,8 +110,8 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
     return go.Scatter(
         x=list(series.x),
         y=list(series.y),
-        text=list(series.names),
-        name=series.name,
+        text=[_plain(name) for name in series.names],
+        name=_plain(series.name),
         mode=_mode(series),
         line={"dash": "dash", "color": "#888888"} if series.style == "frontier" else {"color": colour},
         marker={

@@ -16,14 +16,19 @@ from mixer_lightning.reports.confusion import CONFUSION_PNG, MISCLASSIFIED_PNG
 from mixer_lightning.reports.tables import Provenance, Source
 
 TRANSFER = "transfer.json"
-#: What a name of public weights says of the data they were trained on, the first that fits. timm's *.goog_in21k_ft_in1k
-#: are the models of ImageNet-1k alone (pytorch-image-models, pull request 651).
+#: What a name of public weights says of the data they were trained on, the first that fits. timm's Mixers of
+#: goog_in21k_ft_in1k are those of ImageNet-1k alone (pytorch-image-models, pull request 651); 22k is 21k elsewhere.
 _TRAINED_ON = (
-    (r"goog_in21k_ft_in1k", "imagenet1k"),
-    (r"in21k|imagenet21k", "imagenet21k"),
-    (r"in1k$|imagenet1k", "imagenet1k"),
+    (r"laion|yfcc|ig1b|lvd\d|bamboo|in12k", ""),  # of which conf/data has nothing
+    (r"ns_jft", "jft300m_unlabelled"),
     (r"jft", "jft300m"),
+    (r"mixer_\w+\.goog_in21k_ft_in1k", "imagenet1k"),
+    (r"in2[12]k|imagenet21k", "imagenet21k"),
+    (r"_dist(illed)?_in1k", "imagenet1k with a teacher"),
+    (r"in1k(_\d+)?$|imagenet1k", "imagenet1k"),
 )
+#: The split with the images on which papers report, where it is not called test.
+_OFFICIAL_SPLIT = {"imagenet1k": "val"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Measured:
     """Metrics of one run, evaluation or suite, in the words of its file.
 
     `trained_on` and `tested_on` are names of conf/data, "" where the file does not tell. `values` are the metrics by
-    name, each a fraction or a percentage as `percent` says, with its place in the file.
+    name, each a fraction or a percentage as `percent` says, with its place in the file; `official` is the name of
+    the one that papers report, "" where it has none.
     """
 
     label: str
@@ -44,8 +50,14 @@ class Measured:
     percent: bool
     file: str
     made: Provenance
+    official: str = ""
     epochs: Source | None = None
     others: dict[str, Source] = field(default_factory=dict)
+
+    @property
+    def top1(self) -> Source | None:
+        """Top-1 on the images on which papers report it."""
+        return self.values.get(self.official)
 
 
 @dataclass(frozen=True)
@@ -144,8 +156,17 @@ def _run(path: Path) -> Measured:
         percent=False,
         file=file,
         made=_made(record, f"recipe: {(path.parent / results.RECIPE).as_posix()}"),
+        official=_official(recipe, record["metrics"]),
         others={key: source for key, source in others.items() if source is not None},
     )
+
+
+def _official(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Which of the metrics is top-1 on a data set's own test images, not on a part of the training images."""
+    own = _OFFICIAL_SPLIT.get((recipe.get("choices") or {}).get("data", ""), "test")
+    splits = {"test": recipe.get("test_split", own), "val": recipe.get("val_split")}
+    names = [f"{name}/top1" for name, split in splits.items() if (split or name) == own]
+    return next((name for name in names if name in metrics), "")
 
 
 def _scratch(recipe: Mapping[str, Any]) -> str:
@@ -178,6 +199,7 @@ def _transfer(path: Path) -> list[Measured]:
             image_size=runs[0].image_size,
             values={name: source for name, source in sources.items() if source is not None},
             percent=True,
+            official="ImNet" if sources.get("ImNet") else "",
             file=file,
             made=Provenance(
                 command=" ".join(["mixer transfer", *words, f"suite={record.get('suite', '')}"]),
@@ -197,7 +219,8 @@ def trained_on_of(checkpoint: str) -> str:
     if record is not None and isinstance(recipe := record.get("recipe"), dict):
         before = recipe.get("checkpoint")
         return _scratch(recipe) if before is None else trained_on_of(str(before))
-    return next((data for pattern, data in _TRAINED_ON if re.search(pattern, checkpoint.lower())), "")
+    name = re.sub(r"\.(safetensors|bin|pth|pt|tar|npz|ckpt)$", "", checkpoint.lower())
+    return next((data for pattern, data in _TRAINED_ON if re.search(pattern, name)), "")
 
 
 def json_source(file: str, record: Any, keys: Sequence[str | int]) -> Source | None:

@@ -32,7 +32,7 @@ def page(
 ) -> str:
     """The page of what the CSV file at `path` has for the conditions `about`.
 
-    `plans` are trainings of papers: model, data, epochs, images, and the core_days of their device.
+    `plans` are trainings of papers: model, input, data, epochs, images, and the core_days of their device.
     """
     lines = read(path, about)
     published = [column for column in (lines[0] if lines else {}) if column.startswith("published_")]
@@ -149,17 +149,17 @@ def _order(best: Sequence[Line]) -> list[str]:
 
 def _days(best: Sequence[Line], plans: Iterable[Mapping[str, object]]) -> list[str]:
     """Device-days of the papers' trainings at the rates measured here, beside the published core-days."""
-    rates = {line["model"]: float(line["images_per_second"]) for line in best}
+    rates = {(line["model"], line["image_size"]): float(line["images_per_second"]) for line in best}
     rows = [
         [
             str(plan["model"]),
             str(plan["data"]),
             str(plan["epochs"]),
-            _number(float(str(plan["images"])) / rates[str(plan["model"])] / 86400),
+            _number(float(str(plan["images"])) / rates[which] / 86400),
             f"{float(str(plan['core_days'])):,.0f} ({plan['device']})",
         ]
         for plan in plans
-        if plan["model"] in rates
+        if (which := (str(plan["model"]), str(plan["input"]))) in rates
     ]
     if not rows:
         return []

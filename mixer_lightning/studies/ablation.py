@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
@@ -127,7 +128,7 @@ def settings(argv: Sequence[str]) -> Settings:
     add("--dry-run", action="store_true", help="print what would be run and what it costs")
     chosen, overrides = training_runs.read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
     parser.check_at_least(1, chosen, "seeds")
-    words = training_runs.words_of(chosen.changes)
+    words = listed(chosen.changes)
     changes = {"all": [*CHANGES], "none": []}.get(words[0] if len(words) == 1 else "", words)
     for word in changes:
         if word not in CHANGES:
@@ -151,6 +152,7 @@ def main(argv: Sequence[str]) -> None:
         if asked.chosen.dry_run:
             training_runs.show_plan(runs, costs, screen)
             return
+        asked.chosen.out = output_folder("out", asked.chosen.out)
         if code := training_runs.train_all(runs, screen):
             raise SystemExit(code)
         _write(asked, cells, costs, argv, screen)
@@ -165,7 +167,7 @@ def plan(asked: Settings, screen: Screen) -> list[Cell]:
         ValueError, OSError: what is wrong with the recipe; it is of no ConvMixer; or the data are not there.
     """
     folder = asked.chosen.folder
-    base = compose_one("train", [f"name={folder.name}", *asked.overrides])
+    base = compose_one("train", [f"name={quoted(folder.absolute().name)}", *asked.overrides])
     if base.model.get("_target_") != CONVMIXER:
         raise ValueError(
             f"the parts that are exchanged are a ConvMixer's, which {base.choices.get('model')} is not: use "
@@ -245,7 +247,6 @@ def _write(
     epochs = rows[0]["images_seen"] / rows[0]["train_images"]
     screen.say(report.verdict(rows, epochs=epochs))
     out = asked.chosen.out
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"ablation_{data}.csv"
     results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, data=data)

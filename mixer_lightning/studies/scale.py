@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
@@ -99,7 +100,7 @@ def settings(argv: Sequence[str]) -> Settings:
     add("--dry-run", action="store_true", help="print what would be run and what it costs")
     chosen, overrides = training_runs.read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
     parser.check_at_least(1, chosen, "seeds")
-    models = training_runs.words_of(chosen.models)
+    models = listed(chosen.models)
     if not models:
         parser.error("models is an empty list")
     for name in models:
@@ -131,6 +132,7 @@ def main(argv: Sequence[str]) -> None:
         if asked.chosen.dry_run:
             training_runs.show_plan(runs, costs, screen)
             return
+        asked.chosen.out = output_folder("out", asked.chosen.out)
         if code := training_runs.train_all(runs, screen):
             raise SystemExit(code)
         _write(asked, cells, costs, argv, screen)
@@ -172,7 +174,7 @@ def _recipe(model: str, asked: Settings) -> Recipe:
     lines = [line for line in lines if not line.startswith("model.model=")]
     first = f"model={_conf_model(model, asked.overrides)}"
     try:
-        return compose_one("train", [first, f"name={asked.chosen.folder.name}", *lines])
+        return compose_one("train", [first, f"name={quoted(asked.chosen.folder.absolute().name)}", *lines])
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from None
 
@@ -220,7 +222,6 @@ def _write(
     screen.table("", report.TABLE, report.cells(found))
     screen.say(report.verdict(found))
     out = asked.chosen.out
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"scale_{data}.csv"
     results.write_rows(path, rows, digits=4)
     charts = [

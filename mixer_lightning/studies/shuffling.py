@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
@@ -30,7 +30,7 @@ from mixer_lightning.reports import markdown
 from mixer_lightning.reports import shuffling as report
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.shuffling_runs import SHOTS, Run, curves, plan, run_all
-from mixer_lightning.studies.training_runs import read_settings, refuse_unknown_model, words_of
+from mixer_lightning.studies.training_runs import read_settings, refuse_unknown_model
 
 if TYPE_CHECKING:
     from mixer_lightning.studies.shuffling_proof import Proof
@@ -79,7 +79,9 @@ def settings(argv: Sequence[str]) -> Settings:
     chosen, overrides = read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
     parser.check_at_least(1, chosen, "patch")
     parser.check_at_least(0, chosen, "shuffle_seed")
-    models = words_of(chosen.models)
+    models = listed(chosen.models)
+    if not models:
+        parser.error("models names none: for example models=mixer_s16,resnet50")
     for name in models:
         refuse_unknown_model(parser, name)
     if chosen.checkpoint is not None and overrides:
@@ -101,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
         runs = plan(
             models, patch=chosen.patch, seed=chosen.shuffle_seed, folder=chosen.folder, overrides=overrides
         )
+        chosen.out = output_folder("out", chosen.out)
         if code := run_all(runs, screen):
             raise SystemExit(code)
         _write(runs, chosen, argv, screen)
@@ -139,7 +142,6 @@ def _write(runs: Sequence[Run], chosen: argparse.Namespace, argv: Sequence[str],
     }
     for model, proof in proofs.items():
         screen.say(f"{model}: {proof}")
-    chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / f"shuffling_{data}.csv"
     results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, examples(runs), data=data, details=details(runs))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.reports.shuffling import ACCURACY, INPUTS
 from mixer_lightning.screen import Screen
@@ -44,7 +45,9 @@ def plan(
         stated = {line.partition("=")[0] for line in given}
         usual = () if "evals" in stated else EVALS
         try:
-            return compose_one("train", [f"model={model}", f"name={folder.name}", *usual, *given, *lines])
+            return compose_one(
+                "train", [f"model={model}", f"name={quoted(folder.absolute().name)}", *usual, *given, *lines]
+            )
         except ValueError as error:
             raise ValueError(f"{model}: {error}") from None
 

@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
 from mixer_lightning.models import catalogue
@@ -64,20 +64,14 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         value = getattr(chosen, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"{name} must be above 0, found {value:g}")
-    chosen.models = models_of(parser, _list(chosen.models))
-    modes = _list(chosen.modes)
+    chosen.models = models_of(parser, listed(chosen.models))
+    modes = listed(chosen.modes)
     if not modes or set(modes) - set(MODES):
         parser.error(f"modes must be {' or '.join(MODES)}, or both, separated by commas")
     chosen.modes = [mode for mode in MODES if mode in modes]
     if chosen.batch_sizes is not None:
-        chosen.batch_sizes = batch_sizes_of(parser, _list(chosen.batch_sizes))
+        chosen.batch_sizes = batch_sizes_of(parser, listed(chosen.batch_sizes))
     return chosen
-
-
-def _list(text: str) -> list[str]:
-    """The parts of 'a,b' or '[a, b]'."""
-    parts = text.strip().strip("[]").split(",")
-    return [part.strip().strip("'\"") for part in parts if part.strip()]
 
 
 def models_of(parser: Parser, words: Sequence[str]) -> list[str]:
@@ -117,6 +111,7 @@ def main(argv: Sequence[str]) -> None:
         channels_last={"auto": None, "channels_last": True, "contiguous": False}[chosen.layout],
         compile=chosen.compile == "true",
     )
+    chosen.out = output_folder("out", chosen.out)
     try:
         machine.configure_torch()
         chosen.batch_sizes = chosen.batch_sizes or list(BATCH_SIZES[device])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there, label_of
 from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import list_models
@@ -50,7 +50,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     chosen = parser.read(argv)
     if (chosen.checkpoint is None) == (chosen.checkpoints is None):
         parser.error("say checkpoint=<file>, or checkpoints=<file>,<file> for several")
-    chosen.checkpoints = [chosen.checkpoint] if chosen.checkpoint else _listed(chosen.checkpoints)
+    chosen.checkpoints = [chosen.checkpoint] if chosen.checkpoint else listed(chosen.checkpoints)
     if not chosen.checkpoints:
         parser.error("checkpoints names no file: checkpoints=<file>,<file>")
     if chosen.blocks == "":
@@ -58,7 +58,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     elif chosen.blocks == "all":
         chosen.blocks = slice(None)
     else:
-        numbers = _listed(chosen.blocks)
+        numbers = listed(chosen.blocks)
         if not numbers or not all(number.isdecimal() for number in numbers):
             parser.error(f"blocks must be all or numbers from 0 with commas between, found '{chosen.blocks}'")
         chosen.blocks = sorted({int(number) for number in numbers})
@@ -68,10 +68,6 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     if chosen.model is not None and chosen.model not in list_models():
         parser.error(f"there is no model '{chosen.model}'{did_you_mean(chosen.model, list_models())}")
     return chosen
-
-
-def _listed(text: str) -> list[str]:
-    return [each.strip() for each in text.strip("[]").split(",") if each.strip()]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,10 +82,7 @@ def main(argv: Sequence[str]) -> None:
             check_there(checkpoint)
     except (OSError, ValueError) as error:
         refuse([f"checkpoint: {error}"])
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        refuse([f"out: {chosen.out} cannot be a folder to write to: {error.strerror}"])
+    chosen.out = output_folder("out", chosen.out)
     found = []
     for checkpoint, name in zip(chosen.checkpoints, labels, strict=True):
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import launcher, results
-from mixer_lightning.config.arguments import Parser, without_value
+from mixer_lightning.config.arguments import Parser, listed, without_value
 from mixer_lightning.config.groups import groups
 from mixer_lightning.config.recipe import Duration, Recipe
 from mixer_lightning.engine import run
@@ -57,16 +57,10 @@ def read_settings(
     return chosen, overrides
 
 
-def words_of(text: str) -> list[str]:
-    """The parts of 'a,b' or '[a, b]', each once."""
-    words = (word.strip(" '\"") for word in text.strip().removeprefix("[").removesuffix("]").split(","))
-    return list(dict.fromkeys(word for word in words if word))
-
-
 def numbers_of(parser: Parser, name: str, text: str, *, whole: bool = True) -> list[float]:
     """Numbers above 0 in a list, from the smallest on; anything else ends the program with a message."""
     found = set()
-    for word in words_of(text):
+    for word in listed(text):
         try:
             number = float(word)
         except ValueError:

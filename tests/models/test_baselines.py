@@ -117,6 +117,13 @@ def test_what_is_refused(settings: dict[str, object], message: str) -> None:
         timm_backbone(**{"num_classes": 7, "image_size": 64, **settings})
 
 
+def test_patches_of_another_side_without_a_head() -> None:
+    """As all other models: num_classes=0 gives features."""
+    with torch.device("meta"):
+        model = create_model("deit_ti7", num_classes=0, image_size=28)
+        assert model(torch.empty(2, 3, 28, 28)).shape == (2, 192)
+
+
 def test_a_model_without_stochastic_depth_is_built_without() -> None:
     with torch.device("meta"):
         assert timm_backbone(timm_name="vgg11", num_classes=7, image_size=64).num_features == 4096

@@ -14,6 +14,7 @@ from test_report import NUMBER, same_number, stands_at, write_run
 from conftest import ROOT
 from mixer_lightning.models.presets import PUBLISHED
 from mixer_lightning.reports import charts
+from mixer_lightning.reports.page import figure
 from mixer_lightning.reports.report import write_report
 from mixer_lightning.reports.sources import StudyTable
 from mixer_lightning.reports.tables import Provenance, Source
@@ -127,6 +128,17 @@ def test_the_frontier_of_the_mixer_paper():
         (20.48, 90.0),
     ]
     assert charts.frontier([(1, 1), (1, 2), (2, 2), (0.5, 0), (3, 1)]) == [(0.5, 0), (1, 2)]
+
+
+@pytest.mark.parametrize("style", ["points", "bars"])
+def test_names_out_of_the_data_are_no_markup_in_a_figure(style: str):
+    """Plotly makes bold of <b>, a link of <a>, and & of &amp;; the names of folders are neither."""
+    name = "<b>run</b> &amp; 2"
+    series = charts.Series(name, (name,) if style == "bars" else (1.0,), (2.0,), (name,), style)
+    (trace,) = figure(charts.Panel("x", "y", (series,)))["data"]
+    shown = "&lt;b&gt;run&lt;/b&gt; &amp;amp; 2"
+    assert trace["name"] == shown
+    assert list(trace["y" if style == "bars" else "text"]) == [shown]
 
 
 def test_model_scale_shows_the_jft_rows_at_224():

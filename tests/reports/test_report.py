@@ -15,7 +15,7 @@ from conftest import ROOT
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.models.catalogue import SPEEDS
 from mixer_lightning.models.presets import PUBLISHED
-from mixer_lightning.reports import published
+from mixer_lightning.reports import charts, published
 from mixer_lightning.reports.comparison import tables
 from mixer_lightning.reports.sources import collect, trained_on_of
 from mixer_lightning.reports.tables import Source, Table
@@ -162,6 +162,10 @@ def test_the_files_of_published_speeds_agree():
             assert (each["images_per_second"], float(each["core_days"] or 0)) in printed[
                 each["model"], each["data"]
             ]
+        there = {(each["model"], each["data"], each["images_per_second"]) for each in known}
+        for row in published.rows(table):  # and none is left out
+            if row[rate] or "core-days (k)" in row:
+                assert (row["conf_model"], row["data"], row[rate]) in there
 
 
 # ------------------------------------------------------------------------------------------ measured
@@ -198,6 +202,48 @@ def test_a_run_stands_below_the_published_rows_of_its_kind(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("splits", "metrics", "shown"),
+    [
+        # ConvMixer's recipes, and evaluations: the official 50,000 are the data set's val
+        ({"val_split": None, "test_split": None}, {"val/top1": 0.765}, "76.50"),
+        # Mixer's recipes: val is 1 % of the training images
+        ({"val_split": "train[99%:]", "test_split": "val"}, {"val/top1": 0.9, "test/top1": 0.765}, "76.50"),
+        ({"val_split": "train[99%:]", "test_split": None}, {"val/top1": 0.9}, ""),
+        ({"val_split": "val[:50%]", "test_split": None}, {"val/top1": 0.9}, ""),
+        ({"val_split": None, "test_split": None}, {"fewshot/imagenet_5shot": 0.6, "real/top1": 0.8}, ""),
+    ],
+)
+def test_published_accuracies_stand_beside_those_on_the_official_images_alone(
+    splits: dict[str, Any], metrics: dict[str, float], shown: str, tmp_path: Path
+):
+    write_run(tmp_path / "default" / "b16", metrics=metrics, **splits)
+    report = report_of(tmp_path)
+    columns, (row,) = report["runs"].columns, report["runs"].rows
+    cells = {name: cell.text for name, cell in zip(columns, row.cells, strict=True)}
+    assert cells["published"] == ("76.44 %" if shown else "")
+    if shown:
+        assert cells["measured"] == f"{shown} %"
+    for name, column in (("mixer_table3", "ImNet"), ("convmixer_imagenet", "top-1")):
+        place = report[name].columns.index(column)
+        found = [row.cells[place].text for row in report[name].rows if row.kind == "measured"]
+        assert [text for text in found if text] == ([shown] if shown else [])
+    parameters, _ = charts.convmixer(collect([tmp_path], without=Path("nowhere")).measured).panels
+    assert [series.y for series in parameters.series if series.kind == "measured"] == (
+        [(76.5,)] if shown else []
+    )
+
+
+def test_a_suite_without_imagenet_has_no_published_accuracy(tmp_path: Path):
+    suite = tmp_path / "transfer" / "b16"
+    write_run(suite / "vtab" / "seed0", checkpoint="timm:mixer_b16_224.goog_in21k")
+    content = {"checkpoint": ["checkpoint=timm:mixer_b16_224.goog_in21k"], "row": {"VTAB-1k": [70.1, 0.1]}}
+    (suite / "transfer.json").write_text(json.dumps(content))
+    table = report_of(suite / "transfer.json")["runs"]
+    cells = {name: cell.text for name, cell in zip(table.columns, table.rows[0].cells, strict=True)}
+    assert (cells["metric"], cells["measured"], cells["published"]) == ("VTAB-1k", "70.10 %", "")
+
+
+@pytest.mark.parametrize(
     ("checkpoint", "data"),
     [
         ("timm:mixer_b16_224.goog_in21k", "imagenet21k"),
@@ -207,6 +253,14 @@ def test_a_run_stands_below_the_published_rows_of_its_kind(tmp_path: Path):
         ),  # of ImageNet-1k alone, whatever its name says
         ("timm:mixer_b16_224.miil_in21k_ft_in1k", "imagenet21k"),
         ("timm:convmixer_768_32.in1k", "imagenet1k"),
+        ("timm:resnetv2_152x4_bit.goog_in21k_ft_in1k", "imagenet21k"),  # arXiv 1912.11370: BiT-M
+        ("timm:convnext_tiny.fb_in22k_ft_in1k", "imagenet21k"),
+        ("timm:convnext_small.in12k_ft_in1k", ""),
+        ("timm:tf_efficientnet_l2.ns_jft_in1k", "jft300m_unlabelled"),  # Noisy Student: no labels of JFT
+        ("timm:resnet50.fb_swsl_ig1b_ft_in1k", ""),
+        ("timm:resmlp_12_224.fb_distilled_in1k", "imagenet1k with a teacher"),
+        ("timm:caformer_s18.sail_in1k_384", "imagenet1k"),
+        ("weights/convnext_tiny.fb_in1k.safetensors", "imagenet1k"),
         ("Mixer-B_16.npz", ""),
     ],
 )
