@@ -37,8 +37,6 @@ OPTIONS = ("patches", "kernels", "changes", "seeds", "name", "folder", "out")
 OF_STUDY = {
     "seed": "seeds=",
 }
-CONVMIXER = "mixer_lightning.models.convmixer.ConvMixer"
-ABLATED = "mixer_lightning.models.convmixer_ablation.AblatedConvMixer"
 
 
 class Change(NamedTuple):
@@ -50,8 +48,8 @@ class Change(NamedTuple):
 
 
 def _part(what: str, **values: str) -> Change:
-    """Another part of the network."""
-    return Change(lambda recipe: what, "model", lambda model: {"_target_": ABLATED, **values})
+    """Another part of the network, by a parameter of AblatedConvMixer."""
+    return Change(lambda recipe: what, "model", lambda model: {"_target_": _targets()[1], **values})
 
 
 def _off(what: str, **values: Any) -> Change:
@@ -61,6 +59,15 @@ def _off(what: str, **values: Any) -> Change:
         "augment",
         lambda augment: values if any(augment[key] != value for key, value in values.items()) else {},
     )
+
+
+def _targets() -> tuple[str, str]:
+    """ConvMixer, and that with parts exchanged, as recipes call them."""
+    from mixer_lightning.models.convmixer import ConvMixer  # torch: seconds
+    from mixer_lightning.models.convmixer_ablation import AblatedConvMixer
+
+    as_it_is, ablated = (f"{each.__module__}.{each.__name__}" for each in (ConvMixer, AblatedConvMixer))
+    return as_it_is, ablated
 
 
 def _other(activation: object) -> str:
@@ -168,7 +175,7 @@ def plan(asked: Settings, screen: Screen) -> list[Cell]:
     """
     folder = asked.chosen.folder
     base = compose_one("train", [f"name={quoted(folder.absolute().name)}", *asked.overrides])
-    if base.model.get("_target_") != CONVMIXER:
+    if base.model.get("_target_") != _targets()[0]:
         raise ValueError(
             f"the parts that are exchanged are a ConvMixer's, which {base.choices.get('model')} is not: use "
             "model=convmixer_96_4 or another of them"
