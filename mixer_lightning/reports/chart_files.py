@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mixer_lightning.reports.charts import FEW_POINTS, Chart, Panel, Series
@@ -18,6 +19,19 @@ NUM_COLOURS = 10
 
 def draw(folder: Path, chart: Chart) -> Path:
     """<name>.png and <name>.svg in `folder`; the path of the PNG."""
+    figure = _figure(chart)
+    path = folder / f"{chart.name}.png"
+    save_figure(figure, path)
+    save_figure(figure, path.with_suffix(".svg"))
+    return path
+
+
+def draw_png(path: Path, chart: Chart) -> None:
+    """The same as one PNG file."""
+    save_figure(_figure(chart), path)
+
+
+def _figure(chart: Chart) -> Figure:
     bars = max(
         (len(series.x) for panel in chart.panels for series in panel.series if series.style == "bars"),
         default=0,
@@ -30,17 +44,14 @@ def draw(folder: Path, chart: Chart) -> Path:
         _bars(axes, panel) if bars else _points(axes, panel)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(label(chart.title), fontsize=11)
-    path = folder / f"{chart.name}.png"
-    save_figure(figure, path)
-    save_figure(figure, path.with_suffix(".svg"))
-    return path
+    return figure
 
 
 def _points(axes: Axes, panel: Panel) -> None:
-    points = sum(len(series.x) for series in panel.series if series.style == "points")
+    points = sum(len(series.x) for series in panel.series if _is_named(series))
     for i, series in enumerate(panel.series):
         _draw_series(axes, series, i)
-        if series.style == "points":
+        if _is_named(series):
             for x, y, name in zip(series.x, series.y, series.names, strict=True):
                 size = 7 if points <= 16 else 5.5
                 text = label(name.split(",")[0].replace(" 224 px", ""), 28)
@@ -57,6 +68,12 @@ def _points(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7.5)
+
+
+def _is_named(series: Series) -> bool:
+    """Whether each point has a name of its own beside it: those of a curve only where their beginnings differ."""
+    beginnings = {name.partition(",")[0] for name in series.names}
+    return series.style == "points" or (series.style == "line" and len(beginnings) > 1)
 
 
 def _draw_series(axes: Axes, series: Series, i: int) -> None:

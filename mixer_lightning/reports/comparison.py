@@ -197,8 +197,7 @@ def study_table(study: StudyTable) -> Table:
         )
         for number, row in enumerate(study.rows, start=1)
     )
-    name = "_".join(part for part in study.path.with_suffix("").parts if part not in ("/", "..", "."))
-    return Table(name, study.title, tuple(columns), lines, made={file: study.made})
+    return Table(study.name, study.title, tuple(columns), lines, made={file: study.made})
 
 
 def _is_list(cells: Iterable[str | None]) -> bool:

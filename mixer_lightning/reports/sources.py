@@ -70,6 +70,11 @@ class StudyTable:
     rows: list[dict[str, str]]
     made: Provenance
 
+    @property
+    def name(self) -> str:
+        """What tables and figures of it are called."""
+        return "_".join(part for part in self.path.with_suffix("").parts if part not in ("/", "..", "."))
+
 
 @dataclass(frozen=True)
 class Picture:
