@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mixer_lightning.reports.charts import FEW_POINTS, Chart, HeatMap, Panel, Series
@@ -21,6 +22,19 @@ NUM_COLOURS = 10
 
 def draw(folder: Path, chart: Chart) -> Path:
     """<name>.png and <name>.svg in `folder`; the path of the PNG."""
+    figure = _figure(chart)
+    path = folder / f"{chart.name}.png"
+    save_figure(figure, path)
+    save_figure(figure, path.with_suffix(".svg"))
+    return path
+
+
+def draw_png(path: Path, chart: Chart) -> None:
+    """The same as one PNG file."""
+    save_figure(_figure(chart), path)
+
+
+def _figure(chart: Chart) -> Figure:
     bars = max(
         (len(series.x) for panel in chart.panels for series in panel.series if series.style == "bars"),
         default=0,
@@ -47,10 +61,7 @@ def draw(folder: Path, chart: Chart) -> Path:
     if not bars:
         for axes, panel in zip(columns, chart.panels, strict=False):
             _name_points(axes, panel)
-    path = folder / f"{chart.name}.png"
-    save_figure(figure, path)
-    save_figure(figure, path.with_suffix(".svg"))
-    return path
+    return figure
 
 
 def _plot(axes: Axes, panel: Panel, chart: Chart) -> None:
@@ -71,10 +82,16 @@ def _name_points(axes: Axes, panel: Panel) -> None:
     named = [
         (x, y, label(name.split(",")[0].replace(" 224 px", ""), 28))
         for series in panel.series
-        if series.style == "points"
+        if _is_named(series)
         for x, y, name in zip(cast("tuple[float, ...]", series.x), series.y, series.names, strict=True)
     ]
     name_points(axes, named, fontsize=7 if len(named) <= 16 else 5.5)
+
+
+def _is_named(series: Series) -> bool:
+    """Whether each point has a name of its own beside it: those of a curve only where their beginnings differ."""
+    beginnings = {name.partition(",")[0] for name in series.names}
+    return series.style == "points" or (series.style == "line" and len(beginnings) > 1)
 
 
 def _draw_series(axes: Axes, series: Series, i: int) -> None:

@@ -233,11 +233,10 @@ def throughput(study: StudyTable) -> Chart | None:
     ]
     if not panels:
         return None
-    parts = [part for part in study.path.with_suffix("").parts if part not in ("/", "..", ".")]
     longest = max(map(len, modes.values()))
     more = f" The first {MAX_BARS} of {longest}." if longest > MAX_BARS else ""
     caption = f"Measured images per second, from {study.path.as_posix()}.{more}"
-    return Chart("_".join(("throughput", *parts)), study.title, caption, tuple(panels))
+    return Chart(f"throughput_{study.name}", study.title, caption, tuple(panels))
 
 
 def _rate_bars(

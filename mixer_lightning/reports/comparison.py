@@ -190,9 +190,8 @@ def study_tables(studies: Iterable[StudyTable]) -> list[Table]:
     """A table for each of the studies, each with a name of its own."""
     tables: list[Table] = []
     for study in studies:
-        parts = [part for part in study.path.with_suffix("").parts if part not in ("/", "..", ".")]
-        name, count = "_".join(parts), sum(study.path.as_posix() in each.made for each in tables)
-        tables.append(study_table(study, f"{name}_{count + 1}" if count else name))
+        count = sum(study.path.as_posix() in each.made for each in tables)
+        tables.append(study_table(study, f"{study.name}_{count + 1}" if count else study.name))
     return tables
 
 

@@ -20,11 +20,6 @@ def charts(studies: Sequence[StudyTable]) -> list[Chart]:
     return [chart for chart in found if chart is not None]
 
 
-def _name(study: StudyTable, kind: str) -> str:
-    parts = study.path.with_suffix("").parts
-    return "_".join((kind, *(part for part in parts if part not in ("/", "..", "."))))
-
-
 # ----------------------------------------------------------------------------------------------- sweeps
 
 
@@ -48,7 +43,7 @@ def heat_maps(study: StudyTable) -> Chart | None:
     ]
     more = f" The first {MAX_GRIDS} of {len(settings)} grids." if len(settings) > MAX_GRIDS else ""
     caption = f"Mean over seeds of {grids[0].what}, from {study.path.as_posix()}.{more}"
-    return Chart(_name(study, "heat_map"), study.title, caption, heat_maps=tuple(grids))
+    return Chart(f"heat_map_{study.name}", study.title, caption, heat_maps=tuple(grids))
 
 
 def _grid(
@@ -96,4 +91,4 @@ def shuffled(study: StudyTable) -> Chart | None:
                 )
         panels.append(Panel(f"step, {model}", "linear 5-shot top-1, %", tuple(series)))
     caption = f"Linear 5-shot accuracy over training (MLP-Mixer, figure 4), from {study.path.as_posix()}."
-    return Chart(_name(study, "curves"), study.title, caption, tuple(panels))
+    return Chart(f"curves_{study.name}", study.title, caption, tuple(panels))

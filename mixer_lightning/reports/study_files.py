@@ -28,6 +28,11 @@ class StudyTable:
     notes: tuple[str, ...] = ()
     lines: tuple[int, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What tables and figures of it are called."""
+        return "_".join(part for part in self.path.with_suffix("").parts if part not in ("/", "..", "."))
+
 
 def read(path: Path) -> list[StudyTable]:
     """The tables of a .csv or .md file: of a page those that no CSV file of its name has; none without rows.
