@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from mixer_lightning.reports import chart_files, tables
+from mixer_lightning.reports import ablation, chart_files, measured_charts, scale, tables
 from mixer_lightning.reports.charts import Chart, charts
 from mixer_lightning.reports.comparison import tables as comparison_tables
 from mixer_lightning.reports.page import write_page
@@ -38,8 +38,9 @@ def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path
         ValueError: a file is damaged; the message names it.
     """
     found = collect(paths, without=folder)
-    all_tables = named_apart(comparison_tables(found, results_of_models))
-    all_charts = named_apart(charts(found))
+    all_tables = named_apart([*comparison_tables(found, results_of_models), *ablation.tables(found.studies)])
+    drawn = [*charts(found), *measured_charts.charts(found.studies)]
+    all_charts = named_apart([*drawn, *scale.charts(found.studies), *ablation.charts(found.studies)])
     for name in ("tables", "figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for table in all_tables:
