@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOISE = 2.0  # points between two seeds of a short run, of which a difference is no finding
+NOTHING = 0.1  # points of a published difference that stands for none
 #: Columns by which a CSV file is known to be of this study.
 COLUMNS = ("change", "what", "patch_size", "kernel_size", "seed", "accuracy", "difference")
 BASELINE = "baseline"
@@ -249,20 +250,18 @@ def verdict(rows: Sequence[Line], *, epochs: float) -> str:
     for each in changes(rows):
         if each.difference is None or not each.published_difference:
             continue
-        is_down = float(each.published_difference) < 0
-        told = f"{each.what} {each.difference:+.1f} ({each.published_difference})"
-        kind = (
-            within
-            if abs(each.difference) <= limit
-            else agree
-            if (each.difference < 0) == is_down
-            else other_way
-        )
-        kind.append(told)
+        expected = float(each.published_difference)
+        told = f"{each.what} {each.difference:+.1f} ({expected:+.2f})"
+        if abs(each.difference) <= limit:
+            within.append(told)
+        elif each.difference * expected > 0 and abs(expected) >= NOTHING:
+            agree.append(told)
+        else:
+            other_way.append(told)
     for kind, said in (
         (agree, "As published (in brackets), beyond noise"),
         (within, "Within noise, where the paper's differences may lie as well"),
-        (other_way, "The other way than published"),
+        (other_way, "Other than published"),
     ):
         if kind:
             sentences.append(f"{said}: {'; '.join(kind)}.")

@@ -55,9 +55,11 @@ def _points(axes: Axes, panel: Panel) -> None:
             for x, y, name in zip(series.x, series.y, series.names, strict=True):
                 size = 7 if points <= 16 else 5.5
                 text = label(name.split(",")[0].replace(" 224 px", ""), 28)
-                axes.annotate(
+                note = axes.annotate(
                     text, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=size, color="0.3"
                 )
+                if series.style == "line":  # which runs through it
+                    note.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
     if panel.log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -260,7 +260,9 @@ def show_plan(runs: Sequence[Run], costs: Mapping[Path, Cost], screen: Screen) -
             continue
         if each.pace not in rates:
             alike = [other for other in runs if other.pace == each.pace and done[other.run_dir]]
-            rates[each.pace] = measured_rate([*alike, each], screen, seconds=2.0)
+            rates[each.pace] = measured_rate(
+                [*alike, each], screen, seconds=2.0, what=f"training steps: {each.label}"
+            )
         seconds = images / rates[each.pace]
         total, left = total + seconds, left + 1
         rows.append((each.label, f"{steps:,}", f"{images:,}", f"{arithmetic:,.3g}", format_time(seconds)))

@@ -140,12 +140,12 @@ def test_the_verdict_follows_the_numbers():
         "are better shows here in part; from kernel 3 to 9, in points: +10.0 at patch 1, +1.0 at patch 4."
         in said
     )
-    published = "layer_norm -10.0 (-1.44); patch 4, of patch 1 -19.0 (-3.27)."
+    published = "layer_norm -10.0 (-1.44); patch 4 for 1 -19.0 (-3.27)."
     assert f"As published (in brackets), beyond noise: {published}" in said
     assert (
         "Within noise, where the paper's differences may lie as well: other_activation -1.0 (-0.37)" in said
     )
-    assert "The other way than published: no_erasing +5.0 (-0.64)" in said
+    assert "Other than published: no_erasing +5.0 (-0.64)" in said
     assert "After 0.5 epochs" in said
     seeds = [row("baseline", accuracy=a, seed=i) for i, a in enumerate((0.5, 0.54))]
     assert report.noise(seeds) == pytest.approx(2 * 8**0.5)  # of 50 and 54 %
