@@ -6,7 +6,7 @@
 Trains the network at every patch of `patches` with every kernel of `kernels`; and at its own patch and kernel once for
 each change: residuals, normalisation, activation (models/convmixer_ablation.py), and each part of the recipe's
 augmentation that is on, off. These are runs of `mixer train` under `folder`, of which those that have finished are not
-repeated. Writes <out>/ablation_<name>.csv with a row for each run, a page, and a picture: a heat map of patch and
+repeated. Writes <out>/ablation_<data>.csv with a row for each run, a page, and a picture: a heat map of patch and
 kernel, and the changes beside the published ones.
 """
 
@@ -33,9 +33,10 @@ from mixer_lightning.screen import Screen, did_you_mean, refuse
 from mixer_lightning.studies import training_runs
 from mixer_lightning.studies.training_runs import Run
 
-OPTIONS = ("patches", "kernels", "changes", "seeds", "name", "folder", "out")
+OPTIONS = ("patches", "kernels", "changes", "seeds", "folder", "out")
 OF_STUDY = {
     "seed": "seeds=",
+    "name": "folder=",
 }
 
 
@@ -129,7 +130,6 @@ def settings(argv: Sequence[str]) -> Settings:
         help=f"all, none, or of {', '.join(CHANGES)}; default: all that change something",
     )
     add("--seeds", type=int, default=1, metavar="N", help="runs of each kind; default: %(default)s")
-    add("--name", metavar="NAME", help="of the files and the data in them; default: the data set's")
     add("--folder", type=Path, default=Path("runs/ablation"), metavar="FOLDER", help="default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--dry-run", action="store_true", help="print what would be run and what it costs")
@@ -199,7 +199,9 @@ def plan(asked: Settings, screen: Screen) -> list[Cell]:
     for key, what, recipe in kinds:
         place = f"p{recipe.model['patch_size']}-k{recipe.model['kernel_size']}"
         for seed in range(asked.chosen.seeds):
-            name = "-".join(filter(None, (place, key if key != BASELINE else "", f"seed{seed}")))
+            name = "-".join(
+                filter(None, (base.choices["model"], place, key if key != BASELINE else "", f"seed{seed}"))
+            )
             made = replace(recipe, seed=seed)
             cells.append(Cell(key, what, seed, Run(f"{what}, seed {seed}", made, folder / name, place)))
     return cells
@@ -248,7 +250,7 @@ def _write(
     """The tables on the screen; rows, page and picture."""
     rows = rows_of(cells, costs)
     recipe = cells[0].run.recipe
-    data = asked.chosen.name or str(recipe.data.get("name") or recipe.choices["data"])
+    data = str(recipe.data.get("name") or recipe.choices["data"])
     screen.table("", *report.grid_cells(rows))
     screen.table("", report.CHANGE_TABLE, report.change_cells(rows))
     epochs = rows[0]["images_seen"] / rows[0]["train_images"]

@@ -10,7 +10,7 @@ fixed=steps (as in arXiv 2105.01601, figure 2) every run has the steps of the ru
 part more often; with fixed=epochs the passes over it are the same, and the steps fewer.
 
 Keys of `mixer train` are for all runs; one that begins with a network's name is that network's alone. Writes
-<out>/scale_<name>.csv with a row for each run, a page and the pictures of model scale and data scale.
+<out>/scale_<data>.csv with a row for each run, a page and the pictures of model scale and data scale.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies import training_runs
 from mixer_lightning.studies.training_runs import Run
 
-OPTIONS = ("models", "sizes", "fractions", "fixed", "seeds", "name", "folder", "out")
+OPTIONS = ("models", "sizes", "fractions", "fixed", "seeds", "folder", "out")
 OF_STUDY = {
     "model": "models=",
     "image_size": "sizes=",
     "seed": "seeds=",
+    "name": "folder=",
 }
 PAPERS = "mixer_s32,mixer_b32,mixer_s16,mixer_b16"  # those of figure 3 that train in days on one device
 
@@ -94,7 +95,6 @@ def settings(argv: Sequence[str]) -> Settings:
         help="what a part of the training set shares with the whole; default: %(default)s, the paper's",
     )
     add("--seeds", type=int, default=1, metavar="N", help="runs of each kind; default: %(default)s")
-    add("--name", metavar="NAME", help="of the files and the data in them; default: the data set's")
     add("--folder", type=Path, default=Path("runs/scale"), metavar="FOLDER", help="default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--dry-run", action="store_true", help="print what would be run and what it costs")
@@ -217,7 +217,7 @@ def _write(
         for cell in cells
     ]
     first = cells[0].run.recipe
-    data = asked.chosen.name or str(first.data.get("name") or first.choices["data"])
+    data = str(first.data.get("name") or first.choices["data"])
     found = report.points(rows)
     screen.table("", report.TABLE, report.cells(found))
     screen.say(report.verdict(found))
