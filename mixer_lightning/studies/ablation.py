@@ -21,18 +21,17 @@ from typing import Any, Literal, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.overrides import quoted
+from mixer_lightning.config.overrides import file_name, quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import Cost
-from mixer_lightning.reports import ablation as report
 from mixer_lightning.reports import markdown
-from mixer_lightning.reports.ablation import BASELINE
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 from mixer_lightning.studies import training_runs
 from mixer_lightning.studies.training_runs import Run
 
+BASELINE = "baseline"  # the network as it is, among the changes
 OPTIONS = ("patches", "kernels", "changes", "seeds", "folder", "out")
 OF_STUDY = {
     "seed": "seeds=",
@@ -248,6 +247,8 @@ def _write(
     asked: Settings, cells: Sequence[Cell], costs: Mapping[Path, Cost], argv: Sequence[str], screen: Screen
 ) -> None:
     """The tables on the screen; rows, page and picture."""
+    from mixer_lightning.reports import ablation as report  # matplotlib: seconds
+
     rows = rows_of(cells, costs)
     recipe = cells[0].run.recipe
     data = str(recipe.data.get("name") or recipe.choices["data"])
@@ -256,7 +257,7 @@ def _write(
     epochs = rows[0]["images_seen"] / rows[0]["train_images"]
     screen.say(report.verdict(rows, epochs=epochs))
     out = asked.chosen.out
-    path = out / f"ablation_{data}.csv"
+    path = out / f"ablation_{file_name(data)}.csv"
     results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, data=data)
     text = report.page(

@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.overrides import quoted
+from mixer_lightning.config.overrides import file_name, quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import Cost
 from mixer_lightning.reports import markdown
-from mixer_lightning.reports import scale as report
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies import training_runs
 from mixer_lightning.studies.training_runs import Run
@@ -203,7 +202,8 @@ def _write(
     asked: Settings, cells: Sequence[Cell], costs: Mapping[Path, Cost], argv: Sequence[str], screen: Screen
 ) -> None:
     """The table on the screen; rows, page and pictures."""
-    from mixer_lightning.reports.chart_files import draw_png  # matplotlib: seconds
+    from mixer_lightning.reports import scale as report  # matplotlib: seconds
+    from mixer_lightning.reports.chart_files import draw_png
 
     rows = [
         {
@@ -222,7 +222,7 @@ def _write(
     screen.table("", report.TABLE, report.cells(found))
     screen.say(report.verdict(found))
     out = asked.chosen.out
-    path = out / f"scale_{data}.csv"
+    path = out / f"scale_{file_name(data)}.csv"
     results.write_rows(path, rows, digits=4)
     charts = [
         chart
