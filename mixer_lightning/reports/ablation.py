@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.reports import markdown, published
-from mixer_lightning.reports.charts import Chart, Panel, Series
-from mixer_lightning.reports.sources import StudyTable
+from mixer_lightning.reports.charts import Chart, HeatMap
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED, Cell, Row, Source, Table
 
 if TYPE_CHECKING:
@@ -110,29 +110,20 @@ def noise(rows: Sequence[Line]) -> float:
 
 
 def charts(studies: Sequence[StudyTable]) -> list[Chart]:
-    """Accuracy over the kernel, a curve for each patch, of those CSV files that are of this study."""
+    """Accuracy over patch and kernel, of those CSV files that are of this study."""
     found = []
     for study in studies:
         cells = grid(study.rows) if set(COLUMNS) <= set(study.columns) else {}
         if len(cells) > 1:
-            curves = tuple(
-                Series(
-                    f"patch {patch}",
-                    tuple(kernel for p, kernel in cells if p == patch),
-                    tuple(mean.accuracy for (p, _), mean in cells.items() if p == patch),
-                    tuple(
-                        f"patch {patch}, kernel {kernel}: {mean}"
-                        for (p, kernel), mean in cells.items()
-                        if p == patch
-                    ),
-                    "line",
-                    MEASURED,
-                )
-                for patch in dict.fromkeys(p for p, _ in cells)
+            patches, kernels = (sorted({place[i] for place in cells}) for i in (0, 1))
+            values = tuple(
+                tuple(cells[p, k].accuracy if (p, k) in cells else None for k in kernels) for p in patches
             )
-            panel = Panel("kernel", "accuracy, %", curves)
+            names = (tuple(map(str, kernels)), tuple(map(str, patches)))
+            heat_map = HeatMap("", "kernel", "patch", *names, values, f"{study.rows[0]['metric']}, %")
             caption = f"Measured, from {study.path.as_posix()}."
-            found.append(Chart(study.name, f"{study.title}: patch and kernel", caption, (panel,)))
+            title = f"{study.title}: patch and kernel"
+            found.append(Chart(study.name, title, caption, heat_maps=(heat_map,)))
     return found
 
 
@@ -299,6 +290,8 @@ def page(
         *markdown.table(*grid_cells(rows)),
         "",
         f"![accuracy over patch and kernel, and what each part changes]({picture})",
+        "",
+        markdown.FINDING,
         "",
         markdown.escape(verdict(rows, epochs=epochs)),
         "",

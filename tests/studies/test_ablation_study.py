@@ -67,10 +67,10 @@ def test_from_the_command_line_to_rows_page_and_picture(tmp_path, capsys):
     place = told.index(("published", "LayerNorm for BatchNorm"))
     assert told[place + 1] == ("measured", "LayerNorm for BatchNorm")
     (chart,) = report.charts(collect([tmp_path / "out"], without=tmp_path / "nowhere").studies)
-    assert [(each.name, each.x) for each in chart.panels[0].series] == [
-        ("patch 1", (3, 5)),
-        ("patch 2", (3,)),
-    ]
+    (cells,) = chart.heat_maps
+    assert (cells.rows, cells.columns) == (("1", "2"), ("3", "5"))
+    assert cells.values[0][1] == pytest.approx(100 * accuracy[0], rel=1e-3)
+    assert cells.values[1][1] is None
 
 
 def test_every_change_changes_one_node_and_no_other():
