@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.reports import markdown, published
 from mixer_lightning.reports.charts import Chart, Panel, Series
-from mixer_lightning.reports.sources import StudyTable
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED, Cell, Row, Source, Table
 
 if TYPE_CHECKING:
@@ -300,6 +300,8 @@ def page(
         *markdown.table(*grid_cells(rows)),
         "",
         f"![accuracy over patch and kernel, and what each part changes]({picture})",
+        "",
+        markdown.FINDING,
         "",
         markdown.escape(verdict(rows, epochs=epochs)),
         "",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from mixer_lightning import results
 from mixer_lightning.reports import published
-from mixer_lightning.reports.sources import Found, Measured, StudyTable
+from mixer_lightning.reports.sources import Found, Measured
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED
 
 #: So many runs are drawn over one another, and so many bars into one figure.
@@ -42,13 +43,32 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class HeatMap:
+    """A grid of numbers: `values` [rows][columns], None where there is none; `what` they are, with their unit."""
+
+    title: str
+    x: str
+    y: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    what: str
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A figure of one panel or several."""
+    """A figure of panels, or of heat maps."""
 
     name: str
     title: str
     caption: str
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel, ...] = ()
+    heat_maps: tuple[HeatMap, ...] = ()
+
+    def number_of(self, series: Series) -> int:
+        """The number of a series by its name, which has one colour in all panels."""
+        names = dict.fromkeys(each.name for panel in self.panels for each in panel.series)
+        return list(names).index(series.name)
 
 
 def charts(found: Found) -> list[Chart]:
@@ -266,14 +286,17 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
         name: "/".join(part[shared:] if len(parts) > 1 else part[-2:])
         for name, part in zip(shown, parts, strict=True)
     }
+    metrics = dict.fromkeys(_evaluated(rows) for rows in shown.values())
     accuracy, loss = [], []
     for name, rows in shown.items():
         metric = _evaluated(rows)
         scale = 1 if results.is_better_lower(metric) else 100
-        accuracy.append(_curve(f"{names[name]}: {metric}", rows, metric, scale))
+        named = names[name] if len(metrics) == 1 else f"{names[name]}: {metric}"
+        accuracy.append(_curve(named, rows, metric, scale))
         loss.append(_curve(names[name], rows, "train/loss", 1))
+    unit = "" if all(map(results.is_better_lower, metrics)) else ", %"
     panels = (
-        Panel("epoch", "accuracy, %", tuple(accuracy)),
+        Panel("epoch", f"{next(iter(metrics)) if len(metrics) == 1 else 'accuracy'}{unit}", tuple(accuracy)),
         Panel("epoch", "loss of training", tuple(each for each in loss if each.x)),
     )
     return Chart("curves", "Runs over one another", f"From metrics.jsonl of each run.{more}", panels)

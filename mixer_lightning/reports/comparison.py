@@ -10,7 +10,8 @@ from pathlib import Path
 from mixer_lightning import results
 from mixer_lightning.reports import published
 from mixer_lightning.reports.published import PublishedTable
-from mixer_lightning.reports.sources import Found, Measured, StudyTable
+from mixer_lightning.reports.sources import Found, Measured
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED, Cell, Row, Source, Table
 
 #: Which metrics fill a column of the papers' tables, the first that a file has; top-1 is filled by the official one.
@@ -31,7 +32,7 @@ def tables(found: Found, results_of_models: Path) -> list[Table]:
     """
     papers = [paper_table(each, found.measured) for each in published.TABLES]
     runs = [runs_table(found.measured, results_of_models)] if found.measured else []
-    return [*papers, *runs, *map(study_table, found.studies)]
+    return [*papers, *runs, *study_tables(found.studies)]
 
 
 def paper_table(table: PublishedTable, measured: Sequence[Measured]) -> Table:
@@ -185,19 +186,36 @@ def _number(source: Source | None, form: str = "") -> Cell:
 # ---------------------------------------------------------------------------------------------- studies
 
 
-def study_table(study: StudyTable) -> Table:
-    """A study's CSV file as it stands, without the columns that list the repeats of a measurement."""
+def study_tables(studies: Iterable[StudyTable]) -> list[Table]:
+    """A table for each of the studies, each with a name of its own."""
+    tables: list[Table] = []
+    for study in studies:
+        count = sum(study.path.as_posix() in each.made for each in tables)
+        tables.append(study_table(study, f"{study.name}_{count + 1}" if count else study.name))
+    return tables
+
+
+def study_table(study: StudyTable, name: str) -> Table:
+    """A study's table as it stands in its file, without the columns that list the repeats of a measurement."""
     file = study.path.as_posix()
-    columns = [name for name in study.columns if not _is_list(row[name] for row in study.rows)]
-    lines = tuple(
-        Row(
-            MEASURED,
-            file,
-            tuple(Cell(row[name] or "", _place(file, number, name, row)) for name in columns),
+    kept = [
+        (i, name) for i, name in enumerate(study.columns, 1) if not _is_list(row[name] for row in study.rows)
+    ]
+    lines = []
+    for number, row in enumerate(study.rows, start=1):
+        places = (
+            _place(file, number, name, row)
+            if not study.lines
+            else Source(file, study.lines[number - 1], str(i), row[name])
+            for i, name in kept
         )
-        for number, row in enumerate(study.rows, start=1)
-    )
-    return Table(study.name, study.title, tuple(columns), lines, made={file: study.made})
+        cells = (
+            Cell(row[name] or "", place if row[name] else None)
+            for (_, name), place in zip(kept, places, strict=True)
+        )
+        lines.append(Row(MEASURED, file, tuple(cells)))
+    columns = tuple(name for _, name in kept)
+    return Table(name, study.title, columns, tuple(lines), study.notes, {file: study.made})
 
 
 def _is_list(cells: Iterable[str | None]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mixer_lightning.reports import ablation, chart_files, scale, tables
+from mixer_lightning.reports import ablation, chart_files, measured_charts, scale, tables
 from mixer_lightning.reports.charts import charts
 from mixer_lightning.reports.comparison import tables as comparison_tables
 from mixer_lightning.reports.page import write_page
@@ -35,7 +35,8 @@ def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path
     """
     found = collect(paths, without=folder)
     all_tables = [*comparison_tables(found, results_of_models), *ablation.tables(found.studies)]
-    all_charts = [*charts(found), *scale.charts(found.studies), *ablation.charts(found.studies)]
+    all_charts = [*charts(found), *measured_charts.charts(found.studies)]
+    all_charts += [*scale.charts(found.studies), *ablation.charts(found.studies)]
     for name in ("tables", "figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for table in all_tables:

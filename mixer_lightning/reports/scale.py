@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mixer_lightning.reports import markdown
 from mixer_lightning.reports.charts import Chart, Panel, Series
-from mixer_lightning.reports.sources import StudyTable
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED
 
 NOISE = 2.0  # points between two seeds of a short run, of which a difference is no finding
@@ -267,6 +267,15 @@ def page(
     lines = [f"# {title}", "", introduction, "", *markdown.table(TABLE, cells(found)), ""]
     for file, caption in pictures.items():
         lines += [f"![{caption}]({file})", ""]
-    lines += [markdown.escape(verdict(found)), "", PUBLISHED, "", "## Where the numbers come from", ""]
+    lines += [
+        markdown.FINDING,
+        "",
+        markdown.escape(verdict(found)),
+        "",
+        PUBLISHED,
+        "",
+        "## Where the numbers come from",
+        "",
+    ]
     lines += [f"* {markdown.escape(each)}" for each in networks]
     return "\n".join([*lines, *provenance]) + "\n"

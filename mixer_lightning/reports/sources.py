@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
+from mixer_lightning.reports import study_files, sweep
 from mixer_lightning.reports.confusion import CONFUSION_PNG, MISCLASSIFIED_PNG
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import Provenance, Source
 
 TRANSFER = "transfer.json"
+#: Pictures of a run's directory that a report shows, and what it calls them.
+PICTURES_OF_RUNS = {
+    CONFUSION_PNG: "confusion, which class is mistaken for which",
+    MISCLASSIFIED_PNG: "misclassified, the surest mistakes",
+}
 #: What a name of public weights says of the data they were trained on, the first that fits. timm's Mixers of
 #: goog_in21k_ft_in1k are those of ImageNet-1k alone (pytorch-image-models, pull request 651); 22k is 21k elsewhere.
 _TRAINED_ON = (
@@ -61,22 +67,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class StudyTable:
-    """A CSV file of a study, with what the page beside it says."""
-
-    path: Path
-    title: str
-    columns: list[str]
-    rows: list[dict[str, str]]
-    made: Provenance
-
-    @property
-    def name(self) -> str:
-        """What tables and figures of it are called."""
-        return "_".join(part for part in self.path.with_suffix("").parts if part not in ("/", "..", "."))
-
-
-@dataclass(frozen=True)
 class Picture:
     """A picture and its caption."""
 
@@ -108,8 +98,12 @@ def collect(paths: Sequence[Path], *, without: Path) -> Found:
             found.measured += _transfer(path)
         elif path.name == results.METRICS:
             found.curves[path.parent.as_posix()] = results.read_metrics(path.parent)
-        elif path.suffix == ".csv":
-            found.studies += _study(path)
+        elif path.name == sweep.TABLE:
+            found.studies += [_swept(each) for each in study_files.read(path)]
+        elif path.suffix in (".csv", ".md"):
+            studies = study_files.read(path)
+            found.studies += studies
+            found.curves |= {path.as_posix(): rows for each in studies if (rows := _metrics(each))}
         elif path.suffix == ".png":
             found.pictures.append(Picture(path, _caption(path)))
     return found
@@ -126,7 +120,7 @@ def _files(root: Path, without: Path) -> Iterator[Path]:
             below.clear()
             continue
         own = {results.RECIPE, results.RESULT, results.METRICS, results.EVALUATION} & set(names)
-        of_run = {results.RESULT, results.METRICS, results.EVALUATION, CONFUSION_PNG, MISCLASSIFIED_PNG}
+        of_run = {results.RESULT, results.METRICS, results.EVALUATION, *PICTURES_OF_RUNS}
         yield from (here / name for name in sorted(names) if not own or name in of_run)
 
 
@@ -155,7 +149,7 @@ def _run(path: Path) -> Measured:
         values=_sources(file, record, "metrics"),
         percent=False,
         file=file,
-        made=_made(record, f"recipe: {(path.parent / results.RECIPE).as_posix()}"),
+        made=_made(record, f"recipe: {(path.parent / results.RECIPE).as_posix()}"),  # of earlier versions
         official=_official(recipe, record["metrics"]),
         others={key: source for key, source in others.items() if source is not None},
     )
@@ -202,7 +196,7 @@ def _transfer(path: Path) -> list[Measured]:
             official="ImNet" if sources.get("ImNet") else "",
             file=file,
             made=Provenance(
-                command=" ".join(["mixer transfer", *words, f"suite={record.get('suite', '')}"]),
+                command=_command(runs[0].made.command, words, record.get("suite")),
                 machine=runs[0].made.machine,
                 versions=runs[0].made.versions,
                 commit=runs[0].made.commit,
@@ -242,11 +236,21 @@ def _sources(file: str, record: Mapping[str, Any], key: str) -> dict[str, Source
     return {name: source for name, source in places.items() if source is not None}
 
 
-def _made(record: Mapping[str, Any], command: str) -> Provenance:
+def _command(recorded: str, words: Sequence[str], suite: Any) -> str:
+    """That of the suite's first run, where it records one."""
+    return (
+        " ".join(["mixer transfer", *words, f"suite={suite or ''}"])
+        if recorded.startswith("recipe: ")
+        else recorded
+    )
+
+
+def _made(record: Mapping[str, Any], otherwise: str) -> Provenance:
+    """How a record was made; `otherwise` stands for a command that it does not have."""
     versions = record.get("versions")
     named = versions.items() if isinstance(versions, dict) else ()
     return Provenance(
-        command=command,
+        command=record.get("command") or otherwise,
         machine=str(record.get("device") or ""),
         versions=", ".join(f"{name} {version}" for name, version in named),
         commit=str(record.get("git_sha") or ""),
@@ -261,48 +265,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-# ----------------------------------------------------------------------------------------------- studies
-
-
-def _study(path: Path) -> list[StudyTable]:
-    """A CSV file; none where it has no rows."""
+def _metrics(study: StudyTable) -> list[dict[str, float]]:
+    """The rows of a table that holds the metrics of a run, as metrics.csv does; else none."""
+    names = [name for name in study.columns if re.fullmatch(r"\w+/\w+", name)]
+    if not names or not {"step", "epoch"} <= set(study.columns):
+        return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restkey="", restval="", strict=True)
-            rows, columns = list(reader), list(reader.fieldnames or [])
-    except (ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{path} is no readable CSV file ({error}). Write it as UTF-8, or leave it out"
-        ) from error
-    bad = next((i for i, row in enumerate(rows, start=2) if "" in row and "" not in columns), None)
-    if bad is not None or len(set(columns)) < len(columns):
-        what = (
-            "two columns have the same name" if bad is None else f"row {bad} has more cells than the header"
-        )
-        raise ValueError(f"{path}: {what}. Mend it, or leave it out")
-    page = _beside(path)
-    return [StudyTable(path, _title(page) or path.stem, columns, rows, _made_by(page))] if rows else []
+        return [{n: float(row[n]) for n in ("step", "epoch", *names) if row[n]} for row in study.rows]
+    except ValueError:
+        return []
 
 
-def _beside(path: Path) -> str:
-    """The Markdown page of the same name; "" without one."""
-    page = path.with_suffix(".md")
-    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-
-
-def _title(page: str) -> str:
-    found = re.search(r"^# +(.+)$", page, re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def _made_by(page: str) -> Provenance:
-    """What `markdown.provenance` wrote into a page."""
-
-    def said(name: str) -> str:
-        found = re.search(rf"^\* {name}: (.+(?:\n  .+)*)$", page, re.MULTILINE)
-        return " ".join(found[1].split()).strip("` ") if found else ""
-
-    return Provenance(said("Commands?"), said("Machine"), said("Versions"), said("Commit"))
+def _swept(study: StudyTable) -> StudyTable:
+    """The table of a sweep, whose runs say how it was made."""
+    folder = study.path.parent
+    records = (
+        results.read_result(path.parent, whole=True) for path in sorted(folder.glob(f"*/{results.RESULT}"))
+    )
+    made = next((_made(record, "") for record in records if record is not None), study.made)
+    return replace(study, title=f"Sweep {folder.name}", made=made)
 
 
 def _caption(path: Path) -> str:
@@ -312,6 +293,6 @@ def _caption(path: Path) -> str:
         found = re.search(rf"!\[([^\]]+)\]\((?:\./)?{re.escape(path.name)}\)", text)
         if found:
             return " ".join(found[1].split())
-    if path.name in (CONFUSION_PNG, MISCLASSIFIED_PNG):
-        return f"{path.stem}: {path.parent.parent.name}/{path.parent.name}"
-    return _title(_beside(path)) or path.stem.replace("_", " ")
+    if path.name in PICTURES_OF_RUNS:
+        return f"{PICTURES_OF_RUNS[path.name]}: {path.parent.parent.name}/{path.parent.name}"
+    return study_files.title(study_files.beside(path)) or path.stem.replace("_", " ")

@@ -24,7 +24,6 @@ from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
-from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import Cost
 from mixer_lightning.reports import ablation as report
 from mixer_lightning.reports import markdown
@@ -268,11 +267,11 @@ def _write(
                 machine=results.cpu_name(),
                 versions=results.versions(),
                 command=["mixer study ablation", *argv],
+                commit=results.git_sha(),
             ),
-            f"* Commit: {results.git_sha() or 'not known'}",
         ],
     )
-    write_text(path.with_suffix(".md"), text)
+    markdown.write_page(path.with_suffix(".md"), text)
     screen.say(f"written to {path}, .md and .png")
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
-from mixer_lightning.files import write_text
 from mixer_lightning.reports import convolutions as report
+from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.rounds import interleave, middle_half
 
@@ -118,9 +118,12 @@ def main(argv: Sequence[str]) -> None:
         screen.say(f"{number:>3}/{len(groups)}  width {width}, map {size}x{size}, kernel {kernel}: {word}")
     lines = report.read(path, {key: str(value) for key, value in conditions.items()})
     text = report.page(
-        lines, picture=path.with_suffix(".png").name, command=["mixer study convolutions", *argv]
+        lines,
+        picture=path.with_suffix(".png").name,
+        command=["mixer study convolutions", *argv],
+        commit=results.git_sha(),
     )
-    write_text(path.with_suffix(".md"), text)
+    markdown.write_page(path.with_suffix(".md"), text)
     report.draw(path.with_suffix(".png"), lines)
     screen.table("", report.COLUMNS, report.times(lines))
     screen.say(f"written to {path}, {path.with_suffix('.md')} and {path.with_suffix('.png')}")

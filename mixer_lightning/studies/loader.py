@@ -189,7 +189,10 @@ def page(
         "in brackets their middle half. `img/cpu-s` counts the CPU seconds of the process tree, MiB is its PSS.",
         "",
         *markdown.provenance(
-            machine=results.cpu_name(), versions=versions, command=["mixer study loader", *argv]
+            machine=results.cpu_name(),
+            versions=versions,
+            command=["mixer study loader", *argv],
+            commit=results.git_sha(),
         ),
         "",
         *markdown.table(COLUMNS, map(shown, rows)),
@@ -252,7 +255,7 @@ def main(argv: Sequence[str]) -> None:
     }
     path = chosen.out / "loader_cpu.csv"
     results.write_rows(path, rows, digits=4)
-    write_text(path.with_suffix(".md"), page(rows, chosen, argv, about, pixels))
+    markdown.write_page(path.with_suffix(".md"), page(rows, chosen, argv, about, pixels))
     bars.draw(
         path.with_suffix(".png"),
         {row["loader"]: row["images_per_second"] for row in rows},

@@ -23,16 +23,18 @@ import numpy as np
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there, label_of
-from mixer_lightning.files import atomic_write, write_text
+from mixer_lightning.files import atomic_write
 from mixer_lightning.models.presets import list_models
+from mixer_lightning.reports import markdown
 from mixer_lightning.reports import receptive as report
+from mixer_lightning.reports.description import describe_checkpoint
+from mixer_lightning.reports.receptive import INITIAL
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 
 if TYPE_CHECKING:
     from torch import nn
 
 MODELS = "mixer_s16,convmixer_256_8,resnet50"
-INITIAL = "initialisation"
 #: What readers know a row by.
 IDENTITY = ("model", "weights", "image_size", "images", "num_images", "seed")
 
@@ -68,7 +70,10 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class Subject(NamedTuple):
-    """A network whose field is asked for. `make` builds it; `preprocessing` is what its images go through."""
+    """A network whose field is asked for.
+
+    `make` builds it, `preprocessing` is what its images go through, `about` tells of the run behind its weights.
+    """
 
     model: str
     weights: str
@@ -76,6 +81,7 @@ class Subject(NamedTuple):
     image_size: int
     preprocessing: dict[str, Any]
     make: Callable[[], nn.Module]
+    about: str = ""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -95,6 +101,9 @@ def main(argv: Sequence[str]) -> None:
     for subject in subjects:
         row = _about(subject, chosen, contents)
         there = next((each for each in rows if each["key"] == row["key"] and row["key"] in maps), None)
+        if there is not None and there.get("about", "") != subject.about:  # a row of an earlier version
+            there["about"] = subject.about
+            _write(path, rows, maps)
         if there is None:
             try:
                 found, field = _measure(subject, chosen, files)
@@ -121,8 +130,9 @@ def main(argv: Sequence[str]) -> None:
         machine=results.cpu_name(),
         versions=results.versions(),
         command=["mixer study receptive", *argv],
+        commit=results.git_sha(),
     )
-    write_text(path.with_suffix(".md"), text)
+    markdown.write_page(path.with_suffix(".md"), text)
     report.draw(picture, shown, maps)
     screen.table("", report.COLUMNS[:10], (report.cells(row)[:10] for row in shown))
     screen.say(f"written to {path}, .npz, .md and .png")
@@ -192,6 +202,7 @@ def _trained(chosen: argparse.Namespace) -> Iterator[Subject]:
             size,
             restored.preprocessing,
             lambda trained=trained: trained,  # type: ignore[misc]
+            describe_checkpoint(Path(text))[0],
         )
 
 
@@ -258,7 +269,7 @@ def _measure(
         centre = (theoretical["theoretical_first"] + theoretical["theoretical_end"]) / 2
     else:
         centre = report.centre_of(grid // 2, grid=grid, size=size)
-    row: dict[str, Any] = {"grid": grid, "centre": centre}
+    row: dict[str, Any] = {"grid": grid, "centre": centre, "about": subject.about}
     row |= {
         f"side_{share}": report.side_of_mass(array, share / 100, centre=centre) for share in report.SHARES
     }

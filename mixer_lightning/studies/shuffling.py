@@ -24,10 +24,10 @@ from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.engine.run import wait_briefly
-from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import list_models, model_node
 from mixer_lightning.reports import markdown
 from mixer_lightning.reports import shuffling as report
+from mixer_lightning.reports.description import describe_checkpoint
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.shuffling_runs import SHOTS, Run, curves, plan, run_all
 from mixer_lightning.studies.training_runs import read_settings, refuse_unknown_model
@@ -145,7 +145,7 @@ def _write(runs: Sequence[Run], chosen: argparse.Namespace, argv: Sequence[str],
     path = chosen.out / f"shuffling_{data}.csv"
     results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, examples(runs), data=data, details=details(runs))
-    write_text(path.with_suffix(".md"), "\n".join(page(runs, data, rows, proofs, argv)) + "\n")
+    markdown.write_page(path.with_suffix(".md"), "\n".join(page(runs, data, rows, proofs, argv)) + "\n")
     screen.say(f"written to {path}, .md and .png")
 
 
@@ -193,7 +193,7 @@ def page(
     result = results.read_result(runs[0].run_dir) or {}
     patched = next(each.recipe for each in runs if each.input == "patches")
     columns, cells = report.drop_rows(found)
-    models = {each.model: each.recipe for each in runs if each.input == "original"}
+    about = {each.model: describe_checkpoint(each.run_dir)[0] for each in runs if each.input == "original"}
     introduction = (
         f"Linear {SHOTS}-shot top-1 of networks trained on images whose pixels are in another order, the same for all "
         f"images in training and evaluation: (1) patches of {patched.augment['shuffle_patch']} px shuffled and the "
@@ -210,6 +210,8 @@ def page(
         "",
         f"![{SHOTS}-shot accuracy over training](shuffling_{data}.png)",
         "",
+        markdown.FINDING,
+        "",
         verdict(found, unaware=[model for model, proof in proofs.items() if proof.is_equal]),
         "",
         caveats(len(result.get("classes", []))),
@@ -220,16 +222,13 @@ def page(
         "",
         "## Where the numbers come from",
         "",
-        *(
-            f"* {markdown.escape(model)}: {markdown.escape(', '.join(_parameters(recipe.model)))}"
-            for model, recipe in models.items()
-        ),
+        *(f"* {markdown.escape(model)}, original: {markdown.escape(each)}" for model, each in about.items()),
         *markdown.provenance(
             machine=results.cpu_name(),
             versions=results.versions(),
             command=["mixer study shuffling", *argv],
+            commit=results.git_sha(),
         ),
-        f"* Commit: {results.git_sha() or 'not known'}",
     ]
 
 
@@ -273,7 +272,3 @@ def caveats(num_classes: int) -> str:
             "that and no more, so that relative losses are smaller than they would be with many classes."
         )
     return " ".join(sentences)
-
-
-def _parameters(node: dict[str, Any]) -> list[str]:
-    return [f"{key} {value}" for key, value in node.items() if key != "_target_"]

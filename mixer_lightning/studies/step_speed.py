@@ -17,7 +17,6 @@ from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
-from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import default_image_size, list_models
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
@@ -107,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         screen.table(f"{name}, {case.batch_size} images of {case.image_size} px", COLUMNS, map(shown, found))
         screen.say("")
     results.write_rows(path, rows, digits=4)
-    write_text(path.with_suffix(".md"), page(rows, device=device, argv=argv))
+    markdown.write_page(path.with_suffix(".md"), page(rows, device=device, argv=argv))
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 
 
@@ -145,7 +144,10 @@ def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) ->
         "ratio is between steps of the same round. In brackets the middle half of the rounds.",
         "",
         *markdown.provenance(
-            machine=machine, versions=results.versions(), command=["mixer study step_speed", *argv]
+            machine=machine,
+            versions=results.versions(),
+            command=["mixer study step_speed", *argv],
+            commit=results.git_sha(),
         ),
     ]
     for name in dict.fromkeys(row["model"] for row in rows):

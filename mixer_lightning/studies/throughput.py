@@ -16,11 +16,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.engine.run import wait_briefly
-from mixer_lightning.files import write_text
 from mixer_lightning.models import catalogue
 from mixer_lightning.models.presets import list_models
+from mixer_lightning.reports import markdown
 from mixer_lightning.reports.throughput import page
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 
@@ -128,6 +129,13 @@ def main(argv: Sequence[str]) -> None:
         if table.rows:
             table.write(study.published)
             about = {key: str(value) for key, value in study.conditions.items()}
-            text = page(table.path, about=about, command=["mixer study throughput", *argv], plans=plans())
-            write_text(table.path.with_suffix(".md"), text)
+            text = page(
+                table.path,
+                about=about,
+                command=["mixer study throughput", *argv],
+                plans=plans(),
+                models=chosen.models,
+                commit=results.git_sha(),
+            )
+            markdown.write_page(table.path.with_suffix(".md"), text)
             screen.say(f"written to {table.path} and {table.path.with_suffix('.md')}")
