@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from mixer_lightning.evals import Predict, checked_split, eval_splits
 from mixer_lightning.screen import last_line
-from mixer_lightning.targets import build, locate
+from mixer_lightning.targets import build
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Dataset
@@ -107,10 +107,9 @@ def metric_of(name: str, node: Mapping[str, Any], *, num_classes: int) -> Metric
             f"{name} has no _target_: name a metric, as torchmetrics.classification.MulticlassF1Score"
         )
     try:
-        target = locate(node["_target_"])
-        given = {} if "num_classes" in node else {"num_classes": num_classes}
-        takes = inspect.signature(target).parameters
-        metric = build(node, **({} if "num_classes" not in takes else given))
+        make = build({**node, "_partial_": True})
+        wants_number = "num_classes" in inspect.signature(make.func).parameters and "num_classes" not in node
+        metric = make(num_classes=num_classes) if wants_number else make()
     except Exception as error:
         raise ValueError(f"{name}: {node['_target_']} cannot be built: {last_line(error)}") from error
     if not isinstance(metric, Metric):
