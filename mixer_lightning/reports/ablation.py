@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.reports import markdown, published
-from mixer_lightning.reports.charts import Chart, Panel, Series
+from mixer_lightning.reports.charts import Chart, HeatMap
 from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED, Cell, Row, Source, Table
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOISE = 2.0  # points between two seeds of a short run, of which a difference is no finding
+NOTHING = 0.1  # points of a published difference that stands for none
 #: Columns by which a CSV file is known to be of this study.
 COLUMNS = ("change", "what", "patch_size", "kernel_size", "seed", "accuracy", "difference")
 BASELINE = "baseline"
@@ -109,29 +110,20 @@ def noise(rows: Sequence[Line]) -> float:
 
 
 def charts(studies: Sequence[StudyTable]) -> list[Chart]:
-    """Accuracy over the kernel, a curve for each patch, of those CSV files that are of this study."""
+    """Accuracy over patch and kernel, of those CSV files that are of this study."""
     found = []
     for study in studies:
         cells = grid(study.rows) if set(COLUMNS) <= set(study.columns) else {}
         if len(cells) > 1:
-            curves = tuple(
-                Series(
-                    f"patch {patch}",
-                    tuple(kernel for p, kernel in cells if p == patch),
-                    tuple(mean.accuracy for (p, _), mean in cells.items() if p == patch),
-                    tuple(
-                        f"patch {patch}, kernel {kernel}: {mean}"
-                        for (p, kernel), mean in cells.items()
-                        if p == patch
-                    ),
-                    "line",
-                    MEASURED,
-                )
-                for patch in dict.fromkeys(p for p, _ in cells)
+            patches, kernels = (sorted({place[i] for place in cells}) for i in (0, 1))
+            values = tuple(
+                tuple(cells[p, k].accuracy if (p, k) in cells else None for k in kernels) for p in patches
             )
-            panel = Panel("kernel", "accuracy, %", curves)
+            names = (tuple(map(str, kernels)), tuple(map(str, patches)))
+            heat_map = HeatMap("", "kernel", "patch", *names, values, f"{study.rows[0]['metric']}, %")
             caption = f"Measured, from {study.path.as_posix()}."
-            found.append(Chart(study.name, f"{study.title}: patch and kernel", caption, (panel,)))
+            title = f"{study.title}: patch and kernel"
+            found.append(Chart(study.name, title, caption, heat_maps=(heat_map,)))
     return found
 
 
@@ -249,20 +241,18 @@ def verdict(rows: Sequence[Line], *, epochs: float) -> str:
     for each in changes(rows):
         if each.difference is None or not each.published_difference:
             continue
-        is_down = float(each.published_difference) < 0
-        told = f"{each.what} {each.difference:+.1f} ({each.published_difference})"
-        kind = (
-            within
-            if abs(each.difference) <= limit
-            else agree
-            if (each.difference < 0) == is_down
-            else other_way
-        )
-        kind.append(told)
+        expected = float(each.published_difference)
+        told = f"{each.what} {each.difference:+.1f} ({expected:+.2f})"
+        if abs(each.difference) <= limit:
+            within.append(told)
+        elif each.difference * expected > 0 and abs(expected) >= NOTHING:
+            agree.append(told)
+        else:
+            other_way.append(told)
     for kind, said in (
         (agree, "As published (in brackets), beyond noise"),
         (within, "Within noise, where the paper's differences may lie as well"),
-        (other_way, "The other way than published"),
+        (other_way, "Other than published"),
     ):
         if kind:
             sentences.append(f"{said}: {'; '.join(kind)}.")

@@ -6,7 +6,7 @@
 Trains the network at every patch of `patches` with every kernel of `kernels`; and at its own patch and kernel once for
 each change: residuals, normalisation, activation (models/convmixer_ablation.py), and each part of the recipe's
 augmentation that is on, off. These are runs of `mixer train` under `folder`, of which those that have finished are not
-repeated. Writes <out>/ablation_<name>.csv with a row for each run, a page, and a picture: a heat map of patch and
+repeated. Writes <out>/ablation_<data>.csv with a row for each run, a page, and a picture: a heat map of patch and
 kernel, and the changes beside the published ones.
 """
 
@@ -21,20 +21,20 @@ from typing import Any, Literal, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.overrides import quoted
+from mixer_lightning.config.overrides import file_name, quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.models.presets import Cost
-from mixer_lightning.reports import ablation as report
 from mixer_lightning.reports import markdown
-from mixer_lightning.reports.ablation import BASELINE
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 from mixer_lightning.studies import training_runs
 from mixer_lightning.studies.training_runs import Run
 
-OPTIONS = ("patches", "kernels", "changes", "seeds", "name", "folder", "out")
+BASELINE = "baseline"  # the network as it is, among the changes
+OPTIONS = ("patches", "kernels", "changes", "seeds", "folder", "out")
 OF_STUDY = {
     "seed": "seeds=",
+    "name": "folder=",
 }
 
 
@@ -128,7 +128,6 @@ def settings(argv: Sequence[str]) -> Settings:
         help=f"all, none, or of {', '.join(CHANGES)}; default: all that change something",
     )
     add("--seeds", type=int, default=1, metavar="N", help="runs of each kind; default: %(default)s")
-    add("--name", metavar="NAME", help="of the files and the data in them; default: the data set's")
     add("--folder", type=Path, default=Path("runs/ablation"), metavar="FOLDER", help="default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--dry-run", action="store_true", help="print what would be run and what it costs")
@@ -198,7 +197,9 @@ def plan(asked: Settings, screen: Screen) -> list[Cell]:
     for key, what, recipe in kinds:
         place = f"p{recipe.model['patch_size']}-k{recipe.model['kernel_size']}"
         for seed in range(asked.chosen.seeds):
-            name = "-".join(filter(None, (place, key if key != BASELINE else "", f"seed{seed}")))
+            name = "-".join(
+                filter(None, (base.choices["model"], place, key if key != BASELINE else "", f"seed{seed}"))
+            )
             made = replace(recipe, seed=seed)
             cells.append(Cell(key, what, seed, Run(f"{what}, seed {seed}", made, folder / name, place)))
     return cells
@@ -245,15 +246,17 @@ def _write(
     asked: Settings, cells: Sequence[Cell], costs: Mapping[Path, Cost], argv: Sequence[str], screen: Screen
 ) -> None:
     """The tables on the screen; rows, page and picture."""
+    from mixer_lightning.reports import ablation as report  # matplotlib: seconds
+
     rows = rows_of(cells, costs)
     recipe = cells[0].run.recipe
-    data = asked.chosen.name or str(recipe.data.get("name") or recipe.choices["data"])
+    data = str(recipe.data.get("name") or recipe.choices["data"])
     screen.table("", *report.grid_cells(rows))
     screen.table("", report.CHANGE_TABLE, report.change_cells(rows))
     epochs = rows[0]["images_seen"] / rows[0]["train_images"]
     screen.say(report.verdict(rows, epochs=epochs))
     out = asked.chosen.out
-    path = out / f"ablation_{data}.csv"
+    path = out / f"ablation_{file_name(data)}.csv"
     results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, data=data)
     text = report.page(

@@ -10,7 +10,7 @@ fixed=steps (as in arXiv 2105.01601, figure 2) every run has the steps of the ru
 part more often; with fixed=epochs the passes over it are the same, and the steps fewer.
 
 Keys of `mixer train` are for all runs; one that begins with a network's name is that network's alone. Writes
-<out>/scale_<name>.csv with a row for each run, a page and the pictures of model scale and data scale.
+<out>/scale_<data>.csv with a row for each run, a page and the pictures of model scale and data scale.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from typing import Any, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.overrides import quoted
+from mixer_lightning.config.overrides import file_name, quoted
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.models.presets import Cost
 from mixer_lightning.reports import markdown
-from mixer_lightning.reports import scale as report
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies import training_runs
 from mixer_lightning.studies.training_runs import Run
 
-OPTIONS = ("models", "sizes", "fractions", "fixed", "seeds", "name", "folder", "out")
+OPTIONS = ("models", "sizes", "fractions", "fixed", "seeds", "folder", "out")
 OF_STUDY = {
     "model": "models=",
     "image_size": "sizes=",
     "seed": "seeds=",
+    "name": "folder=",
 }
 PAPERS = "mixer_s32,mixer_b32,mixer_s16,mixer_b16"  # those of figure 3 that train in days on one device
 
@@ -93,7 +93,6 @@ def settings(argv: Sequence[str]) -> Settings:
         help="what a part of the training set shares with the whole; default: %(default)s, the paper's",
     )
     add("--seeds", type=int, default=1, metavar="N", help="runs of each kind; default: %(default)s")
-    add("--name", metavar="NAME", help="of the files and the data in them; default: the data set's")
     add("--folder", type=Path, default=Path("runs/scale"), metavar="FOLDER", help="default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--dry-run", action="store_true", help="print what would be run and what it costs")
@@ -202,7 +201,8 @@ def _write(
     asked: Settings, cells: Sequence[Cell], costs: Mapping[Path, Cost], argv: Sequence[str], screen: Screen
 ) -> None:
     """The table on the screen; rows, page and pictures."""
-    from mixer_lightning.reports.chart_files import draw_png  # matplotlib: seconds
+    from mixer_lightning.reports import scale as report  # matplotlib: seconds
+    from mixer_lightning.reports.chart_files import draw_png
 
     rows = [
         {
@@ -216,12 +216,12 @@ def _write(
         for cell in cells
     ]
     first = cells[0].run.recipe
-    data = asked.chosen.name or str(first.data.get("name") or first.choices["data"])
+    data = str(first.data.get("name") or first.choices["data"])
     found = report.points(rows)
     screen.table("", report.TABLE, report.cells(found))
     screen.say(report.verdict(found))
     out = asked.chosen.out
-    path = out / f"scale_{data}.csv"
+    path = out / f"scale_{file_name(data)}.csv"
     results.write_rows(path, rows, digits=4)
     charts = [
         chart

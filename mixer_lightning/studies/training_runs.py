@@ -254,18 +254,20 @@ def show_plan(runs: Sequence[Run], costs: Mapping[Path, Cost], screen: Screen) -
     for each in runs:
         steps = num_steps(each)
         images = steps * each.recipe.batch_size
-        arithmetic = 3 * costs[each.run_dir].macs * images / 1e15
+        arithmetic = 3 * costs[each.run_dir].macs * images / 1e12
         if done[each.run_dir]:
-            rows.append((each.label, "finished", f"{images:,}", f"{arithmetic:,.3g}", ""))
+            rows.append((each.label, "finished", f"{images:,}", f"{arithmetic:,.4g}", ""))
             continue
         if each.pace not in rates:
             alike = [other for other in runs if other.pace == each.pace and done[other.run_dir]]
-            rates[each.pace] = measured_rate([*alike, each], screen, seconds=2.0)
+            rates[each.pace] = measured_rate(
+                [*alike, each], screen, seconds=2.0, what=f"training steps: {each.label}"
+            )
         seconds = images / rates[each.pace]
         total, left = total + seconds, left + 1
-        rows.append((each.label, f"{steps:,}", f"{images:,}", f"{arithmetic:,.3g}", format_time(seconds)))
+        rows.append((each.label, f"{steps:,}", f"{images:,}", f"{arithmetic:,.4g}", format_time(seconds)))
     rows.append(("total", f"{left} runs", "", "", format_time(total)))
-    screen.table("", ("run", "steps", "images", "10^15 multiply-accumulates", "device time"), rows)
+    screen.table("", ("run", "steps", "images", "10^12 multiply-accumulates", "device time"), rows)
     screen.say(
         f"evaluation not counted; device_days {total / 86400:.3g}; {len(runs) - left} of {len(runs)} runs finished"
     )

@@ -10,7 +10,7 @@ from typing import Protocol
 from mixer_lightning import results
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.engine.run import wait_briefly
-from mixer_lightning.screen import Screen
+from mixer_lightning.screen import Screen, show_logging
 from mixer_lightning.studies.transfer_runs import SuiteRuns
 
 
@@ -59,8 +59,13 @@ class Planned(Protocol):
         """Where."""
 
 
-def measured_rate(steps: Sequence[Planned], screen: Screen, *, seconds: float = 5.0) -> float:
-    """Images per second of the runs that have finished, else of some seconds of training steps made here and now."""
+def measured_rate(
+    steps: Sequence[Planned], screen: Screen, *, seconds: float = 5.0, what: str = "a few training steps"
+) -> float:
+    """Images per second of the runs that have finished, else of some seconds of the first's steps, made here and now.
+
+    `what` is measured, as the screen says it.
+    """
     finished = [results.read_result(step.run_dir) for step in steps]
     rates = [float(result["images_per_second"]) for result in finished if result]
     if rates:
@@ -68,7 +73,8 @@ def measured_rate(steps: Sequence[Planned], screen: Screen, *, seconds: float = 
     wait_briefly()
     from mixer_lightning.engine.throughput import training_rate  # torch and Lightning: seconds
 
-    screen.say("measuring a few training steps")
+    show_logging(screen)  # after the import of Lightning, which has its own ideas
+    screen.say(f"measuring {what}")
     return training_rate(steps[0].recipe, seconds=seconds)
 
 
