@@ -22,7 +22,7 @@ from mixer_lightning.files import write_text
 from mixer_lightning.models import catalogue
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.reports.throughput import page
-from mixer_lightning.screen import Screen, did_you_mean, refuse
+from mixer_lightning.screen import Screen, refuse
 
 MODES = ("inference", "training")
 
@@ -64,7 +64,10 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         value = getattr(chosen, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"{name} must be above 0, found {value:g}")
-    chosen.models = models_of(parser, _list(chosen.models))
+    try:
+        chosen.models = catalogue.matching(list_models(), _list(chosen.models))
+    except ValueError as error:
+        parser.error(str(error))
     modes = _list(chosen.modes)
     if not modes or set(modes) - set(MODES):
         parser.error(f"modes must be {' or '.join(MODES)}, or both, separated by commas")
@@ -78,17 +81,6 @@ def _list(text: str) -> list[str]:
     """The parts of 'a,b' or '[a, b]'."""
     parts = text.strip().strip("[]").split(",")
     return [part.strip().strip("'\"") for part in parts if part.strip()]
-
-
-def models_of(parser: Parser, words: Sequence[str]) -> list[str]:
-    """The models that some words mean, each once."""
-    known = list_models()
-    for word in words:
-        if not catalogue.matching(known, [word]):
-            families = {catalogue.family_key(name) for name in known}
-            hint = did_you_mean(word, [*known, *families]) or ": `mixer models` lists them"
-            parser.error(f"no model and no family is called '{word}'{hint}")
-    return catalogue.matching(known, words)
 
 
 def batch_sizes_of(parser: Parser, words: Sequence[str]) -> list[int]:

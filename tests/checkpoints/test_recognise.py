@@ -93,11 +93,11 @@ def test_equal_models_are_both_named() -> None:
 def test_a_file_of_another_model_is_named_as_what_it_is(small: Path) -> None:
     path = written(timm.create_model("test_resnet", num_classes=5), small / "weights.safetensors")
     for name in ("convnext_t", "mixer_digits", "vit_b16"):
-        with pytest.raises(ValueError, match="This file holds a resnet50: use model=resnet50"):
+        with pytest.raises(ValueError, match="This file holds weights of resnet50: use model=resnet50"):
             restore(path, model=name)
     path = written(create_model("mixer_digits", num_classes=5), small / "mixer.safetensors")
     with pytest.raises(
-        ValueError, match="This file holds a mixer_digits at 8, 5 classes: use model=mixer_digits"
+        ValueError, match="This file holds weights of mixer_digits at 8, 5 classes: use model=mixer_digits"
     ):
         restore(path, model="resnet50")
 
@@ -143,10 +143,14 @@ def test_token_mixing_of_another_size_names_the_size_that_works(
     path = tmp_path / "own.safetensors"
     save_own(path, Restored(model, "gmlp_s16", 32, None, {}, None))  # type: ignore[arg-type]
     assert restore(path).image_size == 32
-    with pytest.raises(ValueError, match="This file holds a gmlp_s16: use model=gmlp_s16 image_size=32"):
+    with pytest.raises(
+        ValueError, match="This file holds weights of gmlp_s16: use model=gmlp_s16 image_size=32"
+    ):
         restore(path, image_size=64)
     bare = written(create_model("gmlp_s16", num_classes=3), tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="This file holds a gmlp_s16: use model=gmlp_s16 image_size=224"):
+    with pytest.raises(
+        ValueError, match="This file holds weights of gmlp_s16: use model=gmlp_s16 image_size=224"
+    ):
         restore(bare, image_size=64)
 
 
