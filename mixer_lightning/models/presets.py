@@ -172,5 +172,7 @@ def count(node: Mapping[str, Any], *, num_classes: int, image_size: int) -> Cost
             model(torch.empty(1, 3, image_size, image_size))
     sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
     fixed = [sizes[key] for key in sizes if not key.startswith((f"{model.head_name}.", *POSITIONS))]
-    largest = " ".join(f"{size}x{fixed.count(size)}" for size in sorted(set(fixed), reverse=True)[:NUM_LARGEST])
+    largest = " ".join(
+        f"{size}x{fixed.count(size)}" for size in sorted(set(fixed), reverse=True)[:NUM_LARGEST]
+    )
     return Cost(sum(sizes.values()), counter.get_total_flops() // 2, largest)

@@ -36,7 +36,12 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         "key=value,\nfor example: models=[resnet50,mixer_s16,'convmixer*'] precision=bf16-mixed rounds=5",
     )
     add = parser.add_argument
-    add("--models", default="*", metavar="NAMES", help="names, families, patterns; default: all that fit")
+    add(
+        "--models",
+        default="*",
+        metavar="NAMES",
+        help="names, families, patterns such as 'deit*'; default: all that fit",
+    )
     add("--modes", default=",".join(MODES), metavar="NAMES", help="default: %(default)s")
     add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     add(
