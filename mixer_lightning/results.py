@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -190,6 +191,7 @@ _RECORD_TYPES: dict[str, Any] = {
     "device_days": int | float,
     "classes": list,
     "images": dict,
+    "command": str,
 }
 
 
@@ -267,6 +269,39 @@ def git_sha() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return os.environ.get("MIXER_LIGHTNING_GIT_SHA")
+
+
+#: What a command line is not to tell: keys whose last word says so, passwords in URLs, signatures, authorisations.
+_SECRETS = (
+    (r"(?i)^([-+~\w.]*?(?:api_?key|access_?key|token|secret|password|passwd)=).+", r"\1***"),
+    (r"(://)[^/@\s]+@", r"\1***@"),
+    (r"(?i)([?&][\w-]*(?:signature|sig|token|credential|key)=)[^&\s]+", r"\1***"),
+    (r"(?i)\b((?:bearer|basic) )\S+?(?=['\"\s]|$)", r"\1***"),
+)
+
+
+def command_line() -> str:
+    """The command that this process was started with, as it was typed, with `***` for keys and passwords in it.
+
+    Interpreter and program are named without the folders that they are in: `python train.py`, `mixer train`.
+    """
+    program, *words = sys.orig_argv
+    at = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    typed = [Path(program).name, *words[:at], *(Path(word).name for word in words[at : at + 1])]
+    if at < len(words) and not words[:at] and not Path(words[at]).suffix:  # a console script: `mixer`
+        typed = typed[1:]
+    return shlex.join([*typed, *map(_without_secrets, words[at + 1 :])])
+
+
+def _without_secrets(word: str) -> str:
+    for pattern, instead in _SECRETS:
+        word = re.sub(pattern, instead, word)
+    return word
+
+
+def provenance() -> dict[str, Any]:
+    """What a record says of how it was made: command, commit, versions."""
+    return {"command": command_line(), "git_sha": git_sha(), "versions": versions()}
 
 
 def cpu_name() -> str:

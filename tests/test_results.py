@@ -285,6 +285,40 @@ def test_the_commit_is_the_checkouts(monkeypatch):
     assert results.git_sha() is None
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            ["/a/bin/python", "train.py", "seed=1", "data.root=/b/my birds"],
+            "python train.py seed=1 'data.root=/b/my birds'",
+        ),
+        (["python3.12", "-m", "mixer_lightning", "train", "a=1"], "python3.12 -m mixer_lightning train a=1"),
+        (["/a/bin/python", "/a/bin/mixer", "train", "-m", "a=1,2"], "mixer train -m a=1,2"),
+        (
+            ["/a/bin/python", "-u", "/c/train.py", "model.tokens_mlp_dim=8"],
+            "python -u train.py model.tokens_mlp_dim=8",
+        ),
+        (["python", "train.py", "+logger.wandb.api_key=abc"], "python train.py '+logger.wandb.api_key=***'"),
+        (
+            ["python", "train.py", "data.root=https://me:abc@host/a"],
+            "python train.py 'data.root=https://***@host/a'",
+        ),
+        (
+            ["python", "train.py", "x=s3://a?X-Amz-Signature=abc&b=1"],
+            "python train.py 'x=s3://a?X-Amz-Signature=***&b=1'",
+        ),
+        (["python", "t.py", "x=pipe:curl -H 'a: Bearer abc' u"], None),
+    ],
+)
+def test_a_command_is_recorded_as_it_was_typed_without_secrets(monkeypatch, typed, said):
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    monkeypatch.setenv("WANDB_API_KEY", "of the environment")
+    found = results.command_line()
+    assert said is None or found == said
+    assert "abc" not in found
+    assert "environment" not in found
+
+
 # ---------------------------------------------------------------------------------------------- a real run
 
 
@@ -304,6 +338,7 @@ def test_the_record_is_complete(finished):
         "recipe",
         "metrics",
         "seed",
+        "command",
         "git_sha",
         "versions",
         "device",

@@ -20,7 +20,7 @@ from PIL import Image
 from conftest import ROOT, TINY
 
 #: What stands in the package's folders and is not Python.
-DATA_FILES = {".csv", ".cpp", ".cu", ".html"}
+DATA_FILES = {".csv", ".cpp", ".h", ".html"}
 
 Mixer = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -160,7 +160,8 @@ def _timm_mixer(sizes: Mapping[str, int], image_size: int, activation: str | Non
 
 
 def _recognise_convmixer(shapes: Shapes) -> Recognised | None:
-    if "stem.0.weight" not in shapes:
+    # BatchNorm, and no residual around the pointwise convolution: else it is models/convmixer_ablation.py
+    if not {"stem.0.weight", "stem.2.running_mean", "blocks.0.1.weight"} <= shapes.keys():
         return None
     dim, _, _, patch = shapes["stem.0.weight"]
     kernel = shapes["blocks.0.0.fn.0.weight"][-1]

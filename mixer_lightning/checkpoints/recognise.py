@@ -6,7 +6,7 @@ A model is built without memory for its weights and compared, which takes a seco
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,13 +20,39 @@ from mixer_lightning.models.catalogue import counted, digest
 from mixer_lightning.models.presets import POSITIONS, build_model, list_models, model_node
 
 
-def recognised(checkpoint: Checkpoint) -> Checkpoint:
-    """The same with the name of its model where only its tensors tell it, and what images timm's weights of it take."""
+def recognised(checkpoint: Checkpoint, *, model: str | None = None) -> Checkpoint:
+    """The same with the name of its model where only its tensors tell it, and what images timm's weights of it take.
+
+    `model` is what the user says, which decides between models of equal tensors.
+
+    Raises:
+        ValueError: nobody says which of them it is, and they see images differently.
+    """
     if checkpoint.model is not None:
         return checkpoint
-    name = checkpoint.model_name or next(iter(models_of(checkpoint.tensors)), None)
+    name = checkpoint.model_name
+    if name is None:
+        found = models_of(checkpoint.tensors)
+        if model is None and checkpoint.recipe is None:
+            _refuse_ambiguous(checkpoint, found)
+        name = model if model in found else next(iter(found), None)
     usual = hub.usual_preprocessing(name) if name is not None and checkpoint.recipe is None else {}
     return replace(checkpoint, model_name=name, preprocessing={**usual, **checkpoint.preprocessing})
+
+
+def _refuse_ambiguous(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """ValueError where models of equal tensors, DeiT-B and ViT-B, have other mean and std, and the file states none."""
+    views = {name: usual for name in names if (usual := hub.usual_preprocessing(name))}
+    first = next(iter(views.values()), {})
+    if any(
+        {**view, **checkpoint.preprocessing} != {**first, **checkpoint.preprocessing}
+        for view in views.values()
+    ):
+        named = " or ".join(f"model={name}" for name in views)
+        raise ValueError(
+            f"{checkpoint.path} holds the tensors of {' and of '.join(views)}, which see images differently: say "
+            f"{named}, or name the file so: {next(reversed(views))}{checkpoint.path.suffix}"
+        )
 
 
 def models_of(tensors: Mapping[str, Tensor]) -> list[str]:

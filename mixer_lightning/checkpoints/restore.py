@@ -69,7 +69,8 @@ def restore(
         FileNotFoundError: there is no such file.
         ValueError: the file is unreadable, does not tell its model or size, or holds another than was named.
     """
-    checkpoint = recognised(checkpoint if isinstance(checkpoint, Checkpoint) else read(checkpoint))
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else read(checkpoint)
+    checkpoint = recognised(checkpoint, model=model)
     there = checkpoint.model
     if model is None and there is None and checkpoint.model_name in list_models():
         model = checkpoint.model_name

@@ -103,8 +103,8 @@ class Entry(NamedTuple):
 
     @property
     def best(self) -> Published | None:
-        """The row that the table shows."""
-        return catalogue.best_known(self.name, self.rows)
+        """The row that the table shows, published at this size."""
+        return catalogue.best_known(self.name, [row for row in self.rows if row.input == self.image_size])
 
     @property
     def not_public(self) -> list[str]:

@@ -13,6 +13,8 @@ STUDIES = {
     "step_speed": "a training step beside timm's",
     "token_mixing": "pictures and figures of the weights that mix tokens, of depthwise kernels and of stems",
     "shuffling": "networks trained on shuffled pixels, and why a Mixer does not notice",
+    "scale": "accuracy over cost: sizes of networks and images, parts of the training set",
+    "ablation": "a ConvMixer over patch and kernel, and with its parts exchanged",
     "throughput": "images per second of every model, in inference and training, best over batch sizes",
     "convolutions": "what depthwise and pointwise convolutions cost beside a full one",
     "receptive": "the effective receptive field: which pixels a feature in the middle depends on",
@@ -38,6 +40,10 @@ def study(name: str) -> Callable[[Sequence[str]], None]:
         from mixer_lightning.studies.token_mixing import main
     elif name == "shuffling":
         from mixer_lightning.studies.shuffling import main
+    elif name == "scale":
+        from mixer_lightning.studies.scale import main
+    elif name == "ablation":
+        from mixer_lightning.studies.ablation import main
     elif name == "step_speed":
         from mixer_lightning.studies.step_speed import main
     elif name == "throughput":

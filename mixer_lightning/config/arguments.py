@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from mixer_lightning.screen import did_you_mean, refuse
@@ -17,6 +20,27 @@ def without_value(argument: str) -> str | None:
     if equals and not value.strip("'\" "):
         return f"'{key}=' is empty: give a value, or leave it out"
     return None
+
+
+def listed(text: str) -> list[str]:
+    """The parts of 'a,b' or '[a, "b"]', each once, without blanks, quotes and empty ones."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    parts = (part.strip(" '\"") for part in text.split(","))
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def output_folder(key: str, path: Path) -> Path:
+    """The folder that an option names, made where there is none; where it cannot be, a message ends the program."""
+    path = path.expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        refuse([f"{key}: {path} cannot be a folder to write to: {error.strerror}"])
+    return path
 
 
 class Parser(argparse.ArgumentParser):

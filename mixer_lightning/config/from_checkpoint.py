@@ -129,7 +129,7 @@ def _facts(checkpoint: str, given_model: str | None, models: Collection[str]) ->
     Raises:
         ValueError: what is stated in the file or beside it makes no sense.
     """
-    content = _content(checkpoint)
+    content = _content(checkpoint, given_model)
     if content is None:
         return _facts_without_tensors(checkpoint, given_model, models)
     if content.recipe is not None:
@@ -156,24 +156,26 @@ def _facts(checkpoint: str, given_model: str | None, models: Collection[str]) ->
     return _Facts(closest_model(there.family, there.sizes, models), sizes, size, content.preprocessing, None)
 
 
-def _content(checkpoint: str) -> Checkpoint | None:
+def _content(checkpoint: str, given_model: str | None) -> Checkpoint | None:
     """What a file holds, without its tensors; None where there is none, and for a name of timm's, fetched later."""
     path = Path(checkpoint).expanduser()
     folder = path if path.is_dir() else path.parent
     names = (results.RECIPE, results.BEST, results.LAST, "config.json")
     around = (path, results.sidecar_path(path), *(folder / name for name in names))
-    return _read(checkpoint, tuple(each.stat().st_mtime_ns if each.exists() else 0 for each in around))
+    return _read(
+        checkpoint, given_model, tuple(each.stat().st_mtime_ns if each.exists() else 0 for each in around)
+    )
 
 
 @lru_cache(maxsize=16)  # the jobs of a sweep and the tasks of a suite ask for the same
-def _read(checkpoint: str, modified: tuple[int, ...]) -> Checkpoint | None:
+def _read(checkpoint: str, given_model: str | None, modified: tuple[int, ...]) -> Checkpoint | None:
     if not modified[0]:
         return None
     from mixer_lightning.checkpoints.read import read  # torch: seconds
     from mixer_lightning.checkpoints.recognise import recognised
 
     try:
-        return replace(recognised(read(checkpoint)), tensors={})
+        return replace(recognised(read(checkpoint), model=given_model), tensors={})
     except FileNotFoundError:  # a run directory without weights
         return None
 

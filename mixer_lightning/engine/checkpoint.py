@@ -264,8 +264,9 @@ def refuse_other_groups(module: Classifier, state: Mapping[str, Any]) -> None:
     if sizes != sizes_saved:
         raise ValueError(
             f"this run was begun by another version, which grouped the parameters of this model as {sizes_saved} by "
-            f"their weight decay; here it is {sizes} (tokens and position tables stay undecayed). Finish it with that "
-            "version, or begin anew under another name=<word>, with checkpoint=<this run> to keep its weights."
+            f"their weight decay; here it is {sizes} (tokens, position tables and scales stay undecayed). Finish it "
+            "with that version, or begin anew under another name=<word>, with checkpoint=<this run> to keep its "
+            "weights."
         )
 
 

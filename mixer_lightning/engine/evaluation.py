@@ -159,8 +159,7 @@ def _record(
             "images": {split: len(images) for split, images in source.splits.items()},
         },
         "recipe": recipe.to_dict(),
-        "git_sha": results.git_sha(),
-        "versions": results.versions(),
+        **results.provenance(),
         "device": str(parts.machine) if parts.machine.device_type == "cuda" else results.cpu_name(),
         "wall_seconds": round(seconds, 3),
     }

@@ -20,7 +20,7 @@ from mixer_lightning.data import identity, splits
 from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
-from mixer_lightning.engine import bad_images, setup, startup_checks
+from mixer_lightning.engine import bad_images, closing, setup, startup_checks
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last, refuse_other_groups
 from mixer_lightning.engine.classifier import Classifier
@@ -322,10 +322,11 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         if is_first:
             result = _result(recipe, run)
             results.write_metrics_csv(run_dir)
-            _draw_pictures(run_dir, screen)
+            closing.draw_pictures(run_dir, screen)
             results.write_result(run_dir, result)
             (run_dir / results.PREVIOUS).unlink(missing_ok=True)
             closing_table(screen, result, run_dir)
+            closing.show_on_dashboards(run_dir, run.dashboards, screen)
         return 0
     except Stopped as stop:
         screen.stop_bars()
@@ -379,23 +380,12 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "ended_early": module.ended,
         "num_parameters": run.num_parameters,
         **{key: run.checkpoints.record[key] for key in ("classes", "images", "identity")},
-        "git_sha": results.git_sha(),
-        "versions": results.versions(),
+        **results.provenance(),
         "device": run.device,
         **metrics.device_time,
         "wall_seconds": round(run.checkpoints.wall_seconds, 3),
         "images_per_second": round(metrics.steps_timed * recipe.batch_size / max(seconds, 1e-9), 1),
     }
-
-
-def _draw_pictures(run_dir: Path, screen: Screen) -> None:
-    from mixer_lightning.reports import confusion, curves
-
-    for report, name in ((curves, results.CURVES), (confusion, confusion.CONFUSION_PNG)):
-        try:
-            report.draw(run_dir)
-        except Exception as error:  # the result of weeks must not hang on a picture
-            screen.say(f"no {name}: {error}")
 
 
 def _where_to_go_on(run_dir: Path, checkpoints: Checkpoints) -> str:

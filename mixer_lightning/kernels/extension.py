@@ -1,7 +1,7 @@
 """Native code of this package: csrc/<name>.cpp, compiled when first needed and cached as a shared library.
 
 A kernel is one such file, with `extern "C"` functions, and one Python file beside it that declares their arguments and
-holds the plain reference in PyTorch.
+holds the plain reference in PyTorch. What kernels share is in headers, csrc/<name>.h.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ TIMEOUT_SECONDS = 120
 def load(name: str) -> ctypes.CDLL | None:
     """The library of csrc/<name>.cpp, compiled if need be; None where no compiler here makes one that loads.
 
-    The library is stored in the user's cache folder, under a name that changes with the source, the compiler's flags
-    and the processor.
+    The library is stored in the user's cache folder, under a name that changes with the source and the headers, the
+    compiler's flags and the processor.
     """
     try:
         source = CSRC / f"{name}.cpp"
@@ -34,9 +34,8 @@ def load(name: str) -> ctypes.CDLL | None:
         processor = [
             line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features", "model name"))
         ]
-        key = hashlib.sha256(
-            "\n".join([source.read_text(encoding="utf-8"), *FLAGS, *processor]).encode()
-        ).hexdigest()[:16]
+        texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(CSRC.glob("*.h")))]
+        key = hashlib.sha256("\n".join([*texts, *FLAGS, *processor]).encode()).hexdigest()[:16]
         library = cache_home() / f"{name}-{key}.so"
         if not library.exists():
             _compile(source, library)

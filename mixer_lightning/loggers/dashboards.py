@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class Dashboards:
         """One point per metric."""
         self._each(lambda logger: logger.log_metrics(row, step))
 
+    def log_report(self, tables: Mapping[str, Sequence[Sequence[str]]], pictures: Mapping[str, Path]) -> None:
+        """The tables of a finished run, whose first row names the columns, and its pictures, where W&B shows such."""
+        self._each(lambda logger: _log_report(logger, tables, pictures))
+
     def advise(self, run_dir: Path) -> None:
         """Say where each is to be seen."""
         self._each(lambda logger: self.say(_advice(logger, run_dir)))
@@ -56,6 +60,13 @@ class Dashboards:
             self.say(f"logger.{name} failed and is left out from here on: {error}")
             with contextlib.suppress(Exception):
                 _disconnect(lost)
+
+
+def _log_report(
+    logger: Logger, tables: Mapping[str, Sequence[Sequence[str]]], pictures: Mapping[str, Path]
+) -> None:
+    if isinstance(logger, WandbLogger):
+        wandb_dashboard.log_report(logger, tables, pictures)
 
 
 def _advice(logger: Logger, run_dir: Path) -> str:

@@ -6,6 +6,7 @@ import logging
 import netrc
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -83,6 +84,32 @@ def where(logger: WandbLogger) -> str:
     if getattr(run, "offline", False):
         return f"W&B is offline here; upload with: wandb sync {Path(run.dir).parent}"
     return f"W&B: {getattr(run, 'url', None)}"
+
+
+def log_report(
+    logger: WandbLogger, tables: Mapping[str, Sequence[Sequence[str]]], pictures: Mapping[str, Path]
+) -> None:
+    """Tables, whose first row names the columns, as `tables/<name>`, and pictures as `pictures/<name>`."""
+    import wandb as client
+
+    found: dict[str, Any] = {}
+    for name, (columns, *rows) in tables.items():
+        cells = [_numbers(column) for column in zip(*rows, strict=True)]
+        found[f"tables/{name}"] = client.Table(
+            columns=list(columns), data=[list(row) for row in zip(*cells, strict=True)]
+        )
+    found |= {f"pictures/{name}": client.Image(str(path)) for name, path in pictures.items()}
+    if found:
+        logger.experiment.log(found)
+
+
+def _numbers(cells: Sequence[str]) -> list[float | None] | list[str]:
+    """A column as numbers, None for an empty cell; as it is where a cell is none. W&B wants one type in a column."""
+    try:
+        numbers = [float(cell.replace(",", "")) if cell else None for cell in cells]
+    except ValueError:
+        return list(cells)
+    return numbers if any(number is not None for number in numbers) else list(cells)
 
 
 def disconnect(exit_code: int = 0) -> None:

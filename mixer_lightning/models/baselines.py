@@ -51,7 +51,7 @@ def timm_transformer(
     *,
     timm_name: str,
     patch_size: PositiveInt,
-    num_classes: PositiveInt,
+    num_classes: NonNegativeInt,
     image_size: PositiveInt,
     stochastic_depth: BelowOne = 0.0,
     head_bias: float = 0.0,
@@ -99,6 +99,11 @@ def _backbone(
     head_name = model.pretrained_cfg["classifier"]
     if not isinstance(head_name, str):
         raise ValueError(f"{timm_name} has several heads ({', '.join(head_name)}), a backbone has one")
+    there = dict(model.named_modules())
+    while (
+        num_classes == 0 and head_name not in there
+    ):  # the last layer of a head that is not there: CAFormer's
+        head_name = head_name.rpartition(".")[0]
     if head_bias and getattr(model.get_submodule(head_name), "bias", None) is None:
         raise ValueError(f"the head of {timm_name} has no bias: use head_bias=0, not {head_bias}")
     model.timm_arguments = {"model_name": timm_name, "num_classes": num_classes, **options}
@@ -116,6 +121,9 @@ def as_backbone(model: Any, *, head_name: str, image_size: int, head_bias: float
     model.num_features = model.head_hidden_size  # of what forward_head(pre_logits=True) returns
     model.image_size, model.head_name, model.head_bias = image_size, head_name, head_bias
     model.channels_last = convolves(model)
+    gains = [name for name, _ in model.named_parameters() if name.endswith(".gain")]
+    if gains:  # of NFNets: deepmind-research, nfnets/experiment.py, lets no gain decay
+        model.no_weight_decay = partial(set, gains)
     assert isinstance(model, nn.Module)
     return model
 

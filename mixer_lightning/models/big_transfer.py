@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import nn
 
+from mixer_lightning.models.baselines import as_backbone
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
 #: Layers -> bottleneck units in each of four stages.
@@ -53,10 +53,4 @@ def big_transfer(
         conv_layer=partial(StdConv2d, eps=1e-8),
         drop_path_rate=stochastic_depth,
     )
-    if num_classes:
-        with torch.no_grad():
-            model.head.fc.bias.add_(head_bias)
-    model.image_size, model.head_name, model.head_bias = image_size, "head.fc", head_bias
-    model.channels_last = True
-    assert isinstance(model, nn.Module)
-    return model
+    return as_backbone(model, head_name="head.fc", image_size=image_size, head_bias=head_bias)

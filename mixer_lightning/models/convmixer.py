@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.models.patches import grid_size
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
@@ -56,15 +57,15 @@ class ConvMixer(nn.Module):
             raise ValueError(f"activation must be gelu or relu, found {activation!r}")
         sigma = activations[activation]
         # z_0 = BN(sigma(Conv_{3 -> h}(X, stride=p, kernel=p)))                          (1)
-        self.stem = nn.Sequential(
+        self.stem = Sequential(
             nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size), sigma(), nn.BatchNorm2d(dim)
         )  # [B, 3, H, W] -> [B, h, H/p, W/p], and so it stays
         self.blocks = nn.Sequential(
             *(
-                nn.Sequential(
+                Sequential(
                     # z'_l = BN(sigma(ConvDepthwise(z_{l-1}))) + z_{l-1}                 (2)
                     Residual(
-                        nn.Sequential(
+                        Sequential(
                             # "same" pads an even kernel by one more on the right, so that the sum is defined
                             DepthwiseConv2d(dim, kernel_size, padding="same"),
                             sigma(),

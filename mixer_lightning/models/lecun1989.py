@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_lightning.models.patches import check_square, refuse_stochastic_depth
+from mixer_lightning.models.patches import check_square, refuse_stochastic_depth, what_works
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
 #: For each map of H2 the maps of H1 that it sees.
@@ -47,10 +47,9 @@ class LeCun1989(nn.Module):
         super().__init__()
         refuse_stochastic_depth("The network of 1989", stochastic_depth)
         if image_size % 4:
-            below, above = image_size // 4 * 4, (image_size // 4 + 1) * 4
-            sizes = f"{below} and {above} work" if below else f"{above} works"
             raise ValueError(
-                f"image_size {image_size} cannot be halved twice: {sizes}, and 16 is the size of the paper"
+                f"image_size {image_size} cannot be halved twice: {what_works(image_size, 4)}, and 16 is the size of "
+                "the paper"
             )
         self.num_classes, self.image_size, self.num_features = num_classes, image_size, 30
         self.head_bias = head_bias

@@ -50,7 +50,7 @@ def mobilenetv3_isometric(
         width: multiplies the channels of all blocks and of the hidden layer of the head.
         num_classes: outputs of the head.
         image_size: side in pixels, a multiple of patch_size; trained weights work at every multiple.
-        stochastic_depth: of the last block's branch; 0 in the first.
+        stochastic_depth: block i of n drops a sample's branch with probability i / n of this.
         head_bias: added to the initial bias of the head, which is zero.
 
     Raises:

@@ -80,6 +80,10 @@ class ResMLP(nn.Module):
         x = features.mean(dim=1)  # [B, C]
         return x if pre_logits else self.head(x)
 
+    def no_weight_decay(self) -> set[str]:
+        """Alpha and beta of all Aff: timm gives them three axes, the official code one, and vectors decay nowhere."""
+        return {name for name, _ in self.named_parameters() if name.endswith((".alpha", ".beta"))}
+
 
 class ResMLPBlock(nn.Module):
     """The paper's two residual branches on tokens x [B, S, C]; Aff(x) = alpha x + beta."""

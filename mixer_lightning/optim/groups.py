@@ -73,9 +73,9 @@ def parameter_groups(
 
     A parameter with at most one axis (every bias, every LayerNorm and BatchNorm scale) gets weight decay 0
     unless `decay_bias_and_norm`, and so does what the model itself names in `no_weight_decay()`: class tokens and
-    position embeddings of a DeiT, position biases of a Swin. On a Mixer this is big_vision's rule `.*/kernel`
-    (configs/mlp_mixer_i1k.py leaves `wd_mults` at that default), on timm's models timm's (optim/_param_groups.py:
-    `param.ndim <= 1` and that list).
+    position embeddings of a DeiT, position biases of a Swin, ResMLP's and NFNet's scales of several axes. On a Mixer
+    this is big_vision's rule `.*/kernel` (configs/mlp_mixer_i1k.py leaves `wd_mults` at that default), on timm's models
+    timm's (optim/_param_groups.py: `param.ndim <= 1` and that list).
 
     With `layer_decay` the head learns at `lr` and each layer below at that fraction of the rate of the one above it
     (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254), layers as in timm's `param_groups_layer_decay`: the stem, each

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from mixer_lightning import results
 from mixer_lightning.reports import published
-from mixer_lightning.reports.sources import Found, Measured, StudyTable
+from mixer_lightning.reports.sources import Found, Measured
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED
 
 #: So many runs are drawn over one another, and so many bars into one figure.
@@ -42,13 +43,32 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class HeatMap:
+    """A grid of numbers: `values` [rows][columns], None where there is none; `what` they are, with their unit."""
+
+    title: str
+    x: str
+    y: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    what: str
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A figure of one panel or several."""
+    """A figure of panels, or of heat maps."""
 
     name: str
     title: str
     caption: str
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel, ...] = ()
+    heat_maps: tuple[HeatMap, ...] = ()
+
+    def number_of(self, series: Series) -> int:
+        """The number of a series by its name, which has one colour in all panels."""
+        names = dict.fromkeys(each.name for panel in self.panels for each in panel.series)
+        return list(names).index(series.name)
 
 
 def charts(found: Found) -> list[Chart]:
@@ -143,9 +163,9 @@ def convmixer(measured: Sequence[Measured]) -> Chart:
 def _measured_networks(rows: Sequence[Mapping[str, str]], measured: Sequence[Measured]) -> tuple[Series, ...]:
     known = {(row["conf_model"], row["data"], row["image_size"]) for row in rows}
     points = [
-        (float(each.others["num_parameters"].value) / 1e6, 100 * float(each.values["test/top1"].value), each)
+        (float(each.others["num_parameters"].value) / 1e6, 100 * float(each.top1.value), each)
         for each in measured
-        if "test/top1" in each.values
+        if each.top1 is not None
         and "num_parameters" in each.others
         and each.trained_on == each.tested_on
         and (each.model, each.trained_on, each.image_size.value if each.image_size else "") in known
@@ -213,11 +233,10 @@ def throughput(study: StudyTable) -> Chart | None:
     ]
     if not panels:
         return None
-    parts = [part for part in study.path.with_suffix("").parts if part not in ("/", "..", ".")]
     longest = max(map(len, modes.values()))
     more = f" The first {MAX_BARS} of {longest}." if longest > MAX_BARS else ""
     caption = f"Measured images per second, from {study.path.as_posix()}.{more}"
-    return Chart("_".join(("throughput", *parts)), study.title, caption, tuple(panels))
+    return Chart(f"throughput_{study.name}", study.title, caption, tuple(panels))
 
 
 def _rate_bars(
@@ -267,14 +286,17 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
         name: "/".join(part[shared:] if len(parts) > 1 else part[-2:])
         for name, part in zip(shown, parts, strict=True)
     }
+    metrics = dict.fromkeys(_evaluated(rows) for rows in shown.values())
     accuracy, loss = [], []
     for name, rows in shown.items():
         metric = _evaluated(rows)
         scale = 1 if results.is_better_lower(metric) else 100
-        accuracy.append(_curve(f"{names[name]}: {metric}", rows, metric, scale))
+        named = names[name] if len(metrics) == 1 else f"{names[name]}: {metric}"
+        accuracy.append(_curve(named, rows, metric, scale))
         loss.append(_curve(names[name], rows, "train/loss", 1))
+    unit = "" if all(map(results.is_better_lower, metrics)) else ", %"
     panels = (
-        Panel("epoch", "accuracy, %", tuple(accuracy)),
+        Panel("epoch", f"{next(iter(metrics)) if len(metrics) == 1 else 'accuracy'}{unit}", tuple(accuracy)),
         Panel("epoch", "loss of training", tuple(each for each in loss if each.x)),
     )
     return Chart("curves", "Runs over one another", f"From metrics.jsonl of each run.{more}", panels)

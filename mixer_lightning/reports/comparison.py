@@ -10,17 +10,12 @@ from pathlib import Path
 from mixer_lightning import results
 from mixer_lightning.reports import published
 from mixer_lightning.reports.published import PublishedTable
-from mixer_lightning.reports.sources import Found, Measured, StudyTable
+from mixer_lightning.reports.sources import Found, Measured
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED, Cell, Row, Source, Table
 
-#: Which metrics fill a column of the papers' tables, the first that a file has.
-METRICS = {
-    "ImNet": ("ImNet", "test/top1"),
-    "top-1": ("test/top1",),
-    "ReaL": ("ReaL", "real/top1"),
-    "Avg 5": ("Avg 5",),
-    "VTAB-1k": ("VTAB-1k",),
-}
+#: Which metrics fill a column of the papers' tables, the first that a file has; top-1 is filled by the official one.
+METRICS = {"ReaL": ("ReaL", "real/top1"), "Avg 5": ("Avg 5",), "VTAB-1k": ("VTAB-1k",)}
 #: Columns of the files that serve the matching and are not shown.
 _HIDDEN = ("conf_model", "data")
 #: Pre-training whose published figure is that on ImageNet-1k.
@@ -37,7 +32,7 @@ def tables(found: Found, results_of_models: Path) -> list[Table]:
     """
     papers = [paper_table(each, found.measured) for each in published.TABLES]
     runs = [runs_table(found.measured, results_of_models)] if found.measured else []
-    return [*papers, *runs, *map(study_table, found.studies)]
+    return [*papers, *runs, *study_tables(found.studies)]
 
 
 def paper_table(table: PublishedTable, measured: Sequence[Measured]) -> Table:
@@ -69,9 +64,10 @@ def _beside(each: Measured, row: Mapping[str, str], columns: Sequence[str]) -> R
         return None
     cells, filled = [], 0
     for name in columns:
-        source = next(
-            (each.values[metric] for metric in METRICS.get(name, ()) if metric in each.values), None
-        )
+        metrics = METRICS.get(name, ())
+        if name == "ImNet" or (name == "top-1" and each.kind != "transfer"):
+            metrics = (each.official,)
+        source = next((each.values[metric] for metric in metrics if metric in each.values), None)
         if source is not None:
             filled += 1
             cells.append(Cell(percent(source, each.percent), source))
@@ -116,8 +112,9 @@ RUN_COLUMNS = (
 
 
 _NOTE = (
-    "Published beside a measurement: the same model, training data and image size, and the same number of epochs where "
-    "several are published. Empty: nothing is published for it, or the file does not tell what was trained on."
+    "Published beside a measurement: top-1 on the same test images, of the same model, training data and image size, "
+    "and the same number of epochs where several are published. Empty: nothing is published for it, or the file does "
+    "not tell what was trained on."
 )
 
 
@@ -128,13 +125,13 @@ def runs_table(measured: Iterable[Measured], results_of_models: Path) -> Table:
         known = list(csv.DictReader(stream))
     made, lines = {}, []
     for each in measured:
-        metric = results.main_metric(each.values) or next(iter(sorted(each.values)), None)
+        metric = each.official or results.main_metric(each.values) or next(iter(sorted(each.values)), None)
         if metric is None:
             continue
         value = each.values[metric]
         is_accuracy = each.percent or "top1" in metric or metric.startswith("fewshot/")
         shown = f"{percent(value, each.percent)} %" if is_accuracy else f"{float(value.value):.4g}"
-        number, row = _published_for(each, known) if is_accuracy else (0, {})
+        number, row = _published_for(each, known) if metric == each.official else (0, {})
         cell = (
             Cell(f"{row['top1_percent']} %", _place(file, number, "top1_percent", row)) if row else Cell("")
         )
@@ -189,20 +186,36 @@ def _number(source: Source | None, form: str = "") -> Cell:
 # ---------------------------------------------------------------------------------------------- studies
 
 
-def study_table(study: StudyTable) -> Table:
-    """A study's CSV file as it stands, without the columns that list the repeats of a measurement."""
+def study_tables(studies: Iterable[StudyTable]) -> list[Table]:
+    """A table for each of the studies, each with a name of its own."""
+    tables: list[Table] = []
+    for study in studies:
+        count = sum(study.path.as_posix() in each.made for each in tables)
+        tables.append(study_table(study, f"{study.name}_{count + 1}" if count else study.name))
+    return tables
+
+
+def study_table(study: StudyTable, name: str) -> Table:
+    """A study's table as it stands in its file, without the columns that list the repeats of a measurement."""
     file = study.path.as_posix()
-    columns = [name for name in study.columns if not _is_list(row[name] for row in study.rows)]
-    lines = tuple(
-        Row(
-            MEASURED,
-            file,
-            tuple(Cell(row[name] or "", _place(file, number, name, row)) for name in columns),
+    kept = [
+        (i, name) for i, name in enumerate(study.columns, 1) if not _is_list(row[name] for row in study.rows)
+    ]
+    lines = []
+    for number, row in enumerate(study.rows, start=1):
+        places = (
+            _place(file, number, name, row)
+            if not study.lines
+            else Source(file, study.lines[number - 1], str(i), row[name])
+            for i, name in kept
         )
-        for number, row in enumerate(study.rows, start=1)
-    )
-    name = "_".join(part for part in study.path.with_suffix("").parts if part not in ("/", "..", "."))
-    return Table(name, study.title, tuple(columns), lines, made={file: study.made})
+        cells = (
+            Cell(row[name] or "", place if row[name] else None)
+            for (_, name), place in zip(kept, places, strict=True)
+        )
+        lines.append(Row(MEASURED, file, tuple(cells)))
+    columns = tuple(name for _, name in kept)
+    return Table(name, study.title, columns, tuple(lines), study.notes, {file: study.made})
 
 
 def _is_list(cells: Iterable[str | None]) -> bool:

@@ -142,7 +142,7 @@ def finding(lines: Sequence[Line]) -> str:
     )
 
 
-def page(lines: Sequence[Line], *, picture: str, command: Sequence[str]) -> str:
+def page(lines: Sequence[Line], *, picture: str, command: Sequence[str], commit: str | None = None) -> str:
     """The page of some measurements, all of one machine."""
     about, batches = lines[0], " or ".join(sorted({line["batch_size"] for line in lines}))
     rounds = ", ".join(sorted({line["rounds"] for line in lines}))
@@ -158,14 +158,17 @@ def page(lines: Sequence[Line], *, picture: str, command: Sequence[str]) -> str:
         "forward pass, and like the ratio it is of the faster precision. By itself: in a network, caches are",
         "shared with neighbours.",
         "",
-        finding(lines),
+        *((markdown.FINDING, "", finding(lines)) if finding(lines) else ()),
         "",
         f"![multiply-accumulates and time over the kernel]({picture})",
+        "",
+        "## How it was measured",
         "",
         *markdown.provenance(
             machine=about["machine"],
             versions=dict([v.split(" ", 1) for v in about["versions"].split(", ")]),
             command=command,
+            commit=commit,
         ),
         f"* Rounds: {rounds}, of at least {about['seconds']} s a measurement; {clock}",
         "",

@@ -27,6 +27,13 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def lay_out(figure: Figure) -> None:
+    """Give everything its place, once for whatever is written into the figure and saved of it from here on."""
+    _choose_fonts(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Replace `path`, a .png or .svg, by the figure: all of it, or nothing. Equal figures give equal bytes."""
     _choose_fonts(figure)

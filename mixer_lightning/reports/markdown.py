@@ -4,6 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mixer_lightning.files import write_text
+
+#: What somebody writes between these two lines of a page stays when the page is written again.
+NOTES, END_OF_NOTES = "<!-- notes -->", "<!-- end of notes -->"
+#: Below this heading a page says what the numbers show.
+FINDING = "## Finding"
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, and at its end the notes of the one that stands there (NOTES); all else is that of `text`.
+
+    Notes that do not end reach to the end of the page.
+    """
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    _, begins, rest = before.partition(f"{NOTES}\n")
+    notes = rest.partition(END_OF_NOTES)[0].rstrip("\n")
+    kept = f"\n{NOTES}\n{notes}\n{END_OF_NOTES}\n" if begins else ""
+    write_text(path, text.rstrip("\n") + "\n" + kept)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -18,13 +38,22 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*$|<\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
-def provenance(*, machine: str, versions: Mapping[str, str], command: Sequence[str]) -> list[str]:
-    """Lines that say where the numbers of a page come from."""
+def provenance(
+    *, machine: str, versions: Mapping[str, str], command: Sequence[str], commit: str | None = None
+) -> list[str]:
+    """Lines that say where the numbers of a page come from; `commit` as far as it is known."""
     return [
         f"* Machine: {machine}",
         f"* Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
         f"* Command: {code(' '.join(command))}",
+        *([f"* Commit: {commit}"] if commit else []),
     ]
+
+
+def plain(text: str) -> str:
+    """Text of a page as it reads, in one line: without the signs that `escape` adds, and of a link its words alone."""
+    text = re.sub(r"(?<!\\)!?\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(text.split()))
+    return re.sub(r"\\([\\`*$|<\[\]_])", r"\1", text).replace("`", "")
 
 
 def code(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from mixer_lightning.files import write_text
-from mixer_lightning.reports.charts import FEW_POINTS, Chart, Panel, Series
+from mixer_lightning.reports.charts import FEW_POINTS, Chart, HeatMap, Panel, Series
 from mixer_lightning.reports.sources import Picture
 from mixer_lightning.reports.tables import MEASURED, Provenance, Table
 
@@ -48,7 +49,7 @@ def write_page(
     )
     text = environment.get_template("page.html").render(
         tables=tables,
-        charts=[{"chart": chart, "panels": [figure(panel) for panel in chart.panels]} for chart in charts],
+        charts=[{"chart": chart, "plots": plots(chart)} for chart in charts],
         pictures=[
             {"caption": each.caption, "file": each.path.as_posix(), "data": _data_uri(each.path)}
             for each in pictures
@@ -61,10 +62,66 @@ def write_page(
     write_text(path, text)
 
 
-def figure(panel: Panel) -> dict[str, Any]:
-    """A panel as Plotly's data and layout; colours of text and grid are the page's."""
+def _plain(text: str) -> str:
+    """A name out of the data as Plotly is to show it, which takes <b>, <a> and &amp; for its own markup."""
+    return html.escape(text, quote=False)
+
+
+def plots(chart: Chart) -> list[dict[str, Any]]:
+    """What is plotted of a chart: for each panel what it is, and Plotly's data and layout."""
+    panels = [
+        {
+            "label": " against ".join(word for word in (panel.y, panel.x) if word),
+            "figure": figure(panel, [chart.number_of(each) for each in panel.series]),
+        }
+        for panel in chart.panels
+    ]
+    return panels + [
+        {"label": f"{each.what}: {each.y} against {each.x} {each.title}".strip(), "figure": heat_map(each)}
+        for each in chart.heat_maps
+    ]
+
+
+def heat_map(grid: HeatMap) -> dict[str, Any]:
+    """A grid as Plotly's data and layout; each cell shows its number."""
+    text = [["" if value is None else f"{value:.4g}" for value in row] for row in grid.values]
+    cells = go.Heatmap(
+        z=[list(row) for row in grid.values],
+        x=[_plain(name) for name in grid.columns],
+        y=[_plain(name) for name in grid.rows],
+        text=text,
+        texttemplate="%{text}",
+        colorscale="Viridis",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": {"text": _plain(grid.what), "side": "right"}, "thickness": 12},
+        hovertemplate=f"{_plain(grid.y)} %{{y}}<br>{_plain(grid.x)} %{{x}}<br>%{{text}}<extra></extra>",
+    )
+    drawn = go.Figure([cells])
+    drawn.update_layout(
+        template="none",
+        height=170 + 44 * len(grid.rows),
+        margin={"l": 56, "r": 16, "t": 40, "b": 48},
+        title={"text": _plain(grid.title), "font": {"size": 13}},
+    )
+    drawn.update_xaxes(title_text=_plain(grid.x), type="category", automargin=True)
+    drawn.update_yaxes(title_text=_plain(grid.y), type="category", automargin=True)
+    plain: dict[str, Any] = drawn.to_plotly_json()
+    plain["layout"].pop("template", None)
+    return plain
+
+
+def figure(panel: Panel, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+    """A panel as Plotly's data and layout; colours of text and grid are the page's.
+
+    Args:
+        panel: what is drawn.
+        numbers: those of its series, by which they have their colours; default: from 0 on.
+    """
     bars = [series for series in panel.series if series.style == "bars"]
-    drawn = go.Figure([_trace(series, i) for i, series in enumerate(panel.series)])
+    numbers = range(len(panel.series)) if numbers is None else numbers
+    drawn = go.Figure([_trace(series, i) for series, i in zip(panel.series, numbers, strict=True)])
     rows = max((len(series.x) for series in bars), default=0)
     drawn.update_layout(
         template="none",
@@ -90,8 +147,8 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
     if series.style == "bars":
         return go.Bar(
             x=list(series.y),
-            y=list(series.x),
-            name=series.name,
+            y=[_plain(str(name)) for name in series.x],
+            name=_plain(series.name),
             orientation="h",
             marker={"color": colour},
             text=[f"{value:,.4g}" for value in series.y],
@@ -104,8 +161,8 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
     return go.Scatter(
         x=list(series.x),
         y=list(series.y),
-        text=list(series.names),
-        name=series.name,
+        text=[_plain(name) for name in series.names],
+        name=_plain(series.name),
         mode=_mode(series),
         line={"dash": "dash", "color": "#888888"} if series.style == "frontier" else {"color": colour},
         marker={

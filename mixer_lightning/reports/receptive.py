@@ -19,6 +19,7 @@ from mixer_lightning.reports import markdown
 Map = npt.NDArray[np.floating[Any]]
 Line = Mapping[str, str]
 
+INITIAL = "initialisation"  # what rows call new weights
 SHARES = (50, 90, 95)  # percent of a map's mass
 #: Luo et al. count pixels of more than 1 - 95.45 % of the centre, as a Gaussian has within two deviations.
 LUO_THRESHOLD = 1 - 0.9545
@@ -84,18 +85,49 @@ def cells(row: Line) -> list[str]:
 
 
 def finding(rows: Sequence[Line]) -> str:
-    """How wide the fields are, in a sentence, the widest first."""
-    parts = [
-        (float(row["side_50"]) / int(row["image_size"]), f"{row['model']} ({row['weights']})") for row in rows
+    """How wide the fields are, the widest first; whether layers that see the whole image make them wider; training."""
+    parts = sorted(((_part(row), f"{row['model']} ({row['weights']})") for row in rows), reverse=True)
+    widths = "; ".join(f"{100 * width:.0f} % {name}" for width, name in parts)
+    sentences = [f"Half of the gradient lies in a square with this part of the image's side: {widths}."]
+    everything = [row for row in rows if row["theoretical_side"] == "image"]
+    local = [row for row in rows if row["theoretical_side"] not in ("image", "")]
+    if everything and local:
+        least, most = min(everything, key=_part), max(local, key=_part)
+        sentences.append(
+            "The claim that a network whose layers reach the whole image at once depends on more of it than one of "
+            f"convolutions {'shows' if _part(least) > _part(most) else 'does not show'} here: the least of the former "
+            f"is {100 * _part(least):.0f} % ({least['model']}, {least['weights']}), the most of the latter "
+            f"{100 * _part(most):.0f} % ({most['model']}, {most['weights']})."
+        )
+    changes = [
+        f"{100 * (_part(row) - _part(before)):+.0f} points ({row['model']})"
+        for row in rows
+        if row["weights"] != INITIAL
+        for before in rows
+        if before["weights"] == INITIAL
+        and (before["model"], before["image_size"]) == (row["model"], row["image_size"])
     ]
-    widths = "; ".join(f"{100 * width:.0f} % {name}" for width, name in sorted(parts, reverse=True))
-    return f"Half of the gradient lies in a square with this part of the image's side: {widths}."
+    if changes:
+        sentences.append(f"Training changes it by {', '.join(changes)}.")
+    return " ".join(sentences)
+
+
+def _part(row: Line) -> float:
+    """The side of the square that holds half of the map, of the image's side."""
+    return float(row["side_50"]) / int(row["image_size"])
 
 
 def page(
-    rows: Sequence[Line], *, picture: str, machine: str, versions: Mapping[str, str], command: Sequence[str]
+    rows: Sequence[Line],
+    *,
+    picture: str,
+    machine: str,
+    versions: Mapping[str, str],
+    command: Sequence[str],
+    commit: str | None = None,
 ) -> str:
     """The page of some rows."""
+    runs = {row["model"]: row["about"] for row in rows if row.get("about")}
     uniform = ", ".join(f"{100 * math.sqrt(share / 100):.0f}" for share in SHARES)
     text = [
         "# Effective receptive fields",
@@ -119,11 +151,16 @@ def page(
         "the largest. The theoretical side counts kernels and strides alone, beyond the image's border too; `-` where",
         "attention in windows, pooling over positions or gates leave no closed form here.",
         "",
-        finding(rows),
+        markdown.FINDING,
+        "",
+        markdown.escape(finding(rows)),
         "",
         f"![maps on a logarithmic scale, and the mass in squares]({picture})",
         "",
-        *markdown.provenance(machine=machine, versions=versions, command=command),
+        "## The figures",
+        "",
+        *markdown.provenance(machine=machine, versions=versions, command=command, commit=commit),
+        *(f"* {markdown.escape(name)}: {markdown.escape(about)}" for name, about in runs.items()),
         "",
         *markdown.table(COLUMNS, map(cells, rows)),
     ]

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
+from mixer_lightning.reports import study_files, sweep
 from mixer_lightning.reports.confusion import CONFUSION_PNG, MISCLASSIFIED_PNG
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import Provenance, Source
 
 TRANSFER = "transfer.json"
-#: What a name of public weights says of the data they were trained on, the first that fits. timm's *.goog_in21k_ft_in1k
-#: are the models of ImageNet-1k alone (pytorch-image-models, pull request 651).
+#: Pictures of a run's directory that a report shows, and what it calls them.
+PICTURES_OF_RUNS = {
+    CONFUSION_PNG: "confusion, which class is mistaken for which",
+    MISCLASSIFIED_PNG: "misclassified, the surest mistakes",
+}
+#: What a name of public weights says of the data they were trained on, the first that fits. timm's Mixers of
+#: goog_in21k_ft_in1k are those of ImageNet-1k alone (pytorch-image-models, pull request 651); 22k is 21k elsewhere.
 _TRAINED_ON = (
-    (r"goog_in21k_ft_in1k", "imagenet1k"),
-    (r"in21k|imagenet21k", "imagenet21k"),
-    (r"in1k$|imagenet1k", "imagenet1k"),
+    (r"laion|yfcc|ig1b|lvd\d|bamboo|in12k", ""),  # of which conf/data has nothing
+    (r"ns_jft", "jft300m_unlabelled"),
     (r"jft", "jft300m"),
+    (r"mixer_\w+\.goog_in21k_ft_in1k", "imagenet1k"),
+    (r"in2[12]k|imagenet21k", "imagenet21k"),
+    (r"_dist(illed)?_in1k", "imagenet1k with a teacher"),
+    (r"in1k(_\d+)?$|imagenet1k", "imagenet1k"),
 )
+#: The split with the images on which papers report, where it is not called test.
+_OFFICIAL_SPLIT = {"imagenet1k": "val"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,8 @@ class Measured:
     """Metrics of one run, evaluation or suite, in the words of its file.
 
     `trained_on` and `tested_on` are names of conf/data, "" where the file does not tell. `values` are the metrics by
-    name, each a fraction or a percentage as `percent` says, with its place in the file.
+    name, each a fraction or a percentage as `percent` says, with its place in the file; `official` is the name of
+    the one that papers report, "" where it has none.
     """
 
     label: str
@@ -44,19 +56,14 @@ class Measured:
     percent: bool
     file: str
     made: Provenance
+    official: str = ""
     epochs: Source | None = None
     others: dict[str, Source] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class StudyTable:
-    """A CSV file of a study, with what the page beside it says."""
-
-    path: Path
-    title: str
-    columns: list[str]
-    rows: list[dict[str, str]]
-    made: Provenance
+    @property
+    def top1(self) -> Source | None:
+        """Top-1 on the images on which papers report it."""
+        return self.values.get(self.official)
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,12 @@ def collect(paths: Sequence[Path], *, without: Path) -> Found:
             found.measured += _transfer(path)
         elif path.name == results.METRICS:
             found.curves[path.parent.as_posix()] = results.read_metrics(path.parent)
-        elif path.suffix == ".csv":
-            found.studies += _study(path)
+        elif path.name == sweep.TABLE:
+            found.studies += [_swept(each) for each in study_files.read(path)]
+        elif path.suffix in (".csv", ".md"):
+            studies = study_files.read(path)
+            found.studies += studies
+            found.curves |= {path.as_posix(): rows for each in studies if (rows := _metrics(each))}
         elif path.suffix == ".png":
             found.pictures.append(Picture(path, _caption(path)))
     return found
@@ -109,7 +120,7 @@ def _files(root: Path, without: Path) -> Iterator[Path]:
             below.clear()
             continue
         own = {results.RECIPE, results.RESULT, results.METRICS, results.EVALUATION} & set(names)
-        of_run = {results.RESULT, results.METRICS, results.EVALUATION, CONFUSION_PNG, MISCLASSIFIED_PNG}
+        of_run = {results.RESULT, results.METRICS, results.EVALUATION, *PICTURES_OF_RUNS}
         yield from (here / name for name in sorted(names) if not own or name in of_run)
 
 
@@ -138,9 +149,18 @@ def _run(path: Path) -> Measured:
         values=_sources(file, record, "metrics"),
         percent=False,
         file=file,
-        made=_made(record, f"recipe: {(path.parent / results.RECIPE).as_posix()}"),
+        made=_made(record, f"recipe: {(path.parent / results.RECIPE).as_posix()}"),  # of earlier versions
+        official=_official(recipe, record["metrics"]),
         others={key: source for key, source in others.items() if source is not None},
     )
+
+
+def _official(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Which of the metrics is top-1 on a data set's own test images, not on a part of the training images."""
+    own = _OFFICIAL_SPLIT.get((recipe.get("choices") or {}).get("data", ""), "test")
+    splits = {"test": recipe.get("test_split", own), "val": recipe.get("val_split")}
+    names = [f"{name}/top1" for name, split in splits.items() if (split or name) == own]
+    return next((name for name in names if name in metrics), "")
 
 
 def _scratch(recipe: Mapping[str, Any]) -> str:
@@ -173,9 +193,10 @@ def _transfer(path: Path) -> list[Measured]:
             image_size=runs[0].image_size,
             values={name: source for name, source in sources.items() if source is not None},
             percent=True,
+            official="ImNet" if sources.get("ImNet") else "",
             file=file,
             made=Provenance(
-                command=" ".join(["mixer transfer", *words, f"suite={record.get('suite', '')}"]),
+                command=_command(runs[0].made.command, words, record.get("suite")),
                 machine=runs[0].made.machine,
                 versions=runs[0].made.versions,
                 commit=runs[0].made.commit,
@@ -192,7 +213,8 @@ def trained_on_of(checkpoint: str) -> str:
     if record is not None and isinstance(recipe := record.get("recipe"), dict):
         before = recipe.get("checkpoint")
         return _scratch(recipe) if before is None else trained_on_of(str(before))
-    return next((data for pattern, data in _TRAINED_ON if re.search(pattern, checkpoint.lower())), "")
+    name = re.sub(r"\.(safetensors|bin|pth|pt|tar|npz|ckpt)$", "", checkpoint.lower())
+    return next((data for pattern, data in _TRAINED_ON if re.search(pattern, name)), "")
 
 
 def json_source(file: str, record: Any, keys: Sequence[str | int]) -> Source | None:
@@ -214,11 +236,21 @@ def _sources(file: str, record: Mapping[str, Any], key: str) -> dict[str, Source
     return {name: source for name, source in places.items() if source is not None}
 
 
-def _made(record: Mapping[str, Any], command: str) -> Provenance:
+def _command(recorded: str, words: Sequence[str], suite: Any) -> str:
+    """That of the suite's first run, where it records one."""
+    return (
+        " ".join(["mixer transfer", *words, f"suite={suite or ''}"])
+        if recorded.startswith("recipe: ")
+        else recorded
+    )
+
+
+def _made(record: Mapping[str, Any], otherwise: str) -> Provenance:
+    """How a record was made; `otherwise` stands for a command that it does not have."""
     versions = record.get("versions")
     named = versions.items() if isinstance(versions, dict) else ()
     return Provenance(
-        command=command,
+        command=record.get("command") or otherwise,
         machine=str(record.get("device") or ""),
         versions=", ".join(f"{name} {version}" for name, version in named),
         commit=str(record.get("git_sha") or ""),
@@ -233,48 +265,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-# ----------------------------------------------------------------------------------------------- studies
-
-
-def _study(path: Path) -> list[StudyTable]:
-    """A CSV file; none where it has no rows."""
+def _metrics(study: StudyTable) -> list[dict[str, float]]:
+    """The rows of a table that holds the metrics of a run, as metrics.csv does; else none."""
+    names = [name for name in study.columns if re.fullmatch(r"\w+/\w+", name)]
+    if not names or not {"step", "epoch"} <= set(study.columns):
+        return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restkey="", restval="", strict=True)
-            rows, columns = list(reader), list(reader.fieldnames or [])
-    except (ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{path} is no readable CSV file ({error}). Write it as UTF-8, or leave it out"
-        ) from error
-    bad = next((i for i, row in enumerate(rows, start=2) if "" in row and "" not in columns), None)
-    if bad is not None or len(set(columns)) < len(columns):
-        what = (
-            "two columns have the same name" if bad is None else f"row {bad} has more cells than the header"
-        )
-        raise ValueError(f"{path}: {what}. Mend it, or leave it out")
-    page = _beside(path)
-    return [StudyTable(path, _title(page) or path.stem, columns, rows, _made_by(page))] if rows else []
+        return [{n: float(row[n]) for n in ("step", "epoch", *names) if row[n]} for row in study.rows]
+    except ValueError:
+        return []
 
 
-def _beside(path: Path) -> str:
-    """The Markdown page of the same name; "" without one."""
-    page = path.with_suffix(".md")
-    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-
-
-def _title(page: str) -> str:
-    found = re.search(r"^# +(.+)$", page, re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def _made_by(page: str) -> Provenance:
-    """What `markdown.provenance` wrote into a page."""
-
-    def said(name: str) -> str:
-        found = re.search(rf"^\* {name}: (.+(?:\n  .+)*)$", page, re.MULTILINE)
-        return " ".join(found[1].split()).strip("` ") if found else ""
-
-    return Provenance(said("Commands?"), said("Machine"), said("Versions"), said("Commit"))
+def _swept(study: StudyTable) -> StudyTable:
+    """The table of a sweep, whose runs say how it was made."""
+    folder = study.path.parent
+    records = (
+        results.read_result(path.parent, whole=True) for path in sorted(folder.glob(f"*/{results.RESULT}"))
+    )
+    made = next((_made(record, "") for record in records if record is not None), study.made)
+    return replace(study, title=f"Sweep {folder.name}", made=made)
 
 
 def _caption(path: Path) -> str:
@@ -284,6 +293,6 @@ def _caption(path: Path) -> str:
         found = re.search(rf"!\[([^\]]+)\]\((?:\./)?{re.escape(path.name)}\)", text)
         if found:
             return " ".join(found[1].split())
-    if path.name in (CONFUSION_PNG, MISCLASSIFIED_PNG):
-        return f"{path.stem}: {path.parent.parent.name}/{path.parent.name}"
-    return _title(_beside(path)) or path.stem.replace("_", " ")
+    if path.name in PICTURES_OF_RUNS:
+        return f"{PICTURES_OF_RUNS[path.name]}: {path.parent.parent.name}/{path.parent.name}"
+    return study_files.title(study_files.beside(path)) or path.stem.replace("_", " ")

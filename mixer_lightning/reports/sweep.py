@@ -37,7 +37,7 @@ def summarise(runs: Mapping[Path, Mapping[str, Any]]) -> int:
         rows = table(done, metric)
         screen.say(_title(metric))
         screen.table("", list(rows[0]), [_cells(row, metric) for row in rows])
-        _write(screen, runs, rows)
+        _write(screen, runs, [row | {"metric": metric} for row in rows])
     elif done:
         screen.say("in the order of the runs, whose evaluations have no metric in common")
         _write(screen, runs, _show_each(screen, done))

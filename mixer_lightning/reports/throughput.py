@@ -13,6 +13,8 @@ Line = Mapping[str, str]
 
 #: What is compared with the order of speed measured here: images per second that others measured in this column.
 ORDER = "published_rtx_3090"
+#: The middle rate of matrix products over that which nine in ten exceed, below which a machine is called steady.
+STEADY = 1.25
 
 
 def column_of_device(device: str) -> str:
@@ -28,11 +30,18 @@ def read(path: Path, about: Mapping[str, str]) -> list[Line]:
 
 
 def page(
-    path: Path, *, about: Mapping[str, str], command: Sequence[str], plans: Iterable[Mapping[str, object]]
+    path: Path,
+    *,
+    about: Mapping[str, str],
+    command: Sequence[str],
+    plans: Iterable[Mapping[str, object]],
+    models: Sequence[str] = (),
+    commit: str | None = None,
 ) -> str:
     """The page of what the CSV file at `path` has for the conditions `about`.
 
-    `plans` are trainings of papers: model, data, epochs, images, and the core_days of their device.
+    `plans` are trainings of papers: model, input, data, epochs, images, and the core_days of their device. `models`
+    are those that the command asked for.
     """
     lines = read(path, about)
     published = [column for column in (lines[0] if lines else {}) if column.startswith("published_")]
@@ -55,18 +64,17 @@ def page(
             machine=about["machine"],
             versions=dict([v.split(" ", 1) for v in about["versions"].split(", ")]),
             command=command,
+            commit=commit,
         ),
         (
             f"* Options: precision {about['precision']}, layout {about['layout']}, compile {about['compile']}, "
             f"{about['seconds']} s a measurement"
         ),
     ]
-    if matrices:
-        rates = sorted(float(value) / 1e9 for value in matrices["values"].split())
-        text.append(
-            f"* Steadiness of the machine: {len(rates)} rates of matrix products, {rates[0]:,.0f} to {rates[-1]:,.0f} "
-            f"GMAC/s, the middle one {rates[len(rates) // 2]:,.0f}. Where they lie far apart, so may the figures below"
-        )
+    missing = [name for name in models if name not in {line["model"] for line in lines}]
+    text += [f"* Asked for and without a figure: {', '.join(missing)}"] if missing else []
+    found = finding(lines)
+    text += ["", markdown.FINDING, "", found] if found else []
     for mode in ("inference", "training"):
         best = best_lines(lines, mode)
         if best:
@@ -80,6 +88,60 @@ def page(
     text += _days(best_lines(lines, "training"), plans)
     text += _left_out(lines)
     return "\n".join(text) + "\n"
+
+
+def finding(lines: Sequence[Line]) -> str:
+    """How far the figures may be relied on, and how alike the order of speed is to that on another device."""
+    sentences = []
+    rounds = sorted(
+        {int(line["rounds"]) for mode in ("inference", "training") for line in best_lines(lines, mode)}
+    )
+    if rounds:
+        many = (
+            f"{rounds[0]} to {rounds[-1]} rounds"
+            if len(rounds) > 1
+            else f"{rounds[0]} round{'s'[: rounds[0] - 1]}"
+        )
+        sentences.append(f"Each figure is of {many}.")
+    rates = sorted(
+        float(value) / 1e9 for line in lines if line["mode"] == "matmul" for value in line["values"].split()
+    )
+    if len(rates) > 1 and rates[0] > 0:
+        middle = rates[len(rates) // 2]
+        slow = rates[len(rates) // 10]  # all but the slowest tenth are faster
+        sentences.append(
+            f"{len(rates)} rates of matrix products between the measurements lie from {rates[0]:,.0f} to "
+            f"{rates[-1]:,.0f} GMAC/s, the middle one at {middle:,.0f}, nine in ten above {slow:,.0f}."
+        )
+        sentences.append(
+            f"The machine was steady: within a factor of {middle / slow:.2f}, nine times in ten."
+            if middle < STEADY * slow
+            else "The machine was not steady: other work ran, single figures may be off by a factor of "
+            f"{rates[-1] / slow:.1g}, and the order below is not one to rely on."
+        )
+    order = _ranks(best_lines(lines, "inference"))
+    if order:
+        both, ranks = order
+        sentences.append(
+            f"The order of speed of {len(both)} models in inference and the one on an RTX 3090 have a rank correlation "
+            f"(Spearman) of {_spearman(ranks):.2f}."
+        )
+    return " ".join(sentences)
+
+
+def _ranks(best: Sequence[Line]) -> tuple[list[Line], list[int]] | None:
+    """Models measured here and on an RTX 3090, fastest here first, and their ranks there; None of fewer than three."""
+    both = [line for line in best if line.get(ORDER)]
+    if len(both) < 3:
+        return None
+    there = sorted(both, key=lambda line: -float(line[ORDER]))
+    return both, [there.index(line) + 1 for line in both]
+
+
+def _spearman(ranks: Sequence[int]) -> float:
+    """The rank correlation of 1, 2, ... n with `ranks`."""
+    n = len(ranks)
+    return 1 - 6 * sum((here - rank) ** 2 for here, rank in enumerate(ranks, start=1)) / (n * (n * n - 1))
 
 
 def best_lines(lines: Sequence[Line], mode: str) -> list[Line]:
@@ -120,13 +182,10 @@ def _number(value: float) -> str:
 
 def _order(best: Sequence[Line]) -> list[str]:
     """The models measured here and on an RTX 3090 in the order of their speed, and how alike the two orders are."""
-    both = [line for line in best if line.get(ORDER)]
-    if len(both) < 3:
+    order = _ranks(best)
+    if order is None:
         return []
-    there = sorted(both, key=lambda line: -float(line[ORDER]))
-    ranks = [there.index(line) + 1 for line in both]
-    n = len(both)
-    spearman = 1 - 6 * sum((here - rank) ** 2 for here, rank in enumerate(ranks, start=1)) / (n * (n * n - 1))
+    both, ranks = order
     rows = [
         [
             str(here),
@@ -141,7 +200,7 @@ def _order(best: Sequence[Line]) -> list[str]:
         "",
         "## Order of speed",
         "",
-        f"Beside timm's benchmark of inference on an RTX 3090 (AMP); Spearman's rank correlation {spearman:.2f}.",
+        f"Beside timm's inference on an RTX 3090 (AMP); rank correlation {_spearman(ranks):.2f} (Spearman).",
         "",
         *markdown.table(("order here", "order there", "model", "images/s here", "images/s there"), rows),
     ]
@@ -149,17 +208,17 @@ def _order(best: Sequence[Line]) -> list[str]:
 
 def _days(best: Sequence[Line], plans: Iterable[Mapping[str, object]]) -> list[str]:
     """Device-days of the papers' trainings at the rates measured here, beside the published core-days."""
-    rates = {line["model"]: float(line["images_per_second"]) for line in best}
+    rates = {(line["model"], line["image_size"]): float(line["images_per_second"]) for line in best}
     rows = [
         [
             str(plan["model"]),
             str(plan["data"]),
             str(plan["epochs"]),
-            _number(float(str(plan["images"])) / rates[str(plan["model"])] / 86400),
+            _number(float(str(plan["images"])) / rates[which] / 86400),
             f"{float(str(plan['core_days'])):,.0f} ({plan['device']})",
         ]
         for plan in plans
-        if plan["model"] in rates
+        if (which := (str(plan["model"]), str(plan["input"]))) in rates
     ]
     if not rows:
         return []

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
 from mixer_lightning.reports import published as paper
 
@@ -98,7 +97,7 @@ def write(
             ),
         ),
     ]
-    write_text(folder / "transfer.md", "\n".join(lines) + "\n")
+    markdown.write_page(folder / "transfer.md", "\n".join(lines) + "\n")
     if table:
         results.write_rows(folder / "transfer.csv", table, digits=6)
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from mixer_lightning.files import atomic_write
 from mixer_lightning.reports.figures import label, new_figure, save_figure
+from mixer_lightning.reports.token_mixing import DEPTHWISE, TOKEN_MIXING
 
-TOKEN_MIXING, DEPTHWISE = "token_mixing", "depthwise"
 TITLES = {
     TOKEN_MIXING: "First layer of token mixing: the weights of each hidden unit on the grid of patches",
     DEPTHWISE: "Depthwise kernels",

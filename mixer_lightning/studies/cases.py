@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
@@ -26,26 +26,29 @@ CASES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """How a step is computed. `kernel` takes the gradients of kernels/depthwise.py."""
+    """How a step is computed: `kernel` by kernels/depthwise.py, `fused` by kernels/activation_norm.py."""
 
     timm: bool = False
     channels_last: bool = False
     bf16: bool = False
     kernel: bool = False
+    fused: bool = False
     compile: bool = False
 
     def __str__(self) -> str:
         parts = ["timm" if self.timm else "ours", "bf16" if self.bf16 else "float32"]
         parts += ["channels_last"] * self.channels_last + ["depthwise kernel"] * self.kernel
+        parts += ["fused BatchNorm"] * self.fused
         return ", ".join(parts + ["compile"] * self.compile)
 
 
 def variants(*, convolutional: bool, device: str, compile: bool) -> list[Variant]:
-    """What to compare, timm first. Layout and depthwise gradients are the convolutional model's; the latter on CPU."""
+    """What to compare, timm first. Layout and kernels are the convolutional model's, kernels on a CPU."""
     layouts = [False, True] if convolutional else [False]
     found = [Variant(channels_last=layout, bf16=bf16) for bf16 in (False, True) for layout in layouts]
     if convolutional and device == "cpu":
-        found += [Variant(channels_last=True, bf16=bf16, kernel=True) for bf16 in (False, True)]
+        kernels = [Variant(channels_last=True, bf16=bf16, kernel=True) for bf16 in (False, True)]
+        found += [*kernels, *(replace(variant, fused=True) for variant in kernels)]
     if compile:
-        found += [Variant(**{**vars(v), "compile": True}) for v in found if v.bf16]
+        found += [replace(variant, compile=True) for variant in found if variant.bf16 and not variant.fused]
     return [Variant(timm=True), *found]

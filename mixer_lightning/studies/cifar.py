@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
-from mixer_lightning.files import write_text
+from mixer_lightning.config.arguments import Parser, output_folder
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen
 
@@ -71,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
     from mixer_lightning.studies.cifar_training import compare
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen.out = output_folder("out", chosen.out)
     rows = compare(
         chosen.root,
         device=device,
@@ -92,14 +92,14 @@ def main(argv: Sequence[str]) -> None:
             machine=torch.cuda.get_device_name() if device.type == "cuda" else results.cpu_name(),
             versions=results.versions(),
             command=["mixer study cifar", *argv],
+            commit=results.git_sha(),
         ),
         "",
         *markdown.table(COLUMNS, lines),
     ]
-    chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / f"cifar_{device.type}.csv"
     results.write_rows(path, rows, digits=4)
-    write_text(path.with_suffix(".md"), "\n".join(text) + "\n")
+    markdown.write_page(path.with_suffix(".md"), "\n".join(text) + "\n")
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 
 

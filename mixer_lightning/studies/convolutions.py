@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
-from mixer_lightning.files import write_text
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.reports import convolutions as report
+from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.rounds import interleave, middle_half
 
@@ -70,7 +70,9 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("kernels", "widths", "sizes"):
         setattr(chosen, name, _numbers(parser, name, getattr(chosen, name)))
     for name, known in (("layouts", LAYOUTS), ("precisions", PRECISIONS)):
-        words = _words(getattr(chosen, name))
+        words = listed(getattr(chosen, name))
+        if not words:
+            parser.error(f"{name} names none of {', '.join(known)}")
         for word in words:
             if word not in known:
                 parser.error(f"{name}: there is no '{word}', only {' and '.join(known)}")
@@ -82,13 +84,9 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip(" '\"") for word in text.strip("[]").split(",")))
-
-
 def _numbers(parser: Parser, name: str, text: str) -> list[int]:
-    words = _words(text)
-    for word in words:
+    words = listed(text)
+    for word in words or [""]:
         if not (word.isdecimal() and int(word) >= 1):
             parser.error(f"{name} must be whole numbers of at least 1, such as {name}=3,7; found '{word}'")
     return sorted({int(word) for word in words})
@@ -106,9 +104,8 @@ def main(argv: Sequence[str]) -> None:
         refuse(["clock=cpu measures work of a CPU: leave it out, or say device=cpu"])
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
-    path = chosen.out / f"convolutions_{device}.csv"
+    path = output_folder("out", chosen.out) / f"convolutions_{device}.csv"
     conditions = _conditions(device, chosen)
-    chosen.out.mkdir(parents=True, exist_ok=True)
     rows = _read(path)
     groups = list(itertools.product(chosen.widths, chosen.sizes, chosen.kernels))
     for number, (width, size, kernel) in enumerate(groups, start=1):
@@ -121,9 +118,12 @@ def main(argv: Sequence[str]) -> None:
         screen.say(f"{number:>3}/{len(groups)}  width {width}, map {size}x{size}, kernel {kernel}: {word}")
     lines = report.read(path, {key: str(value) for key, value in conditions.items()})
     text = report.page(
-        lines, picture=path.with_suffix(".png").name, command=["mixer study convolutions", *argv]
+        lines,
+        picture=path.with_suffix(".png").name,
+        command=["mixer study convolutions", *argv],
+        commit=results.git_sha(),
     )
-    write_text(path.with_suffix(".md"), text)
+    markdown.write_page(path.with_suffix(".md"), text)
     report.draw(path.with_suffix(".png"), lines)
     screen.table("", report.COLUMNS, report.times(lines))
     screen.say(f"written to {path}, {path.with_suffix('.md')} and {path.with_suffix('.png')}")
@@ -167,7 +167,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    if any(None in row or not set(IDENTITY) <= row.keys() for row in rows):
+    needed = {*IDENTITY, "rounds", "ms", "ms_low", "ms_high", "parameters", "macs"}
+    if any(None in row or not needed <= row.keys() or not str(row["rounds"]).isdecimal() for row in rows):
         refuse([f"{path} holds no measurements of this study: move it away, or say out=<another folder>"])
     return rows
 

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, output_folder
 from mixer_lightning.data.sources.names import JPEG_ENDINGS, is_hidden
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
-from mixer_lightning.screen import Screen
+from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.pipelines import BATCH_SIZE, IMAGE_SIZE, PIPELINES, measure
 from mixer_lightning.studies.rounds import interleave, middle_half
 
@@ -189,7 +189,10 @@ def page(
         "in brackets their middle half. `img/cpu-s` counts the CPU seconds of the process tree, MiB is its PSS.",
         "",
         *markdown.provenance(
-            machine=results.cpu_name(), versions=versions, command=["mixer study loader", *argv]
+            machine=results.cpu_name(),
+            versions=versions,
+            command=["mixer study loader", *argv],
+            commit=results.git_sha(),
         ),
         "",
         *markdown.table(COLUMNS, map(shown, rows)),
@@ -226,12 +229,13 @@ def main(argv: Sequence[str]) -> None:
         )
         print(json.dumps(found), flush=True)
         os._exit(0)  # loaders of others leave processes behind
+    chosen.out = output_folder("out", chosen.out)
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="loader-study-") as name:
         folder = Path(name)
         files = [path for path in sorted(chosen.root.glob("*/*")) if is_jpeg(path)]
         if not files:
-            raise SystemExit(f"no JPEG files in class folders under {chosen.root}")
+            refuse([f"root: there are no JPEG files in class folders under {chosen.root}"])
         sizes = [path.stat().st_size for path in files]
         copies = chosen.copies or -(-1600 // len(sizes))
         lay_out(chosen.root, folder, copies=copies)
@@ -249,10 +253,9 @@ def main(argv: Sequence[str]) -> None:
     pixels: dict[str, dict[str, float]] = {
         kind: fidelity(files[:1000], interpolation=kind) for kind in INTERPOLATIONS
     }
-    chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / "loader_cpu.csv"
     results.write_rows(path, rows, digits=4)
-    write_text(path.with_suffix(".md"), page(rows, chosen, argv, about, pixels))
+    markdown.write_page(path.with_suffix(".md"), page(rows, chosen, argv, about, pixels))
     bars.draw(
         path.with_suffix(".png"),
         {row["loader"]: row["images_per_second"] for row in rows},

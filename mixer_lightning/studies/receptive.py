@@ -14,25 +14,29 @@ import argparse
 import csv
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there, label_of
-from mixer_lightning.files import atomic_write, write_text
+from mixer_lightning.files import atomic_write
 from mixer_lightning.models.presets import list_models
+from mixer_lightning.reports import markdown
 from mixer_lightning.reports import receptive as report
+from mixer_lightning.reports.description import describe_checkpoint
+from mixer_lightning.reports.receptive import INITIAL
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 
 if TYPE_CHECKING:
     from torch import nn
 
 MODELS = "mixer_s16,convmixer_256_8,resnet50"
-INITIAL = "initialisation"
+#: What readers know a row by.
+IDENTITY = ("model", "weights", "image_size", "images", "num_images", "seed")
 
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
@@ -52,8 +56,8 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", default="receptive", metavar="NAME", help="of the files; default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     chosen = parser.read(argv)
-    chosen.checkpoints = _words(chosen.checkpoints)
-    chosen.models = _words(chosen.models or ("" if chosen.checkpoints else MODELS))
+    chosen.checkpoints = listed(chosen.checkpoints)
+    chosen.models = listed(chosen.models or ("" if chosen.checkpoints else MODELS))
     for name in chosen.models:
         if name not in list_models():
             hint = did_you_mean(name, list_models()) or ": `mixer models` lists them"
@@ -65,13 +69,11 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     return chosen
 
 
-def _words(text: str) -> list[str]:
-    words = (word.strip(" '\"") for word in text.removeprefix("[").removesuffix("]").split(","))
-    return list(dict.fromkeys(word for word in words if word))
-
-
 class Subject(NamedTuple):
-    """A network whose field is asked for. `make` builds it; `preprocessing` is what its images go through."""
+    """A network whose field is asked for.
+
+    `make` builds it, `preprocessing` is what its images go through, `about` tells of the run behind its weights.
+    """
 
     model: str
     weights: str
@@ -79,6 +81,7 @@ class Subject(NamedTuple):
     image_size: int
     preprocessing: dict[str, Any]
     make: Callable[[], nn.Module]
+    about: str = ""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,16 +91,19 @@ def main(argv: Sequence[str]) -> None:
         for checkpoint in chosen.checkpoints:
             check_there(checkpoint)
         files = _files(chosen)
+        contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         subjects = [*_initial(chosen), *_trained(chosen)]
     except (ValueError, OSError) as error:
         refuse([str(error)])
-    path = chosen.out / f"{chosen.name}.csv"
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    path = output_folder("out", chosen.out) / f"{chosen.name}.csv"
     rows, maps = _read(path)
-    shown = []
+    shown: list[dict[str, Any]] = []
     for subject in subjects:
-        row = _about(subject, chosen, files)
+        row = _about(subject, chosen, contents)
         there = next((each for each in rows if each["key"] == row["key"] and row["key"] in maps), None)
+        if there is not None and there.get("about", "") != subject.about:  # a row of an earlier version
+            there["about"] = subject.about
+            _write(path, rows, maps)
         if there is None:
             try:
                 found, field = _measure(subject, chosen, files)
@@ -105,7 +111,8 @@ def main(argv: Sequence[str]) -> None:
                 screen.say(f"{subject.model}, {subject.weights}, is left out: {error}")
                 continue
             row |= found
-            rows = [each for each in rows if each["key"] != row["key"]] + [row]
+            kept = {each["key"] for each in shown}
+            rows = [each for each in rows if each["key"] in kept or not _is_of(each, row)] + [row]
             maps = {key: value for key, value in maps.items() if any(each["key"] == key for each in rows)}
             maps[row["key"]] = field
             _write(path, rows, maps)
@@ -123,8 +130,9 @@ def main(argv: Sequence[str]) -> None:
         machine=results.cpu_name(),
         versions=results.versions(),
         command=["mixer study receptive", *argv],
+        commit=results.git_sha(),
     )
-    write_text(path.with_suffix(".md"), text)
+    markdown.write_page(path.with_suffix(".md"), text)
     report.draw(picture, shown, maps)
     screen.table("", report.COLUMNS[:10], (report.cells(row)[:10] for row in shown))
     screen.say(f"written to {path}, .npz, .md and .png")
@@ -144,7 +152,8 @@ def _files(chosen: argparse.Namespace) -> list[Path]:
 
 def _initial(chosen: argparse.Namespace) -> Iterator[Subject]:
     """The models that are named, with new weights."""
-    from mixer_lightning.models.presets import build_model, default_image_size
+    from mixer_lightning.models import catalogue
+    from mixer_lightning.models.presets import build_model, default_image_size, model_node
 
     for name in chosen.models:
         size = chosen.image_size or default_image_size(name)
@@ -152,7 +161,7 @@ def _initial(chosen: argparse.Namespace) -> Iterator[Subject]:
         def make(name: str = name, size: int = size) -> nn.Module:
             return build_model(name, image_size=size)
 
-        yield Subject(name, INITIAL, "", size, {}, make)
+        yield Subject(name, INITIAL, catalogue.digest(model_node(name)), size, {}, make)
 
 
 def _trained(chosen: argparse.Namespace) -> Iterator[Subject]:
@@ -193,11 +202,19 @@ def _trained(chosen: argparse.Namespace) -> Iterator[Subject]:
             size,
             restored.preprocessing,
             lambda trained=trained: trained,  # type: ignore[misc]
+            describe_checkpoint(Path(text))[0],
         )
 
 
-def _about(subject: Subject, chosen: argparse.Namespace, files: Sequence[Path]) -> dict[str, Any]:
-    """What identifies a row; `key` is a digest of it all, under which the map is stored."""
+def _is_of(there: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether a row of the file is the same, or of new weights before the model or the images were others."""
+    if there["key"] == row["key"]:
+        return True
+    return row["weights"] == INITIAL and all(str(there.get(key)) == str(row[key]) for key in IDENTITY)
+
+
+def _about(subject: Subject, chosen: argparse.Namespace, contents: Sequence[str]) -> dict[str, Any]:
+    """What identifies a row; `key` is a digest of it all and of the contents of the images, and names the map."""
     row = {
         "model": subject.model,
         "weights": subject.weights,
@@ -209,7 +226,7 @@ def _about(subject: Subject, chosen: argparse.Namespace, files: Sequence[Path]) 
     all_of_it = [
         *row.values(),
         subject.digest,
-        [file.name for file in files],
+        contents,
         sorted(subject.preprocessing.items()),
     ]
     return {"key": hashlib.sha256(repr(all_of_it).encode()).hexdigest()[:12]} | row
@@ -252,7 +269,7 @@ def _measure(
         centre = (theoretical["theoretical_first"] + theoretical["theoretical_end"]) / 2
     else:
         centre = report.centre_of(grid // 2, grid=grid, size=size)
-    row: dict[str, Any] = {"grid": grid, "centre": centre}
+    row: dict[str, Any] = {"grid": grid, "centre": centre, "about": subject.about}
     row |= {
         f"side_{share}": report.side_of_mass(array, share / 100, centre=centre) for share in report.SHARES
     }

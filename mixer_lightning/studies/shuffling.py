@@ -20,16 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mixer_lightning import launcher, results
-from mixer_lightning.config.arguments import Parser, without_value
+from mixer_lightning import results
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there
-from mixer_lightning.config.groups import groups
-from mixer_lightning.files import write_text
+from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.models.presets import list_models, model_node
 from mixer_lightning.reports import markdown
 from mixer_lightning.reports import shuffling as report
-from mixer_lightning.screen import Screen, did_you_mean, refuse
+from mixer_lightning.reports.description import describe_checkpoint
+from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.shuffling_runs import SHOTS, Run, curves, plan, run_all
+from mixer_lightning.studies.training_runs import read_settings, refuse_unknown_model
 
 if TYPE_CHECKING:
     from mixer_lightning.studies.shuffling_proof import Proof
@@ -37,6 +38,14 @@ if TYPE_CHECKING:
 PAPERS = "mixer_b16,bit_r50x1"
 NOISE = 2  # points between two seeds of a short run, of which a difference is no finding
 OPTIONS = ("models", "patch", "shuffle_seed", "folder", "out", "checkpoint")
+SHUFFLED_BY = "shuffle_seed= and patch="
+OF_STUDY = {
+    "model": "models=",
+    "name": "folder=",
+    "augment.shuffle": SHUFFLED_BY,
+    "augment.shuffle_patch": SHUFFLED_BY,
+    "augment.shuffle_seed": SHUFFLED_BY,
+}
 
 
 class Settings(NamedTuple):
@@ -67,42 +76,26 @@ def settings(argv: Sequence[str]) -> Settings:
     add("--folder", type=Path, default=Path("runs/shuffling"), metavar="FOLDER", help="default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--checkpoint", metavar="FILE", help="compare logits only: weights, a run directory or timm:<name>")
-    if messages := [message for each in argv if (message := without_value(each))]:
-        parser.error(messages[0])
-    mine = [f"--{argument}" if argument.partition("=")[0] in OPTIONS else argument for argument in argv]
-    chosen, overrides = parser.parse_known_args(mine)
+    chosen, overrides = read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
     parser.check_at_least(1, chosen, "patch")
     parser.check_at_least(0, chosen, "shuffle_seed")
-    models = list(dict.fromkeys(chosen.models.split(",")))
-    _refuse_wrong(parser, chosen, models, overrides)
-    if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
-        parser.error("the runs are made in one process, on one device: start without torchrun or srun")
+    models = listed(chosen.models)
+    if not models:
+        parser.error("models names none: for example models=mixer_s16,resnet50")
+    for name in models:
+        refuse_unknown_model(parser, name)
+    if chosen.checkpoint is not None and overrides:
+        given = overrides[0].partition("=")[0]
+        parser.error(f"with checkpoint nothing is trained: '{given}' has no place beside it")
     chosen.folder = chosen.folder.expanduser()
     return Settings(chosen, models, overrides)
-
-
-def _refuse_wrong(
-    parser: Parser, chosen: argparse.Namespace, models: Sequence[str], overrides: Sequence[str]
-) -> None:
-    for name in models:
-        if name not in groups()["model"]:
-            parser.error(f"there is no model '{name}'{did_you_mean(name, list_models())}")
-    if chosen.checkpoint is not None and overrides:
-        given = overrides[0].lstrip("-").partition("=")[0]
-        parser.error(f"with checkpoint nothing is trained: '{given}' has no place beside it")
-    for each in overrides:
-        key, equals, _ = each.partition("=")
-        if each.startswith("-") or not equals:
-            parser.error(f"'{each}' is not of the form key=value")
-        instead = {"model": "models=", "name": "folder="}.get(key)
-        if instead or key.startswith("augment.shuffle"):
-            parser.error(f"'{key}' is set by the study: use {instead or 'shuffle_seed= and patch='}")
 
 
 def main(argv: Sequence[str]) -> None:
     """Train what is not trained yet, print, write; or compare the logits of a checkpoint."""
     chosen, models, overrides = settings(argv)
     screen = Screen()
+    wait_briefly()
     try:
         if chosen.checkpoint is not None:
             screen.say(str(proof_of(chosen.checkpoint, patch=chosen.patch, seed=chosen.shuffle_seed)))
@@ -110,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
         runs = plan(
             models, patch=chosen.patch, seed=chosen.shuffle_seed, folder=chosen.folder, overrides=overrides
         )
+        chosen.out = output_folder("out", chosen.out)
         if code := run_all(runs, screen):
             raise SystemExit(code)
         _write(runs, chosen, argv, screen)
@@ -148,11 +142,10 @@ def _write(runs: Sequence[Run], chosen: argparse.Namespace, argv: Sequence[str],
     }
     for model, proof in proofs.items():
         screen.say(f"{model}: {proof}")
-    chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / f"shuffling_{data}.csv"
     results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, examples(runs), data=data, details=details(runs))
-    write_text(path.with_suffix(".md"), "\n".join(page(runs, data, rows, proofs, argv)) + "\n")
+    markdown.write_page(path.with_suffix(".md"), "\n".join(page(runs, data, rows, proofs, argv)) + "\n")
     screen.say(f"written to {path}, .md and .png")
 
 
@@ -200,7 +193,7 @@ def page(
     result = results.read_result(runs[0].run_dir) or {}
     patched = next(each.recipe for each in runs if each.input == "patches")
     columns, cells = report.drop_rows(found)
-    models = {each.model: each.recipe for each in runs if each.input == "original"}
+    about = {each.model: describe_checkpoint(each.run_dir)[0] for each in runs if each.input == "original"}
     introduction = (
         f"Linear {SHOTS}-shot top-1 of networks trained on images whose pixels are in another order, the same for all "
         f"images in training and evaluation: (1) patches of {patched.augment['shuffle_patch']} px shuffled and the "
@@ -217,6 +210,8 @@ def page(
         "",
         f"![{SHOTS}-shot accuracy over training](shuffling_{data}.png)",
         "",
+        markdown.FINDING,
+        "",
         verdict(found, unaware=[model for model, proof in proofs.items() if proof.is_equal]),
         "",
         caveats(len(result.get("classes", []))),
@@ -227,16 +222,13 @@ def page(
         "",
         "## Where the numbers come from",
         "",
-        *(
-            f"* {markdown.escape(model)}: {markdown.escape(', '.join(_parameters(recipe.model)))}"
-            for model, recipe in models.items()
-        ),
+        *(f"* {markdown.escape(model)}, original: {markdown.escape(each)}" for model, each in about.items()),
         *markdown.provenance(
             machine=results.cpu_name(),
             versions=results.versions(),
             command=["mixer study shuffling", *argv],
+            commit=results.git_sha(),
         ),
-        f"* Commit: {results.git_sha() or 'not known'}",
     ]
 
 
@@ -280,7 +272,3 @@ def caveats(num_classes: int) -> str:
             "that and no more, so that relative losses are smaller than they would be with many classes."
         )
     return " ".join(sentences)
-
-
-def _parameters(node: dict[str, Any]) -> list[str]:
-    return [f"{key} {value}" for key, value in node.items() if key != "_target_"]

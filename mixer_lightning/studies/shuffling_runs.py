@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.engine import run
 from mixer_lightning.reports.shuffling import ACCURACY, INPUTS
 from mixer_lightning.screen import Screen
+from mixer_lightning.studies import training_runs
 
 SHOTS = 5
 DEFAULT_PATCH = 16  # of the paper, where no model tells one
@@ -40,15 +41,13 @@ def plan(
     """
 
     def recipe(model: str, *lines: str) -> Recipe:
-        given = [
-            f"model.{line.removeprefix(f'{model}.')}" if line.startswith(f"{model}.") else line
-            for line in overrides
-            if line.partition(".")[0] == model or line.partition(".")[0] not in models
-        ]
+        given = training_runs.lines_of(model, models, overrides)
         stated = {line.partition("=")[0] for line in given}
         usual = () if "evals" in stated else EVALS
         try:
-            return compose_one("train", [f"model={model}", f"name={folder.name}", *usual, *given, *lines])
+            return compose_one(
+                "train", [f"model={model}", f"name={quoted(folder.absolute().name)}", *usual, *given, *lines]
+            )
         except ValueError as error:
             raise ValueError(f"{model}: {error}") from None
 
@@ -72,23 +71,12 @@ def plan(
 
 
 def run_all(runs: Sequence[Run], screen: Screen) -> int:
-    """All that are still to be made; 0, or the exit code of the one that failed or was stopped.
-
-    Raises:
-        ValueError, OSError: a directory holds a run of another recipe.
-    """
-    for number, each in enumerate(runs, start=1):
-        what = f"{each.model}, {INPUTS[each.input][0]} ({number} of {len(runs)})"
-        has_result = (each.run_dir / results.RESULT).exists()
-        if has_result and run.finished(each.recipe, each.run_dir) is not None:
-            screen.say(f"{what}: finished before")
-            continue
-        screen.say(what)
-        each.run_dir.mkdir(parents=True, exist_ok=True)
-        if code := run.train(each.recipe, each.run_dir):
-            screen.say(f"{what} ended with exit code {code}; the same command goes on from there")
-            return code
-    return 0
+    """All that are still to be made: see training_runs.train_all."""
+    labelled = [
+        training_runs.Run(f"{each.model}, {INPUTS[each.input][0]}", each.recipe, each.run_dir)
+        for each in runs
+    ]
+    return training_runs.train_all(labelled, screen)
 
 
 def curves(runs: Sequence[Run]) -> tuple[str, list[dict[str, Any]]]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
-from mixer_lightning.files import write_text
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.models.presets import default_image_size, list_models
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
@@ -65,7 +64,9 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     add("--compile", choices=["true", "false"], default="false", help="bf16 variants also compiled")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     chosen = parser.read(argv)
-    chosen.models = chosen.models.split(",")
+    chosen.models = listed(chosen.models)
+    if not chosen.models:
+        parser.error("models names none: for example models=mixer_s16,convmixer_256_8")
     for name in chosen.models:
         if name not in CASES and name not in list_models():
             parser.error(
@@ -86,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         refuse(["device is cuda, but torch sees no GPU here: use device=cpu"])
+    path = output_folder("out", chosen.out) / f"step_speed_{device}.csv"
     num_steps = chosen.steps or (1 if device == "cpu" else 10)
     rows = []
     for name in chosen.models:
@@ -103,10 +105,8 @@ def main(argv: Sequence[str]) -> None:
         rows += [about | row | {"rounds": chosen.rounds} for row in found]
         screen.table(f"{name}, {case.batch_size} images of {case.image_size} px", COLUMNS, map(shown, found))
         screen.say("")
-    path = chosen.out / f"step_speed_{device}.csv"
-    chosen.out.mkdir(parents=True, exist_ok=True)
     results.write_rows(path, rows, digits=4)
-    write_text(path.with_suffix(".md"), page(rows, device=device, argv=argv))
+    markdown.write_page(path.with_suffix(".md"), page(rows, device=device, argv=argv))
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 
 
@@ -136,7 +136,7 @@ def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) ->
         machine = f"{torch.cuda.get_device_name()} ({results.cpu_name()})"
     else:
         native = native_weight_gradients() is not None
-        machine += f"; depthwise kernel {'compiled' if native else 'in PyTorch, for want of a C++ compiler'}"
+        machine += f"; kernels {'compiled' if native else 'in PyTorch, for want of a C++ compiler'}"
     lines = [
         "# Speed of a training step",
         "",
@@ -144,7 +144,10 @@ def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) ->
         "ratio is between steps of the same round. In brackets the middle half of the rounds.",
         "",
         *markdown.provenance(
-            machine=machine, versions=results.versions(), command=["mixer study step_speed", *argv]
+            machine=machine,
+            versions=results.versions(),
+            command=["mixer study step_speed", *argv],
+            commit=results.git_sha(),
         ),
     ]
     for name in dict.fromkeys(row["model"] for row in rows):

@@ -16,11 +16,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning import results
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.engine.run import wait_briefly
-from mixer_lightning.files import write_text
 from mixer_lightning.models import catalogue
 from mixer_lightning.models.presets import list_models
+from mixer_lightning.reports import markdown
 from mixer_lightning.reports.throughput import page
 from mixer_lightning.screen import Screen, refuse
 
@@ -70,22 +71,16 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"{name} must be above 0, found {value:g}")
     try:
-        chosen.models = catalogue.matching(list_models(), _list(chosen.models))
+        chosen.models = catalogue.matching(list_models(), listed(chosen.models))
     except ValueError as error:
         parser.error(str(error))
-    modes = _list(chosen.modes)
+    modes = listed(chosen.modes)
     if not modes or set(modes) - set(MODES):
         parser.error(f"modes must be {' or '.join(MODES)}, or both, separated by commas")
     chosen.modes = [mode for mode in MODES if mode in modes]
     if chosen.batch_sizes is not None:
-        chosen.batch_sizes = batch_sizes_of(parser, _list(chosen.batch_sizes))
+        chosen.batch_sizes = batch_sizes_of(parser, listed(chosen.batch_sizes))
     return chosen
-
-
-def _list(text: str) -> list[str]:
-    """The parts of 'a,b' or '[a, b]'."""
-    parts = text.strip().strip("[]").split(",")
-    return [part.strip().strip("'\"") for part in parts if part.strip()]
 
 
 def batch_sizes_of(parser: Parser, words: Sequence[str]) -> list[int]:
@@ -114,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
         channels_last={"auto": None, "channels_last": True, "contiguous": False}[chosen.layout],
         compile=chosen.compile == "true",
     )
+    chosen.out = output_folder("out", chosen.out)
     try:
         machine.configure_torch()
         chosen.batch_sizes = chosen.batch_sizes or list(BATCH_SIZES[device])
@@ -130,6 +126,13 @@ def main(argv: Sequence[str]) -> None:
         if table.rows:
             table.write(study.published)
             about = {key: str(value) for key, value in study.conditions.items()}
-            text = page(table.path, about=about, command=["mixer study throughput", *argv], plans=plans())
-            write_text(table.path.with_suffix(".md"), text)
+            text = page(
+                table.path,
+                about=about,
+                command=["mixer study throughput", *argv],
+                plans=plans(),
+                models=chosen.models,
+                commit=results.git_sha(),
+            )
+            markdown.write_page(table.path.with_suffix(".md"), text)
             screen.say(f"written to {table.path} and {table.path.with_suffix('.md')}")

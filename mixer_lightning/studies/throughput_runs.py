@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -138,14 +139,14 @@ class Study:
         return [size for size in sizes if (row := rows[size]) is None or len(row.values) <= number]
 
     def measure(self, case: Case, model: nn.Module, mode: str, batch_size: int, peak: PeakMemory) -> bool:
-        """Warm up and measure; False where it did not fit, which is written down too."""
+        """Warm up and measure; False where larger batches need not be tried. What went wrong is written down."""
         setting = self.setting(case, mode, batch_size)
         reason = self.too_large(case, setting) or self.too_slow(case, mode, batch_size)
         if reason:
             self.leave_out(case, mode, batch_size, reason)
             return False
         row = self.table.row(setting, parameters=case.parameters, macs=case.macs)
-        problem = ""
+        problem, is_full = "", False
         try:
             with evaluating(model) if mode == "inference" else nullcontext():
                 step: Step | None = self.step(case, model, mode, batch_size)
@@ -161,13 +162,13 @@ class Study:
             rate = f"{row.values[-1]:>9,.2f} images/s"
             self.screen.say(f"{case.name:<28} {mode:<9} {batch_size:>5} images  {rate}")
         except (MemoryError, RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            problem = last_line(error)
+            problem, is_full = last_line(error), _is_out_of_memory(error)
         step = None  # its images and optimiser go
         model.zero_grad(set_to_none=True)
         release_memory(self.machine)
         if problem:
             self.leave_out(case, mode, batch_size, problem)
-        return not problem
+        return not is_full
 
     def step(self, case: Case, model: nn.Module, mode: str, batch_size: int) -> Step:
         """A function that makes one step of a mode."""
@@ -245,6 +246,12 @@ class Study:
         return statistics.median(others) / case.macs / PASSES[mode] if others else None
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a larger batch would fail, too; BatchNorm refuses one image whose last map is a pixel, and takes two."""
+    is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_full or re.search("memory|alloc", str(error), re.IGNORECASE) is not None
+
+
 def cases_of(chosen: argparse.Namespace, screen: Screen) -> Iterator[Case]:
     """The models that can be built at the size that is asked for; the others are named."""
     for name in chosen.models:
@@ -259,10 +266,11 @@ NUM_IMAGES = {"imagenet1k": 1_281_167, "imagenet21k": 14_197_122, "jft300m": 303
 
 
 def plans() -> list[Mapping[str, object]]:
-    """Trainings of papers whose length is known: model, data, epochs, images, device and core_days."""
+    """Trainings of papers whose length is known: model, input, data, epochs, images, device and core_days."""
     return [
         {
             "model": row.model,
+            "input": row.input,
             "data": catalogue.DATA[row.data][0].rpartition(" ")[2],
             "epochs": row.epochs,
             "images": row.epochs * NUM_IMAGES[row.data],

@@ -53,17 +53,31 @@ class Row:
 
 
 class Table:
-    """Rows by setting. Those of other settings that are in the file stay there, behind."""
+    """Rows by setting. Those of other settings that are in the file stay there, behind.
+
+    What was left out is tried again, and said until it is.
+
+    Raises:
+        ValueError: the file is of something else.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[Setting, Row] = {}
+        self._left_out_before: dict[Setting, Row] = {}
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                for line in csv.DictReader(file):
-                    row = _read(line)
-                    if row is not None and not row.left_out:  # what was left out is tried again
-                        self.rows[row.setting] = row
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                read = [_read(line) for line in csv.DictReader(file)]
+            for row in read:
+                if row is None:
+                    raise ValueError(
+                        f"{path} holds no measurements of this study: move it away, or say out=<another folder>"
+                    )
+                if row.values:
+                    row.left_out = ""
+                    self.rows[row.setting] = row
+                else:
+                    self._left_out_before[row.setting] = row
 
     def row(self, setting: Setting, *, parameters: int = 0, macs: int = 0) -> Row:
         """The row of a setting, which from now on is one of the table."""
@@ -94,19 +108,20 @@ class Table:
         return row.median * row.macs * PASSES[row.setting.mode] / rate
 
     def best(self, setting: Setting) -> int | None:
-        """The batch size that was best in the first round and went on: the most rounds, then the highest median."""
+        """The batch size that was best in the first round, which all have and the best alone goes on from."""
         rows = [
             row
             for other, row in self.rows.items()
             if row.values and other._replace(batch_size=setting.batch_size) == setting
         ]
-        return max(rows, key=lambda row: (len(row.values), row.median)).setting.batch_size if rows else None
+        return max(rows, key=lambda row: row.values[0]).setting.batch_size if rows else None
 
     def write(self, published: Mapping[tuple[str, int], Mapping[str, float]]) -> None:
         """The file, at once; `published` has others' images per second by model and size, and column."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(column for each in published.values() for column in each))
         rows = [row for row in self.rows.values() if row.values or row.left_out]
+        rows += [row for setting, row in self._left_out_before.items() if setting not in self.rows]
         results.write_rows(self.path, [dict(self._cells(row, published, columns)) for row in rows])
 
     def _cells(

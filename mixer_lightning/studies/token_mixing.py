@@ -15,21 +15,17 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there, label_of
-from mixer_lightning.files import write_text
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.reports import markdown
+from mixer_lightning.reports import token_mixing as report
+from mixer_lightning.reports.description import describe_checkpoint
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 
-if TYPE_CHECKING:
-    from mixer_lightning.studies.weight_facts import Found
-
 FIRST = 3  # blocks of the paper's Figure 5
-COLUMNS = ("checkpoint", "layer", "units", "neighbours alike", "frequency, 1/patch", "cosine to the opposite")
 
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
@@ -50,7 +46,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     chosen = parser.read(argv)
     if (chosen.checkpoint is None) == (chosen.checkpoints is None):
         parser.error("say checkpoint=<file>, or checkpoints=<file>,<file> for several")
-    chosen.checkpoints = [chosen.checkpoint] if chosen.checkpoint else _listed(chosen.checkpoints)
+    chosen.checkpoints = [chosen.checkpoint] if chosen.checkpoint else listed(chosen.checkpoints)
     if not chosen.checkpoints:
         parser.error("checkpoints names no file: checkpoints=<file>,<file>")
     if chosen.blocks == "":
@@ -58,7 +54,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     elif chosen.blocks == "all":
         chosen.blocks = slice(None)
     else:
-        numbers = _listed(chosen.blocks)
+        numbers = listed(chosen.blocks)
         if not numbers or not all(number.isdecimal() for number in numbers):
             parser.error(f"blocks must be all or numbers from 0 with commas between, found '{chosen.blocks}'")
         chosen.blocks = sorted({int(number) for number in numbers})
@@ -68,10 +64,6 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     if chosen.model is not None and chosen.model not in list_models():
         parser.error(f"there is no model '{chosen.model}'{did_you_mean(chosen.model, list_models())}")
     return chosen
-
-
-def _listed(text: str) -> list[str]:
-    return [each.strip() for each in text.strip("[]").split(",") if each.strip()]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,10 +78,7 @@ def main(argv: Sequence[str]) -> None:
             check_there(checkpoint)
     except (OSError, ValueError) as error:
         refuse([f"checkpoint: {error}"])
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        refuse([f"out: {chosen.out} cannot be a folder to write to: {error.strerror}"])
+    chosen.out = output_folder("out", chosen.out)
     found = []
     for checkpoint, name in zip(chosen.checkpoints, labels, strict=True):
         try:
@@ -103,15 +92,27 @@ def main(argv: Sequence[str]) -> None:
         for remark in found[-1].remarks:
             screen.say(f"{name}: {remark}")
     rows = [row for each in found for row in each.rows]
-    table = summary(rows)
-    screen.table("", COLUMNS, table)
+    screen.table("", report.COLUMNS, report.summary(rows))
     stem = chosen.out / chosen.name
     for each in found:
         weights.save(Path(f"{stem}_{each.weights.name}.npz"), each.weights)
     pictures = draw(stem, [each.weights for each in found])
     if rows:
         results.write_rows(Path(f"{stem}.csv"), rows, digits=5)
-    write_text(Path(f"{stem}.md"), page(found, table, pictures, argv=argv))
+    text = report.page(
+        rows,
+        remarks=[f"{each.weights.name}: {remark}." for each in found for remark in each.remarks],
+        runs={
+            name: describe_checkpoint(Path(each))
+            for name, each in zip(labels, chosen.checkpoints, strict=True)
+        },
+        pictures=[path.name for path in pictures],
+        machine=results.cpu_name(),
+        versions=results.versions(),
+        command=["mixer study token_mixing", *argv],
+        commit=results.git_sha(),
+    )
+    markdown.write_page(Path(f"{stem}.md"), text)
     screen.say(f"written to {stem}.md, {', '.join(path.name for path in pictures)}")
 
 
@@ -122,58 +123,3 @@ def _labels(checkpoints: Sequence[str]) -> list[str]:
         f"{name}-{labels[: number + 1].count(name)}" if labels.count(name) > 1 else name
         for number, name in enumerate(labels)
     ]
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A line for each layer: means over its units, trained and before training."""
-    lines = []
-    for checkpoint, layer in dict.fromkeys((row["checkpoint"], row["layer"]) for row in rows):
-        units = [row for row in rows if (row["checkpoint"], row["layer"]) == (checkpoint, layer)]
-        count = sum(row["weights"] == "trained" for row in units)
-        cells = [_both(units, key) for key in ("neighbour_cosine", "spectral_centroid", "cosine")]
-        lines.append([checkpoint, layer, f"{count:,}", *cells])
-    return lines
-
-
-def _both(units: Sequence[dict[str, Any]], key: str) -> str:
-    """'0.41 (initial -0.00)': means of the trained and of the new units that have a value."""
-    means = []
-    for weights in ("trained", "initial"):
-        values = [row[key] for row in units if row["weights"] == weights and row[key] != ""]
-        means.append(f"{sum(values) / len(values):.3f}" if values else "none")
-    return f"{means[0]} (initial {means[1]})"
-
-
-def page(
-    found: Sequence[Found], table: Sequence[Sequence[str]], pictures: Sequence[Path], *, argv: Sequence[str]
-) -> str:
-    """The table and the pictures, with machine, versions and command."""
-    lines = [
-        "# Weights that mix tokens",
-        "",
-        "Means over the units of a layer; in brackets those of new weights of the same model, to compare with.",
-        "",
-        "* Neighbours alike: cosine between the weights of a unit and those of their 4-neighbours on the grid; 1 for",
-        "  equal weights, -1 for a chessboard, 0 for independent ones.",
-        "* Frequency: spectral centroid of the 2-D power spectrum without its constant part, in cycles per position.",
-        "  Independent weights have the mean of all frequencies.",
-        "* Cosine to the opposite: each unit's to the one shown beside it. The most negative of many is below 0 by",
-        "  chance: new weights say how far.",
-        "",
-        "Order and pairs are choices of this program: arXiv 2105.01601 says neither how it sorted nor how it paired.",
-        "",
-        *markdown.provenance(
-            machine=results.cpu_name(),
-            versions=results.versions(),
-            command=["mixer study token_mixing", *argv],
-        ),
-        "",
-    ]
-    if table:
-        lines += [*markdown.table(COLUMNS, table), ""]
-    remarks = [f"{each.weights.name}: {remark}." for each in found for remark in each.remarks]
-    for remark in remarks:
-        lines += [markdown.escape(remark), ""]
-    for path in pictures:
-        lines += [f"![{path.stem}]({path.name})", ""]
-    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from mixer_lightning.api import create_model
 from mixer_lightning.engine.inference import Network
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.losses import softmax_cross_entropy
 from mixer_lightning.models.presets import model_node
@@ -21,8 +23,8 @@ from mixer_lightning.studies.cases import Case, Variant
 Step = Callable[[], None]
 
 
-def our_model(case: Case, *, kernel: bool) -> nn.Module:
-    """Our model of a case, its depthwise convolutions with or without the gradients of kernels/depthwise.py."""
+def our_model(case: Case, *, kernel: bool, fused: bool) -> nn.Module:
+    """Our model of a case, with or without the gradients of kernels/depthwise.py and kernels/activation_norm.py."""
     model = create_model(case.model, num_classes=case.num_classes, image_size=case.image_size)
     if case.num_blocks is not None:
         model.blocks = model.blocks[: case.num_blocks]  # type: ignore[index]
@@ -37,6 +39,11 @@ def our_model(case: Case, *, kernel: bool) -> nn.Module:
                 )
                 made.load_state_dict(conv.state_dict())
                 setattr(parent, name, made)
+    if not fused:
+        for parent in reversed(list(model.modules())):  # from the inside out
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Sequential):
+                    setattr(parent, name, nn.Sequential(*child))
     return model
 
 
@@ -78,7 +85,8 @@ def compared_step(case: Case, variant: Variant, *, device: str) -> Step:
         channels_last=variant.channels_last,
         compile=variant.compile,
     )
-    model = machine.place(timm_model(case) if variant.timm else our_model(case, kernel=variant.kernel))
+    ours = functools.partial(our_model, case, kernel=variant.kernel, fused=variant.fused)
+    model = machine.place(timm_model(case) if variant.timm else ours())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1) if variant.timm else None
     return training_step(
         model,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 from mixer_lightning import results
-from mixer_lightning.screen import Screen
-from mixer_lightning.studies.transfer_runs import Step, SuiteRuns
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.engine.run import wait_briefly
+from mixer_lightning.screen import Screen, show_logging
+from mixer_lightning.studies.transfer_runs import SuiteRuns
 
 
 def show_plan(runs: SuiteRuns, screen: Screen, *, images_per_second: float | None) -> None:
@@ -43,16 +47,35 @@ def _show_tasks(runs: SuiteRuns, screen: Screen, images_per_second: float | None
     )
 
 
-def measured_rate(steps: Sequence[Step], screen: Screen) -> float:
-    """Images per second of the runs that have finished, else of a few training steps made here and now."""
+class Planned(Protocol):
+    """A run that may have been made already."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is trained."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where."""
+
+
+def measured_rate(
+    steps: Sequence[Planned], screen: Screen, *, seconds: float = 5.0, what: str = "a few training steps"
+) -> float:
+    """Images per second of the runs that have finished, else of some seconds of the first's steps, made here and now.
+
+    `what` is measured, as the screen says it.
+    """
     finished = [results.read_result(step.run_dir) for step in steps]
     rates = [float(result["images_per_second"]) for result in finished if result]
     if rates:
         return statistics.median(rates)
+    wait_briefly()
     from mixer_lightning.engine.throughput import training_rate  # torch and Lightning: seconds
 
-    screen.say("measuring a few training steps")
-    return training_rate(steps[0].recipe)
+    show_logging(screen)  # after the import of Lightning, which has its own ideas
+    screen.say(f"measuring {what}")
+    return training_rate(steps[0].recipe, seconds=seconds)
 
 
 def format_time(seconds: float) -> str:

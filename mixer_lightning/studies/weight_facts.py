@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixer_lightning.reports.weights import DEPTHWISE, TOKEN_MIXING, Layer, Weights, draw_stems, draw_units
+from mixer_lightning.reports.token_mixing import DEPTHWISE, TOKEN_MIXING
+from mixer_lightning.reports.weights import Layer, Weights, draw_stems, draw_units
 from mixer_lightning.studies import unit_images, weight_images
 from mixer_lightning.studies.weight_images import Layers
 

@@ -18,7 +18,7 @@ from mixer_lightning.checkpoints.describe import describe
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.models.presets import build_model, model_node
-from mixer_lightning.reports.weights import DEPTHWISE, TOKEN_MIXING
+from mixer_lightning.reports.token_mixing import DEPTHWISE, TOKEN_MIXING
 
 #: How the layers that mix tokens are called: of Mixer and gMixer the first of the MLP, of ResMLP and gMLP the only one.
 TOKEN_LAYERS = (".mlp_tokens.fc1", ".linear_tokens", ".mlp_channels.gate.proj")

@@ -17,9 +17,10 @@ from mixer_lightning.checkpoints.describe import describe
 from mixer_lightning.checkpoints.families import model_named, timm_models
 from mixer_lightning.checkpoints.load import load as load_into
 from mixer_lightning.checkpoints.read import read
-from mixer_lightning.checkpoints.recognise import models_of
+from mixer_lightning.checkpoints.recognise import models_of, recognised
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.checkpoints.save import save_own
+from mixer_lightning.config.from_checkpoint import overrides_from_checkpoint
 from mixer_lightning.models import presets
 from mixer_lightning.models.catalogue import family_key
 from mixer_lightning.models.presets import list_models
@@ -98,10 +99,33 @@ def test_a_bare_file_is_recognised(small: Path, name: str, prefix: str) -> None:
     assert models_of({"stem.weight": torch.zeros(1)}) == []
 
 
-def test_equal_models_are_both_named() -> None:
-    with torch.device("meta"):
-        state = timm.create_model("deit_base_patch16_224", img_size=256).state_dict()
-    assert models_of(state) == ["deit_b16", "vit_b16", "vit_b16_dropout"]  # and not deit_b7
+def test_of_equal_models_that_see_images_differently_somebody_says_which(small: Path) -> None:
+    """DeiT and ViT have the same tensors; timm's weights of the former take ImageNet's mean, of the latter .5."""
+    target = "_target_: mixer_lightning.models.baselines.timm_"
+    for name, says in (
+        ("deit_ti16", "backbone\ntimm_name: deit_tiny_patch16_224"),
+        ("deit_ti7", "transformer\ntimm_name: deit_tiny_patch16_224\npatch_size: 7"),
+        ("vit_ti16", "backbone\ntimm_name: vit_tiny_patch16_224"),
+    ):
+        (presets.MODEL_FOLDER / f"{name}.yaml").write_text(f"{target}{says}\n")
+    path = written(
+        timm.create_model("vit_tiny_patch16_224", img_size=256, num_classes=5), small / "w.safetensors"
+    )
+    assert models_of(read(path).tensors) == ["deit_ti16", "vit_ti16"]  # and not deit_ti7
+    with pytest.raises(
+        ValueError,
+        match="of deit_ti16 and of vit_ti16, which see images differently: say model=deit_ti16 or model=vit_ti16",
+    ):
+        recognised(read(path))
+    assert recognised(read(path), model="deit_ti16").preprocessing["mean"] == [0.485, 0.456, 0.406]
+    stated = {"checkpoint": [str(path)], "model": ["vit_ti16"]}
+    assert overrides_from_checkpoint(stated, {"model": list_models()}).values["augment.mean"] == [
+        0.5,
+        0.5,
+        0.5,
+    ]
+    named = path.rename(small / "vit_ti16.safetensors")
+    assert recognised(read(named)).preprocessing["mean"] == [0.5, 0.5, 0.5]
 
 
 def test_a_file_of_another_model_is_named_as_what_it_is(small: Path) -> None:

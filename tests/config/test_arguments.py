@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import mixer_lightning
+from mixer_lightning.cli.study import study
+from mixer_lightning.config.arguments import listed
 
 SLOW = ("torch", "timm", "lightning", "matplotlib")
 RUN = """
@@ -58,3 +60,37 @@ def test_a_mistyped_key_is_named_at_once(program: str, words: list[str], message
     )
     assert message in done.stderr.splitlines()
     assert done.stdout.strip() == "2 []"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b", ["a", "b"]),
+        ("[a, 'b', a]", ["a", "b"]),
+        (" [ conv*, mixer_[bl]16 ] ", ["conv*", "mixer_[bl]16"]),
+        ("mixer_[bl]*,x[12]", ["mixer_[bl]*", "x[12]"]),
+        (",", []),
+    ],
+)
+def test_lists_of_words(text: str, words: list[str]) -> None:
+    assert listed(text) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("throughput", ["models=lenet_5", "device=cpu"]),
+        ("convolutions", ["kernels=1", "device=cpu"]),
+        ("receptive", ["models=mixer_digits"]),
+        ("step_speed", ["models=mixer_digits", "device=cpu"]),
+        ("cifar", ["root=."]),
+    ],
+)
+def test_a_study_that_cannot_write_says_so_before_it_measures(
+    name: str, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        study(name)([*argv, f"out={tmp_path / 'file' / 'results'}"])
+    assert stop.value.code == 2
+    assert "results cannot be a folder to write to: Not a directory" in capsys.readouterr().err

@@ -93,6 +93,7 @@ def test_two_processes_equal_one_that_accumulates(tmp_path):
         "stochastic_depth=0.2",
         "augment.mixup=0.5",
         "ema_decay=0.9",
+        "evals=[accuracy,macro,metrics]",
     ]
     one(tmp_path, "one", *words)
     assert finish(start(tmp_path, "two", *words)) == [0, 0]

@@ -58,3 +58,15 @@ def test_a_changed_source_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.M
         library = extension.load("answer")
         assert library is not None
         assert library.answer() == number
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_a_changed_header_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(extension, "CSRC", tmp_path)
+    (tmp_path / "reply.cpp").write_text('#include "number.h"\nextern "C" int reply() { return NUMBER; }')
+    for number in (1, 2):
+        (tmp_path / "number.h").write_text(f"constexpr int NUMBER = {number};")
+        library = extension.load("reply")
+        assert library is not None
+        assert library.reply() == number

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import wandb
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib import wbauth
@@ -20,7 +23,7 @@ from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
 from mixer_lightning.loggers import dashboards as loggers
-from mixer_lightning.loggers.wandb import settings_of_wandb, wandb_logger, why_no_key
+from mixer_lightning.loggers.wandb import log_report, settings_of_wandb, wandb_logger, why_no_key
 
 SHORT = (*TINY, "duration.steps=6", "evals=none")
 
@@ -68,6 +71,8 @@ def test_two_jobs_are_two_runs(tmp_path):
         assert stored.name.endswith(f"-{wandb_id}")
         assert (stored / f"run-{wandb_id}.wandb").stat().st_size > 1000
         assert f"wandb sync runs/both/mixer_digits-digits-seed{seed}/wandb/{stored.name}" in done.stdout
+        shown = " ".join(sorted(path.name for path in (stored / "files/media").rglob("*.*")))
+        assert re.search(r"curves_.*\.png.* first_batch_.*\.png.* runs_.*\.table\.json", shown), shown
         ids.add(wandb_id)
     assert len(ids) == 2
     assert not (tmp_path / "wandb").exists()
@@ -283,6 +288,19 @@ def test_a_real_run_keeps_its_id_and_says_how_to_upload(tmp_path, monkeypatch):
         assert wandb.run is None
     assert seen[0] == seen[1] == (tmp_path / "run" / "wandb" / "id.txt").read_text()
     assert said == []
+
+
+def test_wandb_is_given_numbers_as_numbers_and_pictures(tmp_path):
+    given: dict[str, Any] = {}
+    logger: Any = SimpleNamespace(experiment=SimpleNamespace(log=given.update))
+    Image.new("RGB", (5, 3)).save(tmp_path / "curves.png")
+    rows = [["run", "images", "top1", "note"], ["a", "1,200", "", ""], ["b", "7", "0.5", ""]]
+    log_report(logger, {"runs": rows, "none": [["a"]]}, {"curves": tmp_path / "curves.png"})
+    assert list(given) == ["tables/runs", "tables/none", "pictures/curves"]
+    assert given["tables/runs"].columns == ["run", "images", "top1", "note"]
+    assert given["tables/runs"].data == [["a", 1200.0, None, ""], ["b", 7.0, 0.5, ""]]
+    assert given["tables/none"].data == []
+    assert given["pictures/curves"].image.size == (5, 3)
 
 
 @pytest.mark.parametrize("method", ["log_metrics", "log_hyperparams", "finalize"])

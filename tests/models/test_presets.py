@@ -366,6 +366,17 @@ def test_json_holds_every_published_row(capsys: pytest.CaptureFixture[str]) -> N
     assert found["mixer_digits"]["weights"] == []
 
 
+def test_an_accuracy_stands_at_the_size_it_was_published_for() -> None:
+    """arXiv 2105.01601, table 3: Mixer-L/16 has 71.76 at 224 px and 86.78 at 448; nothing is published at 336."""
+    files = {"mixer_l16": MODEL_FOLDER / "mixer_l16.yaml"}
+    best = {size: read_entries(files, image_size=size)[0].best for size in (224, 336, 448)}
+    assert {size: row and (row.input, row.top1_percent) for size, row in best.items()} == {
+        224: (224, 71.76),
+        336: None,
+        448: (448, 86.78),
+    }
+
+
 def test_what_is_unverified_is_said_in_the_row() -> None:
     head = "# Source: a slide. The widths are UNVERIFIED\n"
     assert catalogue.unverified(head, [])

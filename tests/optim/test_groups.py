@@ -42,6 +42,23 @@ def test_agrees_with_timm(model):
     assert {g["weight_decay"]: names(model, g) for g in ours} == theirs
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("resmlp_s12", {"num_blocks": 2}),
+        ("nfnet_f4_plus", {"num_blocks": [1, 1, 1, 1], "widths": [24, 32, 32, 32], "group_width": 8}),
+        ("nfnet_f4", {}),
+    ],
+)
+def test_scales_of_several_axes_do_not_decay(name, overrides):
+    """ResMLP's alpha and beta are vectors in facebookresearch/deit, resmlp_models.py; of NFNets, deepmind-research,
+    nfnets/experiment.py, keeps gains and biases apart."""
+    with torch.device("meta"):
+        model = create_model(name, overrides=overrides, num_classes=7)
+    decayed, _ = parameter_groups(model, weight_decay=0.2, decay_bias_and_norm=False)
+    assert names(model, decayed) == {key for key, _ in model.named_parameters() if key.endswith(".weight")}
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "halonet26t"])
 def test_what_a_model_keeps_from_decay_does_not(name):
     """timm's own groups, as its train.py makes them: DeiT's tokens and positions, Swin's position biases."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -13,10 +15,19 @@ from test_report import NUMBER, same_number, stands_at, write_run
 
 from conftest import ROOT
 from mixer_lightning.models.presets import PUBLISHED
-from mixer_lightning.reports import charts
+from mixer_lightning.reports import chart_files, charts, measured_charts, point_labels
+from mixer_lightning.reports.page import figure
 from mixer_lightning.reports.report import write_report
-from mixer_lightning.reports.sources import StudyTable
+from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import Provenance, Source
+
+SWEEP = """optimizer.lr,batch_size,seeds,mean,std,metric
+0.01,16,2,0.505,0.01,test/top1
+0.001,8,2,0.4,0.01,test/top1
+0.01,8,2,0.3,0.01,test/top1
+0.001,16,2,0.2,0.01,test/top1
+0.1,16,2,0.1,0.01,test/top1
+"""
 
 Page = tuple[Path, str, ElementTree.Element]
 
@@ -26,6 +37,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """Folder, text and parsed page of a report of results/ and of a run; the parsed one is without the programs."""
     folder = tmp_path_factory.mktemp("report")
     run = write_run(folder / "default" / "b16<&")
+    command = "python train.py model=mixer_b16 'data.root=/data/my images'"
+    record = json.loads((run / "result.json").read_text()) | {"command": command}
+    (run / "result.json").write_text(json.dumps(record))
+    (folder / "default" / "sweep.csv").write_text(SWEEP)
     rows = [{"step": i, "epoch": i / 10, "train/loss": 1 / (i + 1), "test/top1": i / 20} for i in range(10)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Image.new("RGB", (8, 8)).save(run / "confusion.png")
@@ -86,14 +101,29 @@ def test_measured_rows_are_told_apart_and_say_how_they_were_made(page: Page):
     root = page[2]
     rows = [row for row in root.iter("tr") if row.get("class") == "measured"]
     assert rows
+    headings = {each.get("id") for each in root.iter("h3")}
     for row in rows:
         assert "".join(row[0].itertext()) == "measured"
         anchor = row[-1].find("a")
         assert anchor is not None
-        assert root.find(f".//h3[@id='{anchor.get('href', '')[1:]}']") is not None
+        assert anchor.get("href", "")[1:] in headings
     assert any("default/b16<&" in "".join(row.itertext()) for row in rows)
     assert "git_sha" not in page[1]
     assert {"abc123", "torch 9.9", "a machine"} <= {"".join(each.itertext()) for each in root.iter("dd")}
+
+
+def test_studies_say_what_they_found_and_runs_their_command(page: Page):
+    section = next(
+        each
+        for each in page[2].iter("section")
+        if "Shuffled pixels on cifar10" in "".join(each[0].itertext())
+    )
+    said = " ".join("".join(each.itertext()) for each in section.iter("p"))
+    assert (
+        "The claim that a Mixer does not notice (1) while a network of convolutions does shows here" in said
+    )
+    commands = {"".join(each.itertext()) for each in page[2].iter("code")}
+    assert "python train.py model=mixer_b16 'data.root=/data/my images'" in commands
 
 
 def test_every_figure_is_a_png_an_svg_and_in_the_page(page: Page):
@@ -102,12 +132,17 @@ def test_every_figure_is_a_png_an_svg_and_in_the_page(page: Page):
     names = {name.partition(".")[0] for name in files}
     assert files == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg"))
     assert {"pareto", "model_scale", "convmixer", "curves", "throughput_results_step_speed_cpu"} <= names
+    assert "curves_results_shuffling_cifar10" in names
+    assert any(name.startswith("heat_map_") for name in names)
     shown = [json.loads(script.text or "") for script in root.iter("script") if script.get("type")]
     assert len(shown) >= len(names)
     assert all(trace["x"] for each in shown for trace in each["data"])
+    (grid,) = (trace for each in shown for trace in each["data"] if trace["type"] == "heatmap")
+    assert (grid["x"], grid["y"]) == (["0.001", "0.01", "0.1"], ["8", "16"])
+    assert grid["z"] == [[40.0, 30.0, None], [20.0, 50.5, 10.0]]
     ElementTree.parse(folder / "figures" / "pareto.svg")
     captions = "".join("".join(each.itertext()) for each in root.iter("figcaption"))
-    assert "confusion: default/b16<&" in captions
+    assert "which class is mistaken for which: default/b16<&" in captions
     assert "loss, accuracy and learning rate" not in captions or "default_recipe_curves.png" in captions
 
 
@@ -127,6 +162,17 @@ def test_the_frontier_of_the_mixer_paper():
         (20.48, 90.0),
     ]
     assert charts.frontier([(1, 1), (1, 2), (2, 2), (0.5, 0), (3, 1)]) == [(0.5, 0), (1, 2)]
+
+
+@pytest.mark.parametrize("style", ["points", "bars"])
+def test_names_out_of_the_data_are_no_markup_in_a_figure(style: str):
+    """Plotly makes bold of <b>, a link of <a>, and & of &amp;; the names of folders are neither."""
+    name = "<b>run</b> &amp; 2"
+    series = charts.Series(name, (name,) if style == "bars" else (1.0,), (2.0,), (name,), style)
+    (trace,) = figure(charts.Panel("x", "y", (series,)))["data"]
+    shown = "&lt;b&gt;run&lt;/b&gt; &amp;amp; 2"
+    assert trace["name"] == shown
+    assert list(trace["y" if style == "bars" else "text"]) == [shown]
 
 
 def test_model_scale_shows_the_jft_rows_at_224():
@@ -154,3 +200,50 @@ def test_bars_are_the_rates_of_a_study_and_nothing_else():
     assert all(panel.series[0].x == ("slow", "fast") for panel in chart.panels)  # named without the hash
     no_rates = StudyTable(Path("a.csv"), "", ["loader", "loss"], [{"loader": "a", "loss": "1"}], Provenance())
     assert charts.throughput(no_rates) is None
+
+
+def test_a_sweep_over_three_keys_has_a_grid_for_each_setting_of_the_third():
+    rows = [
+        {"lr": lr, "model": model, "wd": wd, "seeds": "1", "mean": f"{i}", "std": "", "metric": "val/loss"}
+        for i, (lr, model, wd) in enumerate(itertools.product(("1e-3", "0.01", "0.1"), "ab", ("0", "1")))
+    ]
+    study = StudyTable(Path("runs/x/sweep.csv"), "Sweep x", list(rows[0]), rows[::-1], Provenance())
+    chart = measured_charts.heat_maps(study)
+    assert chart is not None
+    first, second = chart.heat_maps
+    assert (first.title, second.title) == ("wd=0", "wd=1")
+    assert (first.x, first.columns, first.y, first.rows) == (
+        "lr",
+        ("1e-3", "0.01", "0.1"),
+        "model",
+        ("a", "b"),
+    )
+    assert (first.values, second.values) == (((0, 4, 8), (2, 6, 10)), ((1, 5, 9), (3, 7, 11)))
+    assert first.what == "val/loss"
+    one_key = [row for row in rows if (row["model"], row["wd"]) == ("a", "0")]
+    assert measured_charts.heat_maps(dataclasses.replace(study, rows=one_key)) is None
+
+
+@pytest.mark.parametrize("chart", [charts.pareto(), charts.model_scale(), charts.convmixer([])])
+def test_names_of_points_touch_nothing(chart: charts.Chart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found: list[tuple[list[point_labels.Place], list[tuple[float, float]]]] = []
+    place = point_labels.place
+    monkeypatch.setattr(
+        point_labels, "place", lambda p, s, w: found.append((place(p, s, w), p)) or found[-1][0]
+    )
+    chart_files.draw(tmp_path, chart)
+    assert len(found) == len(chart.panels)
+    for places, points in found:
+        boxes = [each.box for each in places]
+        for i, box in enumerate(boxes):
+            assert not any(box.touches(other) for other in boxes[:i])
+            assert not any(box.left < x < box.right and box.bottom < y < box.top for x, y in points)
+
+
+def test_equal_figures_give_equal_files(tmp_path: Path, page: Page):
+    """Also with names beside points, and whatever was drawn before: no date, no identifiers that differ."""
+    chart_files.draw(tmp_path, charts.pareto())
+    for name in ("pareto.png", "pareto.svg"):
+        written = (tmp_path / name).read_bytes()
+        assert written == (page[0] / "figures" / name).read_bytes()
+        assert b"dc:date" not in written

@@ -15,8 +15,9 @@ from conftest import ROOT
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.models.catalogue import SPEEDS
 from mixer_lightning.models.presets import PUBLISHED
-from mixer_lightning.reports import published
+from mixer_lightning.reports import charts, one_run, published
 from mixer_lightning.reports.comparison import tables
+from mixer_lightning.reports.report import named_apart
 from mixer_lightning.reports.sources import collect, trained_on_of
 from mixer_lightning.reports.tables import Source, Table
 
@@ -61,6 +62,8 @@ def stands_at(source: Source) -> str:
             key = part.replace("~1", "/").replace("~0", "~")
             node = node[int(key)] if isinstance(node, list) else node[key]
         return json.dumps(node)
+    if path.suffix == ".md":
+        return path.read_text().splitlines()[source.row - 1].split("|")[int(source.key)].strip()
     return csv_rows(path.resolve())[source.row - 1][source.key]
 
 
@@ -85,6 +88,31 @@ def same_number(shown: str, value: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------- the papers
+
+
+#: How a source that is no table of a paper is named: a file or a thread of a repository, a venue and what there.
+OTHER_SOURCES = (
+    r"timm( [\d.]+)?, [\w-]+\.csv: ",
+    r"locuslab/convmixer(-cifar10, README| issue \d+)",
+    r"google-research/vision_transformer issue \d+",
+    r"leondgarse/keras_cv_attention_models, halonet/README\.md, as of arXiv 2103\.12731$",
+    r"torchvision, \w+\.\w+ as measured there",
+    r"arXiv 2003\.10580, as quoted in kekmodel/MPL-pytorch",
+    r"(Krizhevsky|LeCun) et al\., .*\d{4}(, abstract)?: error ",
+)
+
+
+@pytest.mark.parametrize(("path", "number"), [(PUBLISHED, "top1_percent"), (SPEEDS, "images_per_second")])
+def test_every_published_number_says_where_it_stands(path: Path, number: str):
+    """In a paper that is its arXiv number and the table: pages differ between versions, and are not cited."""
+    for row in csv_rows(path):
+        is_table = re.match(
+            r"arXiv \d{4}\.\d{5},( as in the)? (table \d+|(ImageNet|CIFAR-10) table)( of arXiv \d{4}\.\d{5})?",
+            row["source"],
+        )
+        if row[number] or row.get("core_days"):
+            assert is_table or any(re.match(each, row["source"]) for each in OTHER_SOURCES), row
+        assert row["source"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +190,10 @@ def test_the_files_of_published_speeds_agree():
             assert (each["images_per_second"], float(each["core_days"] or 0)) in printed[
                 each["model"], each["data"]
             ]
+        there = {(each["model"], each["data"], each["images_per_second"]) for each in known}
+        for row in published.rows(table):  # and none is left out
+            if row[rate] or "core-days (k)" in row:
+                assert (row["conf_model"], row["data"], row[rate]) in there
 
 
 # ------------------------------------------------------------------------------------------ measured
@@ -197,6 +229,62 @@ def test_a_run_stands_below_the_published_rows_of_its_kind(tmp_path: Path):
     }
 
 
+def test_what_a_dashboard_is_given_of_a_run(tmp_path: Path):
+    run = write_run(tmp_path / "default" / "b16")
+    (run / "metrics.csv").write_text("step,epoch\n1,1\n")
+    (run / "per_class_test.csv").write_text("class,top1\nbird,0.5\n")
+    (run / "curves.png").write_bytes(b"")
+    found = {each.name: each for each in one_run.tables(run, PUBLISHED)}
+    assert list(found) == ["runs", "mixer_table3", "convmixer_imagenet", "per_class_test"]
+    (row,) = found["runs"].rows
+    assert {"76.52 %", "76.44 %", "arXiv 2105.01601, table 3; 300 epochs"} <= {
+        cell.text for cell in row.cells
+    }
+    assert one_run.pictures(run) == {"curves": run / "curves.png"}
+
+
+@pytest.mark.parametrize(
+    ("splits", "metrics", "shown"),
+    [
+        # ConvMixer's recipes, and evaluations: the official 50,000 are the data set's val
+        ({"val_split": None, "test_split": None}, {"val/top1": 0.765}, "76.50"),
+        # Mixer's recipes: val is 1 % of the training images
+        ({"val_split": "train[99%:]", "test_split": "val"}, {"val/top1": 0.9, "test/top1": 0.765}, "76.50"),
+        ({"val_split": "train[99%:]", "test_split": None}, {"val/top1": 0.9}, ""),
+        ({"val_split": "val[:50%]", "test_split": None}, {"val/top1": 0.9}, ""),
+        ({"val_split": None, "test_split": None}, {"fewshot/imagenet_5shot": 0.6, "real/top1": 0.8}, ""),
+    ],
+)
+def test_published_accuracies_stand_beside_those_on_the_official_images_alone(
+    splits: dict[str, Any], metrics: dict[str, float], shown: str, tmp_path: Path
+):
+    write_run(tmp_path / "default" / "b16", metrics=metrics, **splits)
+    report = report_of(tmp_path)
+    columns, (row,) = report["runs"].columns, report["runs"].rows
+    cells = {name: cell.text for name, cell in zip(columns, row.cells, strict=True)}
+    assert cells["published"] == ("76.44 %" if shown else "")
+    if shown:
+        assert cells["measured"] == f"{shown} %"
+    for name, column in (("mixer_table3", "ImNet"), ("convmixer_imagenet", "top-1")):
+        place = report[name].columns.index(column)
+        found = [row.cells[place].text for row in report[name].rows if row.kind == "measured"]
+        assert [text for text in found if text] == ([shown] if shown else [])
+    parameters, _ = charts.convmixer(collect([tmp_path], without=Path("nowhere")).measured).panels
+    assert [series.y for series in parameters.series if series.kind == "measured"] == (
+        [(76.5,)] if shown else []
+    )
+
+
+def test_a_suite_without_imagenet_has_no_published_accuracy(tmp_path: Path):
+    suite = tmp_path / "transfer" / "b16"
+    write_run(suite / "vtab" / "seed0", checkpoint="timm:mixer_b16_224.goog_in21k")
+    content = {"checkpoint": ["checkpoint=timm:mixer_b16_224.goog_in21k"], "row": {"VTAB-1k": [70.1, 0.1]}}
+    (suite / "transfer.json").write_text(json.dumps(content))
+    table = report_of(suite / "transfer.json")["runs"]
+    cells = {name: cell.text for name, cell in zip(table.columns, table.rows[0].cells, strict=True)}
+    assert (cells["metric"], cells["measured"], cells["published"]) == ("VTAB-1k", "70.10 %", "")
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "data"),
     [
@@ -207,6 +295,14 @@ def test_a_run_stands_below_the_published_rows_of_its_kind(tmp_path: Path):
         ),  # of ImageNet-1k alone, whatever its name says
         ("timm:mixer_b16_224.miil_in21k_ft_in1k", "imagenet21k"),
         ("timm:convmixer_768_32.in1k", "imagenet1k"),
+        ("timm:resnetv2_152x4_bit.goog_in21k_ft_in1k", "imagenet21k"),  # arXiv 1912.11370: BiT-M
+        ("timm:convnext_tiny.fb_in22k_ft_in1k", "imagenet21k"),
+        ("timm:convnext_small.in12k_ft_in1k", ""),
+        ("timm:tf_efficientnet_l2.ns_jft_in1k", "jft300m_unlabelled"),  # Noisy Student: no labels of JFT
+        ("timm:resnet50.fb_swsl_ig1b_ft_in1k", ""),
+        ("timm:resmlp_12_224.fb_distilled_in1k", "imagenet1k with a teacher"),
+        ("timm:caformer_s18.sail_in1k_384", "imagenet1k"),
+        ("weights/convnext_tiny.fb_in1k.safetensors", "imagenet1k"),
         ("Mixer-B_16.npz", ""),
     ],
 )
@@ -241,6 +337,8 @@ def test_every_number_is_traceable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     report = report_of(Path("results"), tmp_path)
     assert {"results_step_speed_cpu", "results_loader_cpu", "runs", "mixer_table2"} <= report.keys()
+    # these stand in Markdown alone
+    assert {"results_default_recipe", "results_cifar10_cpu", "results_transfer_cifar_cpu_2"} <= report.keys()
     numbers = 0
     for table in report.values():
         for row in table.rows:
@@ -258,7 +356,9 @@ def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     study = tmp_path / "results"
     study.mkdir()
-    (study / "speed.csv").write_text("model,images_per_second\nmixer_s16,7.1\n")
+    (study / "speed.csv").write_text(
+        "\ufeffmodel,images_per_second\nmixer_s16,7.1\n"
+    )  # as spreadsheets begin files
     (study / "speed.md").write_text(
         "# Speed of a step\n\n* Machine: EPYC\n* Versions: torch 9\n* Command: `mixer study speed a=1`\n"
     )
@@ -274,6 +374,16 @@ def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "From `results/speed.csv`:\n\n"
         "* Command: `mixer study speed a=1`\n* Machine: EPYC\n* Versions: torch 9\n"
     )
+
+
+def test_files_of_a_report_have_names_of_their_own():
+    """Paths that differ in their slashes alone, or in the case of letters, and one longer than a file's name."""
+    names = ["results_speed", "results_speed", "Results_Speed", "runs", "x" * 400 + "é", "x" * 500 + "é"]
+    apart = named_apart([Table(name, "", (), ()) for name in names])
+    found = [each.name for each in apart]
+    assert found[:4] == ["results_speed", "results_speed_2", "Results_Speed_3", "runs"]
+    assert len({name.casefold() for name in found}) == len(names)
+    assert all(len(f".{name}.csv.part".encode()) <= 255 for name in found)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,16 @@ def test_the_study_writes_and_goes_on(
     receptive.main(argv)
     assert path.read_bytes() == before
     assert not made
+    other = tmp_path / "other" / "photos"  # a folder of the same name, with files of the same names
+    other.mkdir(parents=True)
+    for path_of_one in (tmp_path / "photos").iterdir():
+        Image.new("RGB", (12, 12), (9, 99, 199)).save(other / path_of_one.name)
+    receptive.main([*argv[:1], f"images={other}", *argv[2:], f"out={tmp_path / 'other'}"])
+    receptive.main([*argv[:1], f"images={tmp_path / 'photos'}", *argv[2:], f"out={tmp_path / 'other'}"])
+    assert made == ["mixer_digits", "convmixer_96_4"] * 2
+    with (tmp_path / "other" / "fields.csv").open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["mixer_digits", "convmixer_96_4"]
+    made.clear()
     (tmp_path / "fields.npz").unlink()  # without its map a row is made again, the same
     receptive.main(argv)
     assert made == ["mixer_digits", "convmixer_96_4"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.studies import step_speed, training_step
 from mixer_lightning.studies.cases import CASES, Case, Variant, variants
@@ -19,16 +20,18 @@ SMALL = Case("convmixer_256_8", 1, 8, 2, 10)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_both_sides_have_the_same_parameters(case: Case) -> None:
     with torch.device("meta"):
-        ours, timms = training_step.our_model(case, kernel=False), training_step.timm_model(case)
+        ours = training_step.our_model(case, kernel=False, fused=False)
+        timms = training_step.timm_model(case)
     shapes = [sorted(tuple(p.shape) for p in model.parameters()) for model in (ours, timms)]
     assert shapes[0] == shapes[1]
 
 
-def test_the_kernel_is_in_the_model_exactly_where_it_is_asked_for() -> None:
-    for kernel in (False, True):
-        model = training_step.our_model(SMALL, kernel=kernel)
-        depthwise = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
-        assert [isinstance(m, DepthwiseConv2d) for m in depthwise] == [kernel]
+@pytest.mark.parametrize(("kernel", "fused"), [(False, False), (True, False), (True, True)])
+def test_kernels_are_in_the_model_exactly_where_they_are_asked_for(kernel: bool, fused: bool) -> None:
+    model = training_step.our_model(SMALL, kernel=kernel, fused=fused)
+    depthwise = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
+    assert [isinstance(m, DepthwiseConv2d) for m in depthwise] == [kernel]
+    assert [isinstance(m, Sequential) for m in model.modules()].count(True) == (3 if fused else 0)
 
 
 def test_variants_follow_model_and_device() -> None:
@@ -37,7 +40,8 @@ def test_variants_follow_model_and_device() -> None:
     cpu = variants(convolutional=True, device="cpu", compile=True)
     cuda = variants(convolutional=True, device="cuda", compile=True)
     assert Variant(channels_last=True, bf16=True, kernel=True, compile=True) in cpu
-    assert not any(v.kernel for v in cuda)
+    assert Variant(channels_last=True, kernel=True, fused=True) in cpu
+    assert not any(v.kernel or v.fused for v in cuda)
     assert all(v.bf16 for v in cpu + cuda if v.compile)
     assert len(set(map(str, cpu))) == len(cpu)
 
@@ -77,14 +81,14 @@ def test_the_program_writes_what_it_measured(
     step_speed.main(["models=convmixer_256_8", "device=cpu", "rounds=2", f"out={tmp_path}"])
     with (tmp_path / "step_speed_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 7
+    assert len(rows) == 9
     assert rows[0]["variant"] == "timm, float32"
     assert float(rows[0]["ratio_to_timm"]) == 1
     assert all(float(row["images_per_second"]) > 0 for row in rows)
     text = (tmp_path / "step_speed_cpu.md").read_text()
     assert "Command: `mixer study step_speed models=convmixer_256_8" in text
     assert f"torch {torch.__version__.split('+')[0]}" in text
-    assert "| ours, bf16, channels_last, depthwise kernel |" in text
+    assert "| ours, bf16, channels_last, depthwise kernel, fused BatchNorm |" in text
     assert "ratio to timm" in capsys.readouterr().out
 
 

@@ -183,6 +183,15 @@ def test_a_batch_that_does_not_fit_ends_the_sweep_of_its_model_alone(
     )
 
 
+def test_what_is_wrong_with_one_batch_alone_does_not_end_the_sweep(tmp_path: Path) -> None:
+    """BatchNorm takes no single value, which one image of one pixel is, and takes those of two images."""
+    argv = ["models=convmixer_96_4", *QUICK, "modes=training", "rounds=2", "image_size=1", f"out={tmp_path}"]
+    throughput.main(argv)
+    rows = {row["batch_size"]: row for row in rows_of(tmp_path) if row["mode"] == "training"}
+    assert "more than 1 value per channel" in rows["1"]["left_out"]
+    assert (rows["2"]["rounds"], rows["2"]["is_best"]) == ("2", "True")
+
+
 def test_on_a_cpu_no_batch_is_tried_that_the_memory_will_not_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,14 +241,59 @@ def test_the_order_of_speed_and_the_days_of_a_plan(tmp_path: Path) -> None:
         measured(table, model, "inference", [speed])
     measured(table, "d", "training", [10.0])
     theirs = {"a": 3.0, "b": 4.0, "c": 2.0, "d": 1.0}  # the first two change places: 1 - 6·2 / (4·15)
+    larger = Setting("d", "training", 8, 448, definition="", **CONDITIONS)  # the plan is of 224 px
+    table.row(larger, parameters=10, macs=10**9).values.append(2.0)
     table.write({(model, 224): {"published_rtx_3090": speed} for model, speed in theirs.items()})
-    plan = {"model": "d", "data": "x", "epochs": 10, "images": 8_640_000, "device": "TPUv3 core"}
+    plan = {
+        "model": "d",
+        "input": 224,
+        "data": "x",
+        "epochs": 10,
+        "images": 8_640_000,
+        "device": "TPUv3 core",
+    }
     plan["core_days"] = 5.0
     about = {key: str(value) for key, value in CONDITIONS.items()}
     text = page(table.path, about=about, command=["mixer study throughput"], plans=[plan])
-    assert "Spearman's rank correlation 0.80" in text
+    assert "rank correlation 0.80 (Spearman)" in text
     assert "| 1 | 2 | a | 40 | 3 |" in text
     assert "| d | x | 10 | 10 | 5 (TPUv3 core) |" in text  # 8.64 million images at 10 a second
+
+
+def test_a_batch_size_that_comes_later_may_be_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has one round when the old best has two; in the first one it was faster."""
+    monkeypatch.setattr(throughput_runs, "seconds_for", lambda *_, **__: 1.0)
+    argv = ["models=lenet_5", *QUICK[:2], "seconds=0.001", "modes=inference", "rounds=2", f"out={tmp_path}"]
+    throughput.main([*argv, "batch_sizes=1"])
+    throughput.main([*argv, "batch_sizes=1,2"])
+    rows = {row["batch_size"]: row for row in rows_of(tmp_path) if row["mode"] == "inference"}
+    assert (rows["2"]["is_best"], rows["2"]["values"]) == ("True", "2 2")
+    assert rows["1"]["is_best"] == "False"
+
+
+def test_rows_of_another_machine_stay_and_other_files_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "throughput_cpu.csv"
+    table = Table(path)
+    theirs = Setting("mixer_h14", "training", 4, 224, definition="", **CONDITIONS)
+    table.row(theirs).left_out = "needs about 12.0 GB of memory, 8.0 GB are free"
+    table.write({})
+    monkeypatch.setattr(throughput_runs, "seconds_for", lambda *_, **__: 1.0)
+    argv = ["models=lenet_5", *QUICK, "rounds=1", f"out={tmp_path}"]
+    throughput.main(argv)
+    (kept,) = (row for row in rows_of(tmp_path) if row["model"] == "mixer_h14")
+    assert (kept["machine"], kept["left_out"]) == (
+        "a machine",
+        "needs about 12.0 GB of memory, 8.0 GB are free",
+    )
+    path.write_text("loader,images_per_second\nours,100\n")
+    with pytest.raises(SystemExit, match="2"):
+        throughput.main(argv)
+    assert "holds no measurements of this study: move it away, or say out=" in capsys.readouterr().err
+    assert path.read_text() == "loader,images_per_second\nours,100\n"
 
 
 @pytest.mark.parametrize("row", catalogue.published_speeds(), ids=str)

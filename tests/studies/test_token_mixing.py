@@ -14,7 +14,7 @@ from PIL import Image
 
 from mixer_lightning.api import create_model
 from mixer_lightning.reports import weights as pictures
-from mixer_lightning.reports.weights import DEPTHWISE, TOKEN_MIXING
+from mixer_lightning.reports.token_mixing import DEPTHWISE, TOKEN_MIXING
 from mixer_lightning.studies import token_mixing, weight_images
 from mixer_lightning.studies.unit_images import (
     NO_UNIT,

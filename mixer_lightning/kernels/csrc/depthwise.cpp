@@ -4,34 +4,9 @@
 // zeros around x, and then slides over rows: T taps of a kernel row stay in registers while n positions pass by, four
 // at a time, so that a vector of x that was loaded once is used in up to four products.
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
-#ifdef __AVX512F__
-constexpr long LANES = 16;
-#else
-constexpr long LANES = 8;
-#endif
-typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
-
-static Floats widen(Floats v) { return v; }
-static Floats widen(Halves v) {  // a bfloat16 is the upper half of a float32
-    Words bits = __builtin_convertvector(v, Words) << 16;
-    Floats floats;
-    std::memcpy(&floats, &bits, sizeof floats);
-    return floats;
-}
-
-template <class Vector, class Scalar>
-static Floats load(const Scalar* from, long lanes) {
-    Vector v = {};
-    if (lanes == LANES) std::memcpy(&v, from, sizeof v);
-    else std::memcpy(&v, from, lanes * sizeof(Scalar));
-    return widen(v);
-}
+#include "vectors.h"
 
 template <int T>
 static void slide(const Floats* x, const Floats* g, Floats* sums, long n) {

@@ -1,0 +1,273 @@
+"""The trainings behind a study: each a run of `mixer train`, made once and gone on with where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixer_lightning import launcher, results
+from mixer_lightning.config.arguments import Parser, listed, without_value
+from mixer_lightning.config.groups import groups
+from mixer_lightning.config.recipe import Duration, Recipe
+from mixer_lightning.engine import run
+from mixer_lightning.models.presets import Cost, list_models
+from mixer_lightning.screen import Screen, did_you_mean
+from mixer_lightning.studies.transfer_plan import format_time, measured_rate
+
+
+class Run(NamedTuple):
+    """One training. `label` says what it is; runs of one `pace` train as many images a second."""
+
+    label: str
+    recipe: Recipe
+    run_dir: Path
+    pace: str = ""
+
+
+# --------------------------------------------------------------------------------------------- command line
+
+
+def read_settings(
+    parser: Parser, argv: Sequence[str], options: Sequence[str], *, of_study: Mapping[str, str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A study's own `options`, and the overrides for its runs; a wrong argument ends the program with a message.
+
+    Args:
+        parser: knows the options.
+        argv: the command line, key=value.
+        options: names of the study's own.
+        of_study: keys that the study sets for its runs -> what to use instead.
+    """
+    if messages := [message for each in argv if (message := without_value(each))]:
+        parser.error(messages[0])
+    mine = [f"--{argument}" if argument.partition("=")[0] in options else argument for argument in argv]
+    chosen, overrides = parser.parse_known_args(mine)
+    for each in overrides:
+        key, equals, _ = each.partition("=")
+        if each.startswith("-") or not equals:
+            parser.error(f"'{each}' is not of the form key=value")
+        if key in of_study:
+            parser.error(f"'{key}' is set by the study: use {of_study[key]}")
+    if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
+        parser.error("the runs are made in one process, on one device: start without torchrun or srun")
+    return chosen, overrides
+
+
+def numbers_of(parser: Parser, name: str, text: str, *, whole: bool = True) -> list[float]:
+    """Numbers above 0 in a list, from the smallest on; anything else ends the program with a message."""
+    found = set()
+    for word in listed(text):
+        try:
+            number = float(word)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf") or (whole and number != int(number)):
+            parser.error(f"{name}: expected {'whole ' * whole}numbers above 0, found '{word}'")
+        found.add(number)
+    if not found:
+        parser.error(f"{name} is an empty list")
+    return sorted(found)
+
+
+def refuse_unknown_model(parser: Parser, name: str) -> None:
+    """End the program unless `name` is one of conf/model."""
+    if name not in groups()["model"]:
+        parser.error(f"there is no model '{name}'{did_you_mean(name, list_models())}")
+
+
+def lines_of(name: str, names: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Overrides of one of several models: those that begin with its name and a point are its own parameters."""
+    return [
+        f"model.{line.removeprefix(f'{name}.')}" if line.startswith(f"{name}.") else line
+        for line in overrides
+        if line.partition(".")[0] == name or line.partition(".")[0] not in names
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- lengths
+
+
+def num_train_images(recipes: Sequence[Recipe]) -> list[int]:
+    """How many images the training split of each recipe has; a data set that several share is opened once.
+
+    Raises:
+        ValueError, OSError: it is not there, or has no such split.
+    """
+    from mixer_lightning.data import splits
+    from mixer_lightning.targets import build
+
+    opened: dict[str, Any] = {}
+    counts = []
+    for recipe in recipes:
+        key = json.dumps(recipe.data, sort_keys=True)
+        if key not in opened:
+            opened[key] = build(recipe.data)
+        chosen = splits.choose(
+            opened[key], train=recipe.train_split, val=recipe.val_split, test=recipe.test_split
+        )
+        counts.append(len(chosen.splits["train"]))
+    return counts
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """A recipe whose durations are in steps, with so many: in its course evaluated and saved as often as before."""
+    before = recipe.duration.steps
+    assert before is not None
+
+    def share(duration: Duration) -> Duration:
+        assert duration.steps is not None
+        return Duration(steps=max(1, round(duration.steps * steps / before)))
+
+    return replace(
+        recipe,
+        duration=Duration(steps=steps),
+        eval_every=share(recipe.eval_every),
+        checkpoint_every=share(recipe.checkpoint_every),
+    )
+
+
+def in_steps(recipe: Recipe, num_images: int) -> Recipe:
+    """The same recipe with its durations in steps, for a training set of so many images."""
+    per_epoch = recipe.optimizer_steps_per_epoch(num_images)
+
+    def steps(duration: Duration) -> Duration:
+        return Duration(steps=duration.to_steps(per_epoch))
+
+    return replace(
+        recipe,
+        duration=steps(recipe.duration),
+        eval_every=steps(recipe.eval_every),
+        checkpoint_every=steps(recipe.checkpoint_every),
+    )
+
+
+def num_steps(each: Run) -> int:
+    """Optimiser steps of a run whose durations are in steps."""
+    assert each.recipe.duration.steps is not None
+    return each.recipe.duration.steps
+
+
+# ---------------------------------------------------------------------------------------------- running them
+
+
+def is_finished(each: Run) -> bool:
+    """Whether a run has ended with a result of its recipe.
+
+    Raises:
+        ValueError, OSError: its directory holds a run of another recipe, or on other data.
+    """
+    return (each.run_dir / results.RESULT).exists() and run.finished(each.recipe, each.run_dir) is not None
+
+
+def train_all(runs: Sequence[Run], screen: Screen) -> int:
+    """Make all that are still to be made; 0, or the exit code of the one that failed or was stopped.
+
+    Raises:
+        ValueError, OSError: a directory holds a run of another recipe.
+    """
+    for number, each in enumerate(runs, start=1):
+        what = f"{each.label} ({number} of {len(runs)})"
+        if is_finished(each):
+            screen.say(f"{what}: finished before")
+            continue
+        screen.say(what)
+        each.run_dir.mkdir(parents=True, exist_ok=True)
+        if code := run.train(each.recipe, each.run_dir):
+            screen.say(f"{what} ended with exit code {code}; the same command goes on from there")
+            return code
+    return 0
+
+
+def outcome(each: Run, cost: Cost) -> dict[str, Any]:
+    """The end of a row of results: what came out of a finished run, and what it cost.
+
+    `metric` is the one that runs are compared by, `accuracy` its last value, a fraction.
+    """
+    result = results.read_result(each.run_dir, whole=True)
+    assert result is not None
+    metric = results.main_metric(result["metrics"])
+    if metric is None or results.is_better_lower(metric):
+        raise ValueError(f"{each.run_dir} has no accuracy: leave out evals=, or give one that measures it")
+    steps = int(result["steps"])
+    return {
+        "metric": metric,
+        "accuracy": float(result["metrics"][metric]),
+        "steps": steps,
+        "images_seen": steps * each.recipe.batch_size,
+        "train_images": int(result["images"]["train"]),
+        "parameters": cost.parameters,
+        "gmacs": cost.macs / 1e9,
+        "images_per_second": float(result["images_per_second"]),
+        "device_seconds": 86400 * float(result["device_days"]),
+    }
+
+
+def costs_of(runs: Sequence[Run], *, num_classes: int) -> dict[Path, Cost]:
+    """Parameters and multiply-accumulates of the network of each run, by its directory.
+
+    Raises:
+        ValueError: there is no such network; the run is named.
+    """
+    from mixer_lightning.models.presets import count
+
+    known: dict[str, Cost] = {}
+    found = {}
+    for each in runs:
+        key = json.dumps([each.recipe.model, each.recipe.image_size], sort_keys=True)
+        if key not in known:
+            try:
+                known[key] = count(
+                    each.recipe.model, num_classes=num_classes, image_size=each.recipe.image_size
+                )
+            except ValueError as error:
+                raise ValueError(f"{each.label}: {error}") from None
+        found[each.run_dir] = known[key]
+    return found
+
+
+def num_classes_of(recipe: Recipe) -> int:
+    """Classes of a recipe's data.
+
+    Raises:
+        ValueError, OSError: it is not there, or has no such splits.
+    """
+    from mixer_lightning.engine.source import open_data
+
+    return len(open_data(recipe).classes)
+
+
+# -------------------------------------------------------------------------------------------------- the plan
+
+
+def show_plan(runs: Sequence[Run], costs: Mapping[Path, Cost], screen: Screen) -> None:
+    """Print what would be run: steps, images, arithmetic, and the time that this takes here.
+
+    The rate of a pace is that of its runs that have finished, else of two seconds of training steps made now.
+    """
+    rows, total, left = [], 0.0, 0
+    rates: dict[str, float] = {}
+    done = {each.run_dir: is_finished(each) for each in runs}
+    for each in runs:
+        steps = num_steps(each)
+        images = steps * each.recipe.batch_size
+        arithmetic = 3 * costs[each.run_dir].macs * images / 1e12
+        if done[each.run_dir]:
+            rows.append((each.label, "finished", f"{images:,}", f"{arithmetic:,.4g}", ""))
+            continue
+        if each.pace not in rates:
+            alike = [other for other in runs if other.pace == each.pace and done[other.run_dir]]
+            rates[each.pace] = measured_rate(
+                [*alike, each], screen, seconds=2.0, what=f"training steps: {each.label}"
+            )
+        seconds = images / rates[each.pace]
+        total, left = total + seconds, left + 1
+        rows.append((each.label, f"{steps:,}", f"{images:,}", f"{arithmetic:,.4g}", format_time(seconds)))
+    rows.append(("total", f"{left} runs", "", "", format_time(total)))
+    screen.table("", ("run", "steps", "images", "10^12 multiply-accumulates", "device time"), rows)
+    screen.say(
+        f"evaluation not counted; device_days {total / 86400:.3g}; {len(runs) - left} of {len(runs)} runs finished"
+    )
