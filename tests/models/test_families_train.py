@@ -33,7 +33,7 @@ from mixer_lightning.checkpoints.export import restore_for_export, write_checked
 from mixer_lightning.checkpoints.families import timm_models
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine import training
+from mixer_lightning.engine import closing
 from mixer_lightning.engine.checkpoint import Checkpoints
 from mixer_lightning.engine.inference import Network
 from mixer_lightning.engine.machine import Machine
@@ -152,7 +152,7 @@ def _small() -> Iterator[None]:
             patch.setattr(importlib.import_module(module_name), "nn", NARROW_NN)
         patch.setattr(efficientnet, "B0", efficientnet.B0[:3])
         patch.setattr(mobilenetv3_isometric, "LARGE", mobilenetv3_isometric.LARGE[::3])
-        patch.setattr(training, "_draw_pictures", lambda *_: None)
+        patch.setattr(closing, "draw_pictures", lambda *_: None)
         patch.setattr(first_batch, "draw", lambda *_: None)
         yield
 
