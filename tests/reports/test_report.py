@@ -17,6 +17,7 @@ from mixer_lightning.models.catalogue import SPEEDS
 from mixer_lightning.models.presets import PUBLISHED
 from mixer_lightning.reports import charts, one_run, published
 from mixer_lightning.reports.comparison import tables
+from mixer_lightning.reports.report import named_apart
 from mixer_lightning.reports.sources import collect, trained_on_of
 from mixer_lightning.reports.tables import Source, Table
 
@@ -355,7 +356,9 @@ def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     study = tmp_path / "results"
     study.mkdir()
-    (study / "speed.csv").write_text("model,images_per_second\nmixer_s16,7.1\n")
+    (study / "speed.csv").write_text(
+        "\ufeffmodel,images_per_second\nmixer_s16,7.1\n"
+    )  # as spreadsheets begin files
     (study / "speed.md").write_text(
         "# Speed of a step\n\n* Machine: EPYC\n* Versions: torch 9\n* Command: `mixer study speed a=1`\n"
     )
@@ -371,6 +374,16 @@ def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "From `results/speed.csv`:\n\n"
         "* Command: `mixer study speed a=1`\n* Machine: EPYC\n* Versions: torch 9\n"
     )
+
+
+def test_files_of_a_report_have_names_of_their_own():
+    """Paths that differ in their slashes alone, or in the case of letters, and one longer than a file's name."""
+    names = ["results_speed", "results_speed", "Results_Speed", "runs", "x" * 400 + "é", "x" * 500 + "é"]
+    apart = named_apart([Table(name, "", (), ()) for name in names])
+    found = [each.name for each in apart]
+    assert found[:4] == ["results_speed", "results_speed_2", "Results_Speed_3", "runs"]
+    assert len({name.casefold() for name in found}) == len(names)
+    assert all(len(f".{name}.csv.part".encode()) <= 255 for name in found)
 
 
 @pytest.mark.parametrize(
