@@ -35,7 +35,7 @@ VAL = ("train_split=train[:90%]", "val_split=train[90%:]")
 def _no_pictures() -> Iterator[None]:
     """They would take half of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_draw_pictures", lambda *_: None)
+        patch.setattr(closing, "draw_pictures", lambda *_: None)
         patch.setattr(picture, "draw", lambda *_: None)
         yield
 
