@@ -21,7 +21,8 @@ from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.engine import bad_images, closing, setup, startup_checks
-from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
+from mixer_lightning.engine.agreement import Agreement
+from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
@@ -218,7 +219,7 @@ def _callbacks(
     )
     evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics, checkpoints.driven.on_metrics]
     return [
-        SameRecipe(recipe.to_yaml()),
+        Agreement(recipe, checkpoints.record),
         FirstBatch(checkpoints.run_dir, parts.augment, parts.source.classes),
         progress,
         metrics,

@@ -24,7 +24,7 @@ from mixer_lightning import results
 from mixer_lightning.checkpoints import torch_file
 from mixer_lightning.checkpoints.export import restore_for_export
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine import training
+from mixer_lightning.engine import closing
 from mixer_lightning.engine.callbacks import MetricsLog
 from mixer_lightning.engine.inference import Network
 from mixer_lightning.engine.machine import Machine
@@ -75,7 +75,7 @@ def _shrunken() -> Iterator[None]:
         for module_name in {module_name for _, module_name, _ in SHRINK.values()}:
             module = importlib.import_module(f"timm.models.{module_name}")
             patch.setattr(module, "build_model_with_cfg", smaller(module.build_model_with_cfg))
-        patch.setattr(training, "_draw_pictures", lambda *_: None)
+        patch.setattr(closing, "draw_pictures", lambda *_: None)
         patch.setattr(first_batch, "draw", lambda *_: None)
         yield
 
