@@ -15,7 +15,7 @@ from conftest import ROOT
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.models.catalogue import SPEEDS
 from mixer_lightning.models.presets import PUBLISHED
-from mixer_lightning.reports import charts, one_run, published
+from mixer_lightning.reports import chart_files, charts, one_run, published
 from mixer_lightning.reports.comparison import tables
 from mixer_lightning.reports.report import named_apart
 from mixer_lightning.reports.sources import collect, trained_on_of
@@ -354,8 +354,20 @@ def test_every_number_is_traceable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert numbers > 600
 
 
+def test_words_that_are_the_same_in_every_row_stand_in_a_note(tmp_path: Path):
+    for name in ("a", "b"):
+        text = "model,machine,seconds,ms\nnet,my machine,0.5,1\nother,my machine,0.5,2\n"
+        (tmp_path / f"{name}.csv").write_text(text)
+        (tmp_path / f"{name}.md").write_text("# Speed\n")
+    tables = [each for each in report_of(tmp_path).values() if each.title.startswith("Speed")]
+    assert [each.title for each in tables] == ["Speed (a)", "Speed (b)"]  # told apart by their files
+    assert tables[0].columns == ("model", "seconds", "ms")
+    assert tables[0].notes == ("In every row: machine my machine.",)
+
+
 def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chart_files, "draw", lambda *_: None)  # figures are looked at in test_page.py
     study = tmp_path / "results"
     study.mkdir()
     (study / "speed.csv").write_text(
