@@ -262,7 +262,7 @@ def _write(
     text = report.page(
         rows,
         title=f"Ablation of ConvMixer on {data}",
-        introduction=_introduction(cells, str(rows[0]["metric"]), epochs),
+        introduction=_introduction(cells, rows[0], epochs),
         picture=path.with_suffix(".png").name,
         epochs=epochs,
         provenance=[
@@ -278,12 +278,12 @@ def _write(
     screen.say(f"written to {path}, .md and .png")
 
 
-def _introduction(cells: Sequence[Cell], metric: str, epochs: float) -> str:
+def _introduction(cells: Sequence[Cell], row: Mapping[str, Any], epochs: float) -> str:
     recipe = cells[0].run.recipe
     node = recipe.model
     return (
-        f"{metric} of {markdown.escape(recipe.choices['model'])} (dim {node['dim']}, depth {node['depth']}) after "
-        f"{recipe.duration} of {recipe.batch_size} images of {recipe.image_size} px, {epochs:.2g} epochs. Patch and "
-        f"kernel below; each part is exchanged at patch {node['patch_size']} and kernel {node['kernel_size']}, framed "
-        "in the picture."
+        f"{row['metric']}{training_runs.on_images(row)} of {markdown.escape(recipe.choices['model'])} (dim "
+        f"{node['dim']}, depth {node['depth']}) after {recipe.duration} of {recipe.batch_size} images of "
+        f"{recipe.image_size} px, {epochs:.2g} epochs. Patch and kernel below; each part is exchanged at patch "
+        f"{node['patch_size']} and kernel {node['kernel_size']}, framed in the picture."
     )

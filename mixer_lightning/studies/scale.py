@@ -233,7 +233,7 @@ def _write(
     text = report.page(
         found,
         title=f"Scale on {data}",
-        introduction=_introduction(asked, cells, str(rows[0]["metric"])),
+        introduction=_introduction(asked, cells, rows[0]),
         pictures={f"{chart.name}.png": chart.title for chart in charts},
         networks=_networks(cells),
         provenance=[
@@ -249,16 +249,16 @@ def _write(
     screen.say(f"written to {path}, .md and {len(charts)} pictures")
 
 
-def _introduction(asked: Settings, cells: Sequence[Cell], metric: str) -> str:
+def _introduction(asked: Settings, cells: Sequence[Cell], row: Mapping[str, Any]) -> str:
     recipe = cells[-1].run.recipe
     held = {
         "steps": "All parts of the training set have the steps of the whole, and so see as many images",
         "epochs": "All parts of the training set have the epochs of the whole, and so fewer steps",
     }[asked.chosen.fixed]
     return (
-        f"{metric} of networks trained from scratch on parts of the training set, the smaller in the larger. {held}; "
-        f"on the whole set {recipe.duration} of {recipe.batch_size} images. Time is of {recipe.trainer['accelerator']} "
-        "as other work on the machine left it; multiply-accumulates of a training are three forward passes for every "
+        f"{row['metric']}{training_runs.on_images(row)} of networks trained from scratch on parts of the training set, "
+        f"the smaller in the larger. {held}; on the whole set {recipe.duration} of {recipe.batch_size} images. Times "
+        "hold whatever else ran on the machine; multiply-accumulates of a training are three forward passes for every "
         "image seen."
     )
 
