@@ -246,8 +246,8 @@ def verdict(found: Sequence[Point]) -> str:
     if falls:
         epochs = [each.epochs for each in found if each.percent == largest]
         sentences.append(
-            f"On the way it falls: {', '.join(falls)}; the largest part is seen {min(epochs):.2g} times in these "
-            "trainings, a smaller one more often."
+            f"On the way it falls: {', '.join(falls)}; the trainings go {min(epochs):.1f} times through the "
+            "largest part, and more often through a smaller one."
         )
     if len(gains) > 1:
         more = gains[large] - gains[small]

@@ -248,16 +248,14 @@ def _write(
     """The tables on the screen; rows, page and picture."""
     from mixer_lightning.reports import ablation as report  # matplotlib: seconds
 
-    rows = rows_of(cells, costs)
     recipe = cells[0].run.recipe
     data = str(recipe.data.get("name") or recipe.choices["data"])
+    path = asked.chosen.out / f"ablation_{file_name(data)}.csv"
+    rows = training_runs.write_rows(path, rows_of(cells, costs))
     screen.table("", *report.grid_cells(rows))
     screen.table("", report.CHANGE_TABLE, report.change_cells(rows))
-    epochs = rows[0]["images_seen"] / rows[0]["train_images"]
+    epochs = float(rows[0]["images_seen"]) / float(rows[0]["train_images"])
     screen.say(report.verdict(rows, epochs=epochs))
-    out = asked.chosen.out
-    path = out / f"ablation_{file_name(data)}.csv"
-    results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, data=data)
     text = report.page(
         rows,
@@ -278,7 +276,7 @@ def _write(
     screen.say(f"written to {path}, .md and .png")
 
 
-def _introduction(cells: Sequence[Cell], row: Mapping[str, Any], epochs: float) -> str:
+def _introduction(cells: Sequence[Cell], row: Mapping[str, str], epochs: float) -> str:
     recipe = cells[0].run.recipe
     node = recipe.model
     return (

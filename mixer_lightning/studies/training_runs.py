@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -208,9 +209,16 @@ def outcome(each: Run, cost: Cost) -> dict[str, Any]:
     }
 
 
-def on_images(row: Mapping[str, Any]) -> str:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Write a CSV file; its rows, which pages and figures are made from."""
+    results.write_rows(path, rows, digits=4)
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def on_images(row: Mapping[str, str]) -> str:
     """On how many images the accuracy of a row was measured, in words; "" where it does not say."""
-    return f" on {row['eval_images']:,} images" if row["eval_images"] else ""
+    return f" on {int(row['eval_images']):,} images" if row["eval_images"] else ""
 
 
 def costs_of(runs: Sequence[Run], *, num_classes: int) -> dict[Path, Cost]:

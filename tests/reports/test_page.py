@@ -132,7 +132,8 @@ def test_every_figure_is_a_png_an_svg_and_in_the_page(page: Page):
     names = {name.partition(".")[0] for name in files}
     assert files == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg"))
     assert {"pareto", "model_scale", "convmixer", "curves", "throughput_results_step_speed_cpu"} <= names
-    assert "curves_results_shuffling_cifar10" in names
+    studied = {"curves_results_shuffling_cifar10", "results_ablation_cifar10"}
+    assert studied | {"results_scale_cifar10_models", "results_scale_cifar10_data"} <= names
     assert any(name.startswith("heat_map_") for name in names)
     shown = [json.loads(script.text or "") for script in root.iter("script") if script.get("type")]
     assert len(shown) >= len(names)

@@ -7,10 +7,12 @@ import re
 
 import pytest
 
+from conftest import ROOT
 from mixer_lightning import results
 from mixer_lightning.config.recipe import Duration
 from mixer_lightning.data.sources.digits import digits
 from mixer_lightning.data.splits import choose
+from mixer_lightning.reports import markdown
 from mixer_lightning.reports import scale as report
 from mixer_lightning.studies import scale
 
@@ -161,7 +163,10 @@ def test_the_verdict_follows_the_numbers():
     assert "makes more of more images is reversed here: -10.0 points" in reversed_
     half = [{**each, "percent": 50, "accuracy": 0.6} for each in rows([0.2, 0.5, 0.3, 0.8])[::2]]
     told = report.verdict(report.points([*rows([0.2, 0.5, 0.3, 0.8]), *half]))
-    assert "On the way it falls: small -10.0 from 50 to 100 %; the largest part is seen 2 times" in told
+    assert (
+        "On the way it falls: small -10.0 from 50 to 100 %; the trainings go 2.0 times through the largest"
+        in told
+    )
     assert "does not show here" in report.verdict(report.points(rows([0.2, 0.5, 0.2, 0.51])))
     sizes = [*rows([0.2, 0.5, 0.3, 0.8]), *rows([0.2, 0.4, 0.3, 0.9], image_size=64)]
     assert "64 px are better than 32 px is reversed here" in report.verdict(report.points(sizes))
@@ -203,3 +208,12 @@ def test_a_wrong_setting_is_named(argv, message, capsys, tmp_path):
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_committed_page_is_what_its_rows_give():
+    with (ROOT / "results/scale_cifar10.csv").open() as file:
+        found = report.points(csv.DictReader(file))
+    text = (ROOT / "results/scale_cifar10.md").read_text()
+    assert markdown.escape(report.verdict(found)) in text
+    assert "\n".join(markdown.table(report.TABLE, report.cells(found))) in text
+    assert report.PUBLISHED in text
