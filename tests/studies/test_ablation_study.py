@@ -147,6 +147,8 @@ def test_the_verdict_follows_the_numbers():
     )
     assert "Other than published: no_erasing +5.0 (-0.64)" in said
     assert "After 0.5 epochs" in said
+    assert "runs of 0.5 say how fast a network learns at first" in said
+    assert "learns at first" not in report.verdict(rows, epochs=100)
     seeds = [row("baseline", accuracy=a, seed=i) for i, a in enumerate((0.5, 0.54))]
     assert report.noise(seeds) == pytest.approx(2 * 8**0.5)  # of 50 and 54 %
 
