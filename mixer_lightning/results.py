@@ -18,10 +18,10 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from mixer_lightning.files import fsync, write_text
 
@@ -41,6 +41,8 @@ EVALUATION = "evaluation.json"
 FIRST_BATCH = "first_batch.png"
 LOG = "log.txt"
 BAD_IMAGES = "bad_images.jsonl"
+
+Row = TypeVar("Row")
 
 
 # ---------------------------------------------------------------------------------------------- metrics
@@ -151,6 +153,24 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, digits: int | N
     write_text(path, text.getvalue())
 
 
+def read_rows(path: Path, row: Callable[..., Row]) -> list[Row]:
+    """The rows of a CSV file as NamedTuples of a class, whose fields, of numbers and texts, are columns of the file.
+
+    An empty cell is None where the field's type allows that.
+    """
+    types = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(row).items()}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            row(
+                **{
+                    name: None if type(None) in allowed and not line[name] else allowed[0](line[name])
+                    for name, allowed in types.items()
+                }
+            )
+            for line in csv.DictReader(file)
+        ]
+
+
 def _as_text(text: str) -> str:
     """A name that a spreadsheet would take for a formula, with the apostrophe that says it is text."""
     is_number = re.fullmatch(r"[+-]?(\d[\d,.]*(e[+-]?\d+)?|inf|nan)", text, re.IGNORECASE)
@@ -205,7 +225,7 @@ def _read_record(path: Path, needed: Iterable[str], remedy: str) -> dict[str, An
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
-            raise ValueError(f"a {type(record).__name__} where a record is expected")
+            raise ValueError(f"{type(record).__name__} where a record is expected")
         bad = [key for key in needed if key not in record]
         bad += [
             key for key in record.keys() & _RECORD_TYPES if not isinstance(record[key], _RECORD_TYPES[key])
@@ -347,7 +367,5 @@ def read_sidecar(weights: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, thousands deep
         raise ValueError(f"{path} is not readable JSON: {error}. Export again, or take it away") from error
     if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} holds a {type(found).__name__}, not a mapping. Export again, or take it away"
-        )
+        raise ValueError(f"{path} holds {type(found).__name__}, not a mapping. Export again, or take it away")
     return found

@@ -64,9 +64,9 @@ def restore_for_export(
     restored = restore(checkpoint, model=model, image_size=image_size, num_classes=num_classes)
     found = describe(restored.model.state_dict())
     if to == "npz" and not (found and found.family.has_flax_layout):
-        raise ValueError(f"to=npz is the official layout of Mixers; this is a {restored}")
+        raise ValueError(f"to=npz is the official layout of Mixers; the checkpoint is of {restored}")
     if to == "timm" and found is None and not hasattr(restored.model, "timm_arguments"):
-        raise ValueError(f"to=timm is for models that timm has; this is a {restored}")
+        raise ValueError(f"to=timm is for models that timm has; the checkpoint is of {restored}")
     augment = Augment(**restored.preprocessing)
     return replace(restored, preprocessing={key: getattr(augment, key) for key in PREPROCESSING})
 

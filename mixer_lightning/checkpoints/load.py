@@ -150,8 +150,8 @@ def _growth(here: Description | None, checkpoint: Checkpoint) -> _Growth:
     if rest or not parts:
         sizes = [there.image_size * times for times in range(max(parts, 1), max(parts, 1) + 2)]
         raise ValueError(
-            f"{checkpoint.path} holds a {there}. A {there.family.name}'s weights go to whole multiples of the size "
-            f"that it was trained at, which image_size={here.image_size} is not: {sizes[0]} and {sizes[1]} work"
+            f"{checkpoint.path} holds weights of {there}. A {there.family.name}'s go to whole multiples of the size it "
+            f"was trained at, which image_size={here.image_size} is not: {sizes[0]} and {sizes[1]} work"
         )
     sizes_there = there.sizes | {widened: parts**2 * there.sizes[widened]}
     factor = widening(here.sizes, replace(there, sizes=sizes_there, image_size=here.image_size))
@@ -223,8 +223,8 @@ def _does_not_fit(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) 
         if size is None and name in models_of(checkpoint.tensors):  # it fits the model at its own size
             size = default_image_size(name)
         at = f" image_size={size}" if size not in (None, model.image_size) else ""
-        return f"{text} This file holds a {name}: use model={name}{at}."
-    text += f" This file holds a {checkpoint.model}"
+        return f"{text} This file holds weights of {name}: use model={name}{at}."
+    text += f" This file holds weights of {checkpoint.model}"
     name, size = checkpoint.model.name, checkpoint.model.image_size
     if name is None:
         return f"{text}."

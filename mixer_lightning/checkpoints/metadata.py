@@ -34,6 +34,7 @@ class Metadata:
     image_size: int | None = None
     activation: str | None = None
     classes: list[str] | None = None
+    num_classes: int | None = None  # where the head has no weights
     parameters: dict[str, Any] = field(default_factory=dict)  # of the model, where tensors do not tell them
     preprocessing: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] | None = field(default=None, repr=False)
@@ -45,6 +46,7 @@ class Metadata:
             image_size=first.image_size or self.image_size,
             activation=first.activation or self.activation,
             classes=first.classes or self.classes,
+            num_classes=first.num_classes or self.num_classes,
             parameters=first.parameters or self.parameters,
             preprocessing=first.preprocessing
             if first.recipe is not None
@@ -66,6 +68,7 @@ def of_export(stated: Any, where: str) -> Metadata:
         "image_size": (_is_side, f"a whole number of pixels up to {LARGEST_SIDE:,}"),
         "activation": (lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
         "classes": (_are_names, "a list of names"),
+        "num_classes": (lambda value: _is_whole(value) and value > 0, "a whole number from 1 on"),
         "parameters": (_are_parameters, "a mapping of names to numbers, texts or lists of numbers"),
     }
     for key, (is_right, expected) in checks.items():
@@ -76,6 +79,7 @@ def of_export(stated: Any, where: str) -> Metadata:
         image_size=stated.get("image_size"),
         activation=stated.get("activation"),
         classes=[str(name) for name in stated["classes"]] if stated.get("classes") else None,
+        num_classes=stated.get("num_classes"),
         parameters=dict(stated.get("parameters") or {}),
         preprocessing=_preprocessing(stated, where),
     )

@@ -48,10 +48,10 @@ class Checkpoint:
 
     `model` is None where the tensors are of no family that is known. The rest is stated by the file, else by what lies
     beside it, else by its name (metadata.py): `model_name`, a file of conf/model, its `parameters`, `image_size`,
-    `classes`, and the `recipe` of one of our own runs. `preprocessing` says what images the weights take, as parameters
-    of Augment in data/transforms.py (see families.PREPROCESSING), where nothing is stated what is usual for the family;
-    `assumed` are those of PREPROCESSING that nothing states. `shards` are the files that hold the tensors, if not
-    `path` itself.
+    `classes`, `num_classes` where the head has no weights to tell it, and the `recipe` of one of our own runs.
+    `preprocessing` says what images the weights take, as parameters of Augment in data/transforms.py (see
+    families.PREPROCESSING), where nothing is stated what is usual for the family; `assumed` are those of PREPROCESSING
+    that nothing states. `shards` are the files that hold the tensors, if not `path` itself.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class Checkpoint:
     model_name: str | None = None
     image_size: int | None = None
     classes: list[str] | None = None
+    num_classes: int | None = None
     recipe: dict[str, Any] | None = field(default=None, repr=False)
     parameters: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
@@ -281,6 +282,7 @@ def _checkpoint(path: Path, kind: str, tensors: dict[str, Tensor], itself: Metad
         model_name=name,
         image_size=stated.image_size,
         classes=stated.classes,
+        num_classes=stated.num_classes,
         recipe=stated.recipe,
         parameters=stated.parameters,
         preprocessing={**usual, **told},

@@ -1,10 +1,11 @@
 """Which model of conf/model a state dict is of, where no family of families.py tells.
 
-Each model is built without memory for its weights and compared: seconds, spent where a file tells nothing else.
+A model is built without memory for its weights and compared, which takes a second. costs.csv says which could be it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,12 +17,7 @@ from mixer_lightning.checkpoints.families import family_of_model
 from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.models.baselines import fitted
 from mixer_lightning.models.catalogue import counted, digest
-from mixer_lightning.models.presets import build_model, list_models, model_node
-
-#: What depends on the size of the images, and so tells nothing of the model.
-POSITIONS = {"pos_embed"}
-LEAST_SHARE, MOST = 0.4, 10.0  # of a model's numbers at 1,000 classes, whatever the head of the file
-FEWEST = 30  # tensors, fewer than any model of timm in conf/model has
+from mixer_lightning.models.presets import POSITIONS, build_model, list_models, model_node
 
 
 def recognised(checkpoint: Checkpoint, *, model: str | None = None) -> Checkpoint:
@@ -62,25 +58,22 @@ def _refuse_ambiguous(checkpoint: Checkpoint, names: Sequence[str]) -> None:
 def models_of(tensors: Mapping[str, Tensor]) -> list[str]:
     """Files of conf/model that have all these tensors but for the head, and no others; more than one if they are equal.
 
-    Tensors are under timm's names or, where timm takes those, under the names of the authors' release.
+    Tensors are under timm's names or, where timm takes those, under the names of the authors' release. Whatever they
+    are called, those of a model's largest sizes are among them, or it is not built.
     """
-    named = {name: first for name in list_models() if (first := _first_convolution(name)) is not None}
-    seen = {name for name, first in named.items() if first in tensors}
-    if not seen and len(tensors) >= FEWEST:
-        seen = set(named)  # perhaps under the names of its authors
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    if not numbers:
-        return []
-    models = set(list_models())
-    rows = [row for row in counted().values() if row.model in models]
-    sizes = {row.model: row.parameters for row in rows if row.digest == digest(model_node(row.model))}
+    there, rows = Counter(tensor.numel() for tensor in tensors.values()), counted()
+
+    def is_possible(name: str) -> bool:
+        row = rows.get(name)
+        if row is None or row.digest != digest(model_node(name)):
+            return True
+        sizes = (map(int, each.split("x")) for each in row.largest.split())
+        return all(there[size] >= number for size, number in sizes)
+
     return [
         name
         for name in list_models()
-        if (name in seen or name not in named)
-        and LEAST_SHARE <= numbers / sizes.get(name, numbers) <= MOST
-        and family_of_model(name) is None
-        and _fits(skeleton(name), tensors)
+        if family_of_model(name) is None and is_possible(name) and _fits(skeleton(name), tensors)
     ]
 
 
@@ -90,18 +83,35 @@ def skeleton(name: str) -> nn.Module:
         return build_model(name, num_classes=1)
 
 
-def num_classes_of(name: str, tensors: Mapping[str, Tensor]) -> int | None:
-    """Outputs of the head that tensors of a model of conf/model hold, 0 without a head; None for another's tensors."""
+def num_classes_of(name: str, checkpoint: Checkpoint) -> int | None:
+    """Outputs of the head that a file of a model of conf/model holds, 0 without a head; None for another's tensors.
+
+    Raises:
+        ValueError: the head of that model has no weights, and nothing is said of it.
+    """
     model = skeleton(name)
-    weight = fitted(model, tensors).get(f"{model.head_name}.weight")
+    weight = fitted(model, checkpoint.tensors).get(f"{model.head_name}.weight")
     if weight is not None:
         return len(weight)
-    return 0 if _fits(model, tensors) else None
+    if not _fits(model, checkpoint.tensors):
+        return None
+    if any(True for _ in model.get_submodule(str(model.head_name)).parameters()):
+        return 0
+    if checkpoint.num_classes is None:
+        raise ValueError(
+            f"{checkpoint.path} does not tell how many classes it has, of which the head of {name} has no weights: say "
+            "num_classes=<number>"
+        )
+    return checkpoint.num_classes
 
 
 def _fits(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     found = fitted(model, tensors)
-    if any(found[key].shape != tensors[key].shape for key in (found.keys() & tensors.keys()) - POSITIONS):
+    if any(
+        found[key].shape != tensors[key].shape
+        for key in found.keys() & tensors.keys()
+        if key not in POSITIONS
+    ):
         return False  # patches of another size, which could be interpolated, too
     return _shapes(model, found) == _shapes(model, model.state_dict())
 
@@ -113,12 +123,3 @@ def _shapes(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, torch.
         for key, tensor in tensors.items()
         if not key.startswith(head) and not key.endswith(counters)
     }
-
-
-def _first_convolution(name: str) -> str | None:
-    """The weight of the first layer that timm states for one of its models; None where it states none or several."""
-    import timm
-
-    timm_name = model_node(name).get("timm_name")
-    first = timm.get_pretrained_cfg(timm_name).first_conv if timm_name else None
-    return f"{first}.weight" if isinstance(first, str) else None

@@ -139,7 +139,7 @@ def _num_classes(checkpoint: Checkpoint, model: str | None) -> int:
     elif checkpoint.classes or model is None:
         found = len(checkpoint.classes or []) or None
     else:
-        found = num_classes_of(model, checkpoint.tensors)
+        found = num_classes_of(model, checkpoint)
     if found == 0:
         raise ValueError(f"{checkpoint.path} has no head: say num_classes=<number> for a new one")
     return 1000 if found is None else found

@@ -75,12 +75,15 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, 
 
 def metadata(restored: Restored) -> dict[str, Any]:
     """What a file, or its JSON sidecar, states of a model besides its tensors, as plain containers."""
+    head = restored.model.get_submodule(str(restored.model.head_name))
+    is_told = any(True for _ in head.parameters())
     found = {
         "model": restored.name,
         "image_size": restored.image_size,
         "parameters": restored.parameters or None,
         "activation": getattr(restored.model, "activation", None),
         "classes": restored.classes,
+        "num_classes": None if is_told else restored.num_classes,
         **restored.preprocessing,
     }
     return {key: value for key, value in found.items() if value is not None}

@@ -160,5 +160,5 @@ def refuse_unrelated(path: Path, model: Description, tensors: Mapping[str, Tenso
     found = sum(tensor.numel() for tensor in tensors.values())
     if expected > 2 * found + LARGE // 4:
         raise ValueError(
-            f"{path}: its tensors do not belong to one model: a {model} has {expected:,} numbers, they are {found:,}"
+            f"{path}: its tensors do not belong to one model: {model} has {expected:,} numbers, they are {found:,}"
         )

@@ -44,7 +44,7 @@ def load(path: Path) -> dict[str, Any]:
             raise ValueError(pickled(path, refused[1])) from error
         raise Damaged(broken(path, "torch file")) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+        raise ValueError(f"{path} holds {type(content).__name__}, not a dictionary of weights")
     return {str(key): value for key, value in content.items()}
 
 

@@ -26,7 +26,7 @@ from mixer_lightning.models.presets import (
     published,
 )
 from mixer_lightning.reports import markdown
-from mixer_lightning.screen import did_you_mean, last_line, refuse
+from mixer_lightning.screen import last_line, refuse
 
 #: Of a model with weights of several names, as many are shown.
 SHOWN_WEIGHTS = 1
@@ -36,12 +36,10 @@ def main(argv: Sequence[str]) -> int:
     """Print the table; the exit code."""
     chosen, words = settings(argv)
     files = model_files(chosen.config_dir)
-    names = catalogue.matching(sorted(files), words)
-    for word in words:
-        if not catalogue.matching(sorted(files), [word]):
-            families = {catalogue.family_key(name) for name in files}
-            hint = did_you_mean(word, [*files, *families]) or ": `mixer models` lists them"
-            refuse([f"no model and no family is called '{word}'{hint}"])
+    try:
+        names = catalogue.matching(sorted(files), words, beginnings=True)
+    except ValueError as error:
+        refuse([str(error)])
     if chosen.count:
         print("\n".join(write_counts({name: files[name] for name in names if name in list_models()})))
         return 0

@@ -37,10 +37,11 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="names, one a line, where the checkpoint does not tell them",
     )
+    add("--num_classes", type=int, metavar="N", help="where the head has no weights that tell it")
     add("--batch_size", type=int, default=32, metavar="N", help="images at a time; default: %(default)s")
     add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     chosen = parser.read(argv)
-    parser.check_at_least(1, chosen, "top", "batch_size", "image_size")
+    parser.check_at_least(1, chosen, "top", "batch_size", "image_size", "num_classes")
     chosen.output = chosen.output.expanduser()
     if chosen.output.is_dir():
         parser.error(f"output={chosen.output} is a folder: name a file in it")

@@ -115,12 +115,24 @@ def _mark(images: Images, index: int) -> int | None:
 
 
 def refuse_another(now: Mapping[str, Any], stored: Mapping[str, Any], run_dir: Path) -> None:
-    """Compare a `record` with the one that `run_dir` holds, perhaps of a version that recorded less.
-
-    Images that are gone after the run named them as bad are counted as if they were there.
+    """Compare a `record` with the one that `run_dir` holds.
 
     Raises:
-        ValueError: classes, numbers of images, keys, labels or many marks differ.
+        ValueError: they are of different data.
+    """
+    what = difference(now, stored)
+    if what is not None:
+        raise ValueError(
+            f"{run_dir} holds a run on other data: {what}.\n"
+            "Give this one a name of its own (name=<word>), or delete that directory."
+        )
+
+
+def difference(now: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
+    """In what a `record` of here differs from one of there, perhaps of a version that recorded less.
+
+    None where classes, numbers of images, keys, labels and most marks are the same. Images that are gone after a run
+    named them as bad are counted as if they were there.
     """
     what = _other_classes(stored.get("classes"), now["classes"])
     if what is None and "images" in stored and _num_images(stored) != _num_images(now):
@@ -128,11 +140,7 @@ def refuse_another(now: Mapping[str, Any], stored: Mapping[str, Any], run_dir: P
     if what is None:
         for split, before in stored.get("identity", {}).items():
             what = what or _other_images(split, before, now["identity"][split])
-    if what is not None:
-        raise ValueError(
-            f"{run_dir} holds a run on other data: {what}.\n"
-            "Give this one a name of its own (name=<word>), or delete that directory."
-        )
+    return what
 
 
 def _other_classes(before: list[str] | None, now: list[str]) -> str | None:

@@ -11,13 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mixer_lightning import results
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
-from mixer_lightning.engine.distributed import is_distributed
 from mixer_lightning.engine.inference import Predictions
 from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
@@ -267,26 +265,3 @@ def format_progress(metrics: Mapping[str, float]) -> list[str]:
     if "train/images_per_second" in metrics:
         parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
     return parts
-
-
-class SameRecipe(StepCallback):
-    """Refuses to train when the processes of a run have different recipes, or stand at different steps."""
-
-    def __init__(self, recipe: str) -> None:
-        self.recipe = recipe
-
-    def on_begin(self, trainer: Trainer, module: Classifier) -> None:
-        """Compare all processes with the first."""
-        if is_distributed():
-            found: list[tuple[str, int]] = [("", 0)] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, (self.recipe, module.step))
-            for rank, (recipe, step) in enumerate(found):
-                if recipe != found[0][0]:
-                    raise RuntimeError(
-                        f"process {rank} has another recipe than process 0: start all with one command"
-                    )
-                if step != found[0][1]:
-                    raise RuntimeError(
-                        f"process {rank} stands at step {step:,}, process 0 at {found[0][1]:,}: "
-                        "all nodes must see the same run directory"
-                    )

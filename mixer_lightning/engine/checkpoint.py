@@ -248,10 +248,18 @@ def best_state(module: Classifier) -> dict[str, Any]:
     return {"step": module.step, **run_format.with_weights(module.weights.state_dict())}
 
 
-def _check_groups(here: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """ValueError where a run was begun by a version that let other parameters decay: its moments fit no more."""
+def refuse_other_groups(module: Classifier, state: Mapping[str, Any]) -> None:
+    """See that an earlier session let the same parameters decay, or its moments fit no more.
+
+    Raises:
+        ValueError: it was of a version that grouped them otherwise.
+    """
+    groups_here, groups_saved = (
+        module.make_optimizer(module.model).param_groups,
+        state["optimizer"]["param_groups"],
+    )
     sizes, sizes_saved = (
-        [len(group["params"]) for group in state["param_groups"]] for state in (here, saved)
+        [len(group["params"]) for group in groups] for groups in (groups_here, groups_saved)
     )
     if sizes != sizes_saved:
         raise ValueError(
@@ -268,7 +276,6 @@ def restore_session(module: Classifier, state: Mapping[str, Any]) -> None:
     module.evaluation_due = state.get("evaluation_due", False)  # not in checkpoints of earlier versions
     module.model.load_state_dict(run_format.trained_weights(state))
     optimizer = module.configure_optimizers()
-    _check_groups(optimizer.state_dict(), state["optimizer"])
     optimizer.load_state_dict(state["optimizer"])
     for parameter, slots in optimizer.state.items():
         for name, value in slots.items():

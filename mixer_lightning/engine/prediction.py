@@ -167,7 +167,9 @@ def ready(chosen: argparse.Namespace) -> Ready:
         raise ValueError(
             f"{content.path} has no head, so it knows no classes: fine-tune it first (mixer finetune checkpoint=...)"
         )
-    restored = restore(content, model=chosen.model, image_size=chosen.image_size)
+    restored = restore(
+        content, model=chosen.model, image_size=chosen.image_size, num_classes=chosen.num_classes
+    )
     Augment(**restored.preprocessing).check_image_size(restored.image_size)
     if restored.report.fresh:
         raise ValueError(f"{chosen.checkpoint} has no head for its classes: fine-tune it first")

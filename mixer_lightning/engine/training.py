@@ -21,8 +21,9 @@ from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.engine import bad_images, closing, setup, startup_checks
-from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress, SameRecipe
-from mixer_lightning.engine.checkpoint import Checkpoints, read_last
+from mixer_lightning.engine.agreement import Agreement
+from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
+from mixer_lightning.engine.checkpoint import Checkpoints, read_last, refuse_other_groups
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.first_batch import FirstBatch
@@ -177,6 +178,7 @@ def _go_on(
     """Put the module and the order of the data where an earlier session stood."""
     for sentence in bad_images.newly_gone(of_data, state):
         screen.say(sentence)
+    refuse_other_groups(module, state)
     module.step = data.start_step = state["step"]
     module.ended, module.evaluation_due = state.get("ended"), state.get("evaluation_due", False)
     module.only_evaluates = module.step == length.total_steps and module.evaluation_due
@@ -218,7 +220,7 @@ def _callbacks(
     )
     evaluations.listeners += [checkpoints.on_metrics, progress.on_metrics, checkpoints.driven.on_metrics]
     return [
-        SameRecipe(recipe.to_yaml()),
+        Agreement(recipe, checkpoints.record),
         FirstBatch(checkpoints.run_dir, parts.augment, parts.source.classes),
         progress,
         metrics,

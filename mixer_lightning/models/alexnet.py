@@ -38,8 +38,8 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
         refuse_stochastic_depth("AlexNet", stochastic_depth)
         side_of_pool5(image_size)  # raises where nothing is left
         super().__init__(num_classes=max(num_classes, 1), dropout=dropout)
-        self.num_classes, self.image_size, self.num_features = num_classes, image_size, 4096
-        self.head_bias = head_bias
+        self.num_classes, self.image_size = num_classes, image_size
+        self.head_bias, self.num_features = head_bias, self.classifier[6].in_features
         if num_classes:
             with torch.no_grad():
                 self.classifier[6].bias.add_(head_bias)

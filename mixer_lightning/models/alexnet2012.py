@@ -43,7 +43,7 @@ class AlexNet2012(nn.Module):
         super().__init__()
         refuse_stochastic_depth("AlexNet", stochastic_depth)
         side = side_of_pool5(image_size)
-        self.num_classes, self.image_size, self.num_features = num_classes, image_size, 4096
+        self.num_classes, self.image_size = num_classes, image_size
         self.head_bias = head_bias
         self.conv1 = nn.Conv2d(3, 96, kernel_size=11, stride=4, padding=2)
         self.conv2 = nn.Conv2d(96, 256, kernel_size=5, padding=2, groups=2)
@@ -52,6 +52,7 @@ class AlexNet2012(nn.Module):
         self.conv5 = nn.Conv2d(384, 256, kernel_size=3, padding=1, groups=2)
         self.fc6 = nn.Linear(256 * side**2, 4096)
         self.fc7 = nn.Linear(4096, 4096)
+        self.num_features = self.fc7.out_features
         self.fc8 = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
         # b = a / (k + alpha sum a^2)^beta over n = 5 neighbours, alpha 1e-4; torch divides its alpha by n
         self.norm = nn.LocalResponseNorm(size=5, alpha=5 * 1e-4, beta=0.75, k=2.0)

@@ -99,6 +99,11 @@ def _backbone(
     head_name = model.pretrained_cfg["classifier"]
     if not isinstance(head_name, str):
         raise ValueError(f"{timm_name} has several heads ({', '.join(head_name)}), a backbone has one")
+    there = dict(model.named_modules())
+    while (
+        num_classes == 0 and head_name not in there
+    ):  # the last layer of a head that is not there: CAFormer's
+        head_name = head_name.rpartition(".")[0]
     if head_bias and getattr(model.get_submodule(head_name), "bias", None) is None:
         raise ValueError(f"the head of {timm_name} has no bias: use head_bias=0, not {head_bias}")
     model.timm_arguments = {"model_name": timm_name, "num_classes": num_classes, **options}

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning.models.presets import Cost, Published
+from mixer_lightning.results import read_rows
+from mixer_lightning.screen import did_you_mean
 
 COSTS = Path(__file__).with_name("costs.csv")
 WEIGHTS = Path(__file__).with_name("weights.csv")
@@ -80,19 +82,33 @@ def family(name: str) -> str:
     return FAMILIES.get(family_key(name), family_key(name))
 
 
-def matching(names: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Those of `names` that a word means: a pattern such as 'mixer*', the beginning of a name, or a family."""
+def matching(names: Sequence[str], words: Sequence[str], *, beginnings: bool = False) -> list[str]:
+    """Those of `names` that words mean, in their order: a name, a family, or a pattern such as 'mixer*'; all for none.
+
+    With `beginnings`, the beginning of names means them, too: good for looking, while what costs hours should not
+    take resnet5 for a ResNet-50.
+
+    Raises:
+        ValueError: a word means nothing; the message says what is near.
+    """
 
     def is_meant(name: str, word: str) -> bool:
-        word = word.lower()
-        called = (family(name).lower(), family_key(name))
-        return any(fnmatch.fnmatchcase(each, word) for each in (name, *called)) or name.startswith(word)
+        if word in names:  # convmixer_1536_20 is not convmixer_1536_20_p7_k3
+            return name == word
+        called = (name, family(name).lower(), family_key(name))
+        is_called = any(fnmatch.fnmatchcase(each, word.lower()) for each in called)
+        return is_called or (beginnings and name.startswith(word.lower()))
 
-    exact = [word for word in words if word in names]  # convmixer_1536_20 is not convmixer_1536_20_p7_k3
-    others = [word for word in words if word not in names]
-    return [
-        name for name in names if not words or name in exact or any(is_meant(name, word) for word in others)
-    ]
+    meant = {word: {name for name in names if is_meant(name, word)} for word in words}
+    for word, found in meant.items():
+        if not found:
+            begun = [name for name in names if name.startswith(word.lower())]
+            hint = f": did you mean '{begun[0]}', or the pattern '{word}*'?" if begun else ""
+            hint = hint or did_you_mean(word, [*names, *map(family_key, names)])
+            raise ValueError(
+                f"no model and no family is called '{word}'{hint or ': `mixer models` lists them'}"
+            )
+    return [name for name in names if not words or any(name in found for found in meant.values())]
 
 
 def digest(node: Mapping[str, Any]) -> str:
@@ -109,18 +125,14 @@ class CountedModel(NamedTuple):
     input: int
     parameters: int
     macs: int
+    largest: str
 
 
 def counted() -> dict[str, CountedModel]:
     """The rows of costs.csv by model; none where there is no such file yet."""
     if not COSTS.exists():
         return {}
-    with COSTS.open(newline="", encoding="utf-8") as file:
-        rows = [
-            CountedModel(row["model"], row["digest"], *(int(row[key]) for key in CountedModel._fields[2:]))
-            for row in csv.DictReader(file)
-        ]
-    return {row.model: row for row in rows}
+    return {row.model: row for row in read_rows(COSTS, CountedModel)}
 
 
 def known_cost(
@@ -129,7 +141,7 @@ def known_cost(
     """What costs.csv has for a model with exactly these numbers; None: it must be counted."""
     if row is None or (row.digest, row.num_classes, row.input) != (digest(node), num_classes, image_size):
         return None
-    return Cost(parameters=row.parameters, macs=row.macs)
+    return Cost(row.parameters, row.macs, row.largest)
 
 
 def weights() -> dict[str, list[str]]:
@@ -168,20 +180,7 @@ class PublishedSpeed(NamedTuple):
 
 def published_speeds() -> list[PublishedSpeed]:
     """Rows of published_speed.csv, in its order."""
-    with SPEEDS.open(newline="", encoding="utf-8") as file:
-        return [
-            PublishedSpeed(
-                model=row["model"],
-                data=row["data"],
-                epochs=int(row["epochs"]) if row["epochs"] else None,
-                input=int(row["input"]),
-                device=row["device"],
-                images_per_second=float(row["images_per_second"]) if row["images_per_second"] else None,
-                core_days=float(row["core_days"]) if row["core_days"] else None,
-                source=row["source"],
-            )
-            for row in csv.DictReader(file)
-        ]
+    return read_rows(SPEEDS, PublishedSpeed)
 
 
 def num_classes_of(row: Published | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import os
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.files import CONF
+from mixer_lightning.results import read_rows
 from mixer_lightning.screen import did_you_mean
 from mixer_lightning.targets import build
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MODEL_FOLDER = CONF / "model"
 #: Published results of these models, a row each.
 PUBLISHED = Path(__file__).with_name("published.csv")
+#: Parameters whose shapes depend on the size of the images, and so tell nothing of the model.
+POSITIONS = ("pos_embed",)
+NUM_LARGEST = 6  # sizes, which two models of different families hardly share
 
 
 class Published(NamedTuple):
@@ -39,18 +42,7 @@ class Published(NamedTuple):
 
 def published() -> list[Published]:
     """Rows of published.csv, in its order: for a model and its data, the paper's main row comes first."""
-    with PUBLISHED.open(newline="", encoding="utf-8") as file:
-        return [
-            Published(
-                model=row["model"],
-                data=row["data"],
-                epochs=int(row["epochs"]) if row["epochs"] else None,
-                input=int(row["input"]),
-                top1_percent=float(row["top1_percent"]) if row["top1_percent"] else None,
-                source=row["source"],
-            )
-            for row in csv.DictReader(file)
-        ]
+    return read_rows(PUBLISHED, Published)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -146,10 +138,15 @@ def refuse_too_large(make: Callable[[], nn.Module], *, num_classes: int, image_s
 
 
 class Cost(NamedTuple):
-    """Size of a model: trainable numbers, and multiply-accumulates for one image."""
+    """Size of a model: trainable numbers, multiply-accumulates for one image, and what tells its files from others'.
+
+    `largest` are sizes of its largest parameters and how many there are of each, 2359296x24 1769472x12: without the
+    head, which grows with the classes, and position tables, which grow with the image.
+    """
 
     parameters: int
     macs: int
+    largest: str = ""
 
 
 def cost(name: str, *, num_classes: int = 1000, image_size: int | None = None) -> Cost:
@@ -173,5 +170,9 @@ def count(node: Mapping[str, Any], *, num_classes: int, image_size: int) -> Cost
         ).eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, image_size, image_size))
-    parameters = sum(p.numel() for p in model.parameters())
-    return Cost(parameters=parameters, macs=counter.get_total_flops() // 2)
+    sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
+    fixed = [sizes[key] for key in sizes if not key.startswith((f"{model.head_name}.", *POSITIONS))]
+    largest = " ".join(
+        f"{size}x{fixed.count(size)}" for size in sorted(set(fixed), reverse=True)[:NUM_LARGEST]
+    )
+    return Cost(sum(sizes.values()), counter.get_total_flops() // 2, largest)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mixer_lightning.reports.charts import FEW_POINTS, Chart, HeatMap, Panel, Series
+from mixer_lightning.reports.charts import FEW_POINTS, Chart, HeatMap, Panel, Series, format_rate
 from mixer_lightning.reports.figures import label, lay_out, new_figure, save_figure
 from mixer_lightning.reports.point_labels import name_points
 from mixer_lightning.reports.tables import MEASURED
@@ -123,10 +123,12 @@ def _bars(axes: Axes, panel: Panel) -> None:
     for i, series in enumerate(panel.series):
         places = [names.index(name) + (i - (len(panel.series) - 1) / 2) * width for name in series.x]
         drawn = axes.barh(places, series.y, height=width, color=f"C{i}", label=label(series.name))
-        axes.bar_label(drawn, labels=[f" {value:,.4g}" for value in series.y], fontsize=8)
+        axes.bar_label(drawn, labels=[f" {format_rate(value)}" for value in series.y], fontsize=8)
     axes.set_yticks(range(len(names)), [label(str(name), 60) for name in names], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    if panel.log_x:
+        axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.01)
     axes.set_xlabel(panel.x)
     if len(panel.series) > 1:
         axes.legend(frameon=False, fontsize=8)
@@ -143,7 +145,7 @@ def _heat_map(axes: Axes, grid: HeatMap) -> None:
             axes.text(
                 column,
                 row,
-                f"{value:.4g}",
+                grid.text(float(value)),
                 ha="center",
                 va="center",
                 fontsize=9,

@@ -14,7 +14,9 @@ from mixer_lightning.reports.tables import MEASURED, PUBLISHED
 
 #: So many runs are drawn over one another, and so many bars into one figure.
 MAX_CURVES = 12
-MAX_BARS = 40
+MAX_BARS = 100
+#: From so many times the slowest on, bars of rates have a logarithmic axis.
+DECADES = 1000
 #: Up to so many points of a curve are marked.
 FEW_POINTS = 30
 RATE = "images_per_second"
@@ -53,6 +55,10 @@ class HeatMap:
     rows: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     what: str
+
+    def text(self, value: float | None) -> str:
+        """A cell as it is written."""
+        return "" if value is None else f"{value:.2f}" if self.what.endswith("%") else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -220,29 +226,39 @@ def _size(row: Mapping[str, str]) -> str:
 
 
 def throughput(study: StudyTable) -> Chart | None:
-    """Bars of a study's rates, a panel for each mode that it names; None where it has no rates."""
+    """Bars of a study's rates, a panel for each mode that it names, fastest first; None where it has no rates."""
     rates = [name for name in study.columns if name == RATE or name.endswith(f"_{RATE}")]
     modes: dict[str, list[dict[str, str]]] = {}
     for row in study.rows:
         if row.get("is_best", "True") == "True" and any(_is_number(row[rate]) for rate in rates):
             modes.setdefault(row.get("mode") or "", []).append(row)
     panels = [
-        Panel(f"images/s, {mode}" if mode else "images/s", "", series)
+        Panel(f"images/s, {mode}" if mode else "images/s", "", series, log_x=_over_decades(series))
         for mode, rows in modes.items()
-        if (series := _rate_bars(rows[:MAX_BARS], study.columns, rates))
+        if (series := _rate_bars(_fastest_first(rows, rates[0]) if mode else rows, study.columns, rates))
     ]
     if not panels:
         return None
     longest = max(map(len, modes.values()))
-    more = f" The first {MAX_BARS} of {longest}." if longest > MAX_BARS else ""
+    more = f" The fastest {MAX_BARS} of {longest}." if longest > MAX_BARS else ""
     caption = f"Measured images per second, from {study.path.as_posix()}.{more}"
     return Chart(f"throughput_{study.name}", study.title, caption, tuple(panels))
+
+
+def _fastest_first(rows: Sequence[dict[str, str]], rate: str) -> list[dict[str, str]]:
+    return sorted(rows, key=lambda row: -float(row[rate]) if _is_number(row[rate]) else 0)
+
+
+def _over_decades(series: Sequence[Series]) -> bool:
+    rates = [rate for each in series for rate in each.y]
+    return min(rates) > 0 and max(rates) > DECADES * min(rates)
 
 
 def _rate_bars(
     rows: Sequence[Mapping[str, str]], columns: Sequence[str], rates: Sequence[str]
 ) -> tuple[Series, ...]:
     """A series for each rate; a bar is named by as many of the columns with texts as tell the rows apart."""
+    rows = rows[:MAX_BARS]
     texts = [name for name in columns if _tells_apart([row[name] for row in rows])]
     labels: list[str] = []
     for number in range(1, len(texts) + 1):
@@ -265,6 +281,11 @@ def _rate_bars(
     return tuple(series)
 
 
+def format_rate(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _tells_apart(cells: Sequence[str]) -> bool:
     """Whether a column names the rows of a study: short texts, not numbers, and not the same in all."""
     is_text = not all(re.fullmatch(r"[-+.\de ]*|True|False", cell) for cell in cells)
@@ -282,10 +303,12 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
         len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts
     ):
         shared += 1
-    names = {
-        name: "/".join(part[shared:] if len(parts) > 1 else part[-2:])
-        for name, part in zip(shown, parts, strict=True)
-    }
+    names = _without_beginning(
+        {
+            name: "/".join(part[shared:] if len(parts) > 1 else part[-2:])
+            for name, part in zip(shown, parts, strict=True)
+        }
+    )
     metrics = dict.fromkeys(_evaluated(rows) for rows in shown.values())
     accuracy, loss = [], []
     for name, rows in shown.items():
@@ -300,6 +323,15 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
         Panel("epoch", "loss of training", tuple(each for each in loss if each.x)),
     )
     return Chart("curves", "Runs over one another", f"From metrics.jsonl of each run.{more}", panels)
+
+
+def _without_beginning(names: Mapping[str, str]) -> dict[str, str]:
+    """Names without the words that all of them begin with, if each has another."""
+    words = [name.split("-") for name in names.values()]
+    shared = 0
+    while len(words) > 1 and all(each[shared + 1 :] and each[shared] == words[0][shared] for each in words):
+        shared += 1
+    return {key: "-".join(each[shared:]) for key, each in zip(names, words, strict=True)}
 
 
 def _evaluated(rows: Sequence[Mapping[str, float]]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mixer_lightning import results
@@ -186,21 +188,34 @@ def _number(source: Source | None, form: str = "") -> Cell:
 # ---------------------------------------------------------------------------------------------- studies
 
 
-def study_tables(studies: Iterable[StudyTable]) -> list[Table]:
-    """A table for each of the studies, each with a name of its own."""
+def study_tables(studies: Sequence[StudyTable]) -> list[Table]:
+    """A table for each of the studies, each with a name and a title of its own."""
     tables: list[Table] = []
+    titles = Counter(study.title for study in studies)
     for study in studies:
         count = sum(study.path.as_posix() in each.made for each in tables)
-        tables.append(study_table(study, f"{study.name}_{count + 1}" if count else study.name))
+        table = study_table(study, f"{study.name}_{count + 1}" if count else study.name)
+        is_alone = titles[study.title] == 1
+        tables.append(table if is_alone else replace(table, title=f"{study.title} ({study.path.stem})"))
     return tables
 
 
 def study_table(study: StudyTable, name: str) -> Table:
-    """A study's table as it stands in its file, without the columns that list the repeats of a measurement."""
+    """A study's table as it stands in its file, without the columns that list the repeats of a measurement.
+
+    Words that are the same in every row stand in a note.
+    """
     file = study.path.as_posix()
+    same = {
+        name: study.rows[0][name] for name in study.columns if _is_same([row[name] for row in study.rows])
+    }
+    notes = study.notes
+    if same:
+        notes += (f"In every row: {', '.join(f'{name} {value}' for name, value in same.items())}.",)
     kept = [
         (i, name) for i, name in enumerate(study.columns, 1) if not _is_list(row[name] for row in study.rows)
     ]
+    kept = [(i, name) for i, name in kept if name not in same]
     lines = []
     for number, row in enumerate(study.rows, start=1):
         places = (
@@ -215,7 +230,12 @@ def study_table(study: StudyTable, name: str) -> Table:
         )
         lines.append(Row(MEASURED, file, tuple(cells)))
     columns = tuple(name for _, name in kept)
-    return Table(name, study.title, columns, tuple(lines), study.notes, {file: study.made})
+    return Table(name, study.title, columns, tuple(lines), notes, {file: study.made})
+
+
+def _is_same(cells: Sequence[str | None]) -> bool:
+    """Whether several rows have the same words, not numbers, in a column."""
+    return len(cells) > 1 and len(set(cells)) == 1 and re.search(r"[A-Za-z]{2}", cells[0] or "") is not None
 
 
 def _is_list(cells: Iterable[str | None]) -> bool:

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from mixer_lightning.files import write_text
-from mixer_lightning.reports.charts import FEW_POINTS, Chart, HeatMap, Panel, Series
+from mixer_lightning.reports.charts import FEW_POINTS, Chart, HeatMap, Panel, Series, format_rate
 from mixer_lightning.reports.sources import Picture
 from mixer_lightning.reports.tables import MEASURED, Provenance, Table
 
@@ -84,7 +84,7 @@ def plots(chart: Chart) -> list[dict[str, Any]]:
 
 def heat_map(grid: HeatMap) -> dict[str, Any]:
     """A grid as Plotly's data and layout; each cell shows its number."""
-    text = [["" if value is None else f"{value:.4g}" for value in row] for row in grid.values]
+    text = [[grid.text(value) for value in row] for row in grid.values]
     cells = go.Heatmap(
         z=[list(row) for row in grid.values],
         x=[_plain(name) for name in grid.columns],
@@ -106,7 +106,7 @@ def heat_map(grid: HeatMap) -> dict[str, Any]:
         title={"text": _plain(grid.title), "font": {"size": 13}},
     )
     drawn.update_xaxes(title_text=_plain(grid.x), type="category", automargin=True)
-    drawn.update_yaxes(title_text=_plain(grid.y), type="category", automargin=True)
+    drawn.update_yaxes(title_text=_plain(grid.y), type="category", automargin=True, autorange="reversed")
     plain: dict[str, Any] = drawn.to_plotly_json()
     plain["layout"].pop("template", None)
     return plain
@@ -126,7 +126,7 @@ def figure(panel: Panel, numbers: Sequence[int] | None = None) -> dict[str, Any]
     drawn.update_layout(
         template="none",
         height=max(240, 110 + 26 * rows * max(1, len(bars))) if bars else 440,
-        margin={"l": 10 if bars else 56, "r": 16, "t": 40, "b": 48},
+        margin={"l": 10 if bars else 56, "r": 56 if bars else 16, "t": 40, "b": 48},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         showlegend=len(panel.series) > 1,
         hovermode="closest",
@@ -151,10 +151,10 @@ def _trace(series: Series, i: int) -> go.Scatter | go.Bar:
             name=_plain(series.name),
             orientation="h",
             marker={"color": colour},
-            text=[f"{value:,.4g}" for value in series.y],
+            text=[format_rate(value) for value in series.y],
             textposition="outside",
             cliponaxis=False,
-            hovertemplate="%{y}<br>%{x:,.4~g}<extra>%{fullData.name}</extra>",
+            hovertemplate="%{y}<br>%{text}<extra>%{fullData.name}</extra>",
         )
     is_measured = series.kind == MEASURED
     hover = "%{text}<br>%{x}, %{y:.2f}<extra>" + (MEASURED if is_measured else "published") + "</extra>"

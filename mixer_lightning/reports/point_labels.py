@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 #: Where a name is tried around its point: how far, in pixels, and in which direction, the nearest and rightmost first.
 RADII = (5, 10, 18, 28, 40, 54, 70)
@@ -15,6 +17,7 @@ DIRECTIONS = (
     (0.5, 1), (-0.5, 1), (0.5, -1), (-0.5, -1), (1, 0.5), (1, -0.5), (-1, 0.5), (-1, -0.5),
 )  # fmt: skip
 MARKER = 4  # pixels from the middle of a point to its edge
+STEP = 4  # pixels, at most, between two places that stand for a line
 FAR = 12  # pixels from which on a line leads from the name to its point
 
 
@@ -44,9 +47,16 @@ class Place(NamedTuple):
 
 
 def place(
-    points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], within: Box
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    within: Box,
+    lines: Sequence[tuple[float, float]] = (),
 ) -> list[Place]:
-    """A place for each name of some size (width, height) beside its point; where there is no room, the nearest."""
+    """A place for each name of some size (width, height) beside its point; where there is no room, the nearest.
+
+    Names keep off the points that `lines` are drawn through where they can do so and touch nothing else.
+    """
+    drawn = [Box(x - 1, y - 1, x + 1, y + 1) for x, y in lines]
     taken = [Box(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in points]
     places = []
     for (x, y), (width, height) in zip(points, sizes, strict=True):
@@ -54,10 +64,9 @@ def place(
             Place(_beside(x, y, width, height, radius, across, up), radius)
             for radius, (across, up) in itertools.product(RADII, DIRECTIONS)
         ]
-        found = next(
-            (each for each in tried if _inside(each.box, within) and not any(map(each.box.touches, taken))),
-            tried[0],
-        )
+        free = [each for each in tried if _inside(each.box, within) and not any(map(each.box.touches, taken))]
+        clear = (each for each in free if not any(map(each.box.touches, drawn)))
+        found = next(clear, free[0] if free else tried[0])
         places.append(found)
         taken.append(found.box)
     return places
@@ -91,6 +100,7 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]], *, fonts
         [(x, y) for x, y in pixels],
         [(extent.width + 2, extent.height) for extent in extents],
         Box(*map(float, axes.bbox.extents)),
+        [place for line in axes.lines for place in _along(line)],
     )
     points_per_pixel = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     for (x, y, name), (left, bottom), found in zip(points, pixels, places, strict=True):
@@ -106,3 +116,13 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]], *, fonts
             color="0.3",
             arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if found.radius > FAR else None,
         )
+
+
+def _along(line: Line2D) -> list[tuple[float, float]]:
+    """Places on a line, in pixels, no farther apart than a few of them."""
+    corners = line.get_transform().transform(line.get_xydata())
+    places: list[tuple[float, float]] = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners.tolist()):
+        steps = max(1, math.ceil(math.dist((x0, y0), (x1, y1)) / STEP))
+        places += [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1)]
+    return places

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mixer_lightning.reports import ablation, chart_files, measured_charts, scale, tables
-from mixer_lightning.reports.charts import charts
+from mixer_lightning.reports.charts import Chart, charts
 from mixer_lightning.reports.comparison import tables as comparison_tables
 from mixer_lightning.reports.page import write_page
 from mixer_lightning.reports.sources import collect
+from mixer_lightning.reports.tables import Table
 
 PAGE = "index.html"
+LONGEST_NAME = 200  # bytes of a file's name without its ending; file systems take 255 in all
+Named = TypeVar("Named", Table, Chart)
 
 
 class Written(NamedTuple):
@@ -34,9 +38,9 @@ def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path
         ValueError: a file is damaged; the message names it.
     """
     found = collect(paths, without=folder)
-    all_tables = [*comparison_tables(found, results_of_models), *ablation.tables(found.studies)]
-    all_charts = [*charts(found), *measured_charts.charts(found.studies)]
-    all_charts += [*scale.charts(found.studies), *ablation.charts(found.studies)]
+    all_tables = named_apart([*comparison_tables(found, results_of_models), *ablation.tables(found.studies)])
+    drawn = [*charts(found), *measured_charts.charts(found.studies)]
+    all_charts = named_apart([*drawn, *scale.charts(found.studies), *ablation.charts(found.studies)])
     for name in ("tables", "figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for table in all_tables:
@@ -48,3 +52,18 @@ def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path
         f"{len(found.measured)} runs, {len(found.studies)} tables of studies, {len(found.pictures)} pictures"
     )
     return Written(summary, folder / PAGE)
+
+
+def named_apart(found: Sequence[Named]) -> list[Named]:
+    """The same under names that files can have: none too long, no two the same, whatever case the file system sees."""
+    taken: set[str] = set()
+    apart = []
+    for each in found:
+        base = each.name.encode()[-LONGEST_NAME:].decode(errors="ignore")
+        name, number = base, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name.casefold())
+        apart.append(dataclasses.replace(each, name=name))
+    return apart

@@ -47,7 +47,7 @@ def read(path: Path) -> list[StudyTable]:
 
 def _csv(path: Path) -> list[StudyTable]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restkey="", restval="", strict=True)
             rows, columns = list(reader), list(reader.fieldnames or [])
     except (ValueError, csv.Error) as error:

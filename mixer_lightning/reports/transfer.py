@@ -58,9 +58,15 @@ def rows(
     names = [column.name for column in columns]
     lines = [["this checkpoint", *(format_mean_std(row[name]) if name in row else "" for name in names)]]
     for each in published:
-        label = f"{each['model']} {each['pretraining']}, {each['epochs']} epochs, {each['image_size']} px (published)"
-        lines.append([label, *(each.get(name, "") for name in names)])
+        lines.append([label(each), *(each.get(name, "") for name in names)])
     return lines
+
+
+def label(row: Mapping[str, str]) -> str:
+    """A published row in words, with the table that prints it: two print the same model with other crops."""
+    epochs = [f"{row['epochs']} epochs"] if row["epochs"] else []  # the paper does not state all
+    what = ", ".join([f"{row['model']} {row['pretraining']}", *epochs, f"{row['image_size']} px"])
+    return f"{what} (published, {row['source'].rpartition(', ')[2]})"
 
 
 def by_data_set(runs: Metrics) -> list[dict[str, Any]]:
@@ -81,7 +87,8 @@ def write(
     columns: Sequence[Column],
 ) -> None:
     """transfer.md and transfer.csv in `folder`: the row, the published ones, and every data set by itself."""
-    table = by_data_set(runs)
+    table, published = by_data_set(runs), list(published)
+    notes = [f"* {label(each)}: {each['note']}" for each in published if each["note"]]
     lines = [
         "# Transfer",
         "",
@@ -89,6 +96,7 @@ def write(
         "",
         *markdown.table(["", *(column.name for column in columns)], rows(row, published, columns)),
         "",
+        *([*notes, ""] if notes else []),
         *markdown.table(
             ["data set", "metric", "mean", "std", "seeds"],
             (

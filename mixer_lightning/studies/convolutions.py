@@ -167,7 +167,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    if any(None in row or not set(IDENTITY) <= row.keys() for row in rows):
+    needed = {*IDENTITY, "rounds", "ms", "ms_low", "ms_high", "parameters", "macs"}
+    if any(None in row or not needed <= row.keys() or not str(row["rounds"]).isdecimal() for row in rows):
         refuse([f"{path} holds no measurements of this study: move it away, or say out=<another folder>"])
     return rows
 

@@ -23,7 +23,7 @@ from mixer_lightning.models import catalogue
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.reports import markdown
 from mixer_lightning.reports.throughput import page
-from mixer_lightning.screen import Screen, did_you_mean, refuse
+from mixer_lightning.screen import Screen, refuse
 
 MODES = ("inference", "training")
 
@@ -37,7 +37,12 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         "key=value,\nfor example: models=[resnet50,mixer_s16,'convmixer*'] precision=bf16-mixed rounds=5",
     )
     add = parser.add_argument
-    add("--models", default="*", metavar="NAMES", help="names, families, patterns; default: all that fit")
+    add(
+        "--models",
+        default="*",
+        metavar="NAMES",
+        help="names, families, patterns such as 'deit*'; default: all that fit",
+    )
     add("--modes", default=",".join(MODES), metavar="NAMES", help="default: %(default)s")
     add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     add(
@@ -65,7 +70,10 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         value = getattr(chosen, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"{name} must be above 0, found {value:g}")
-    chosen.models = models_of(parser, listed(chosen.models))
+    try:
+        chosen.models = catalogue.matching(list_models(), listed(chosen.models))
+    except ValueError as error:
+        parser.error(str(error))
     modes = listed(chosen.modes)
     if not modes or set(modes) - set(MODES):
         parser.error(f"modes must be {' or '.join(MODES)}, or both, separated by commas")
@@ -73,17 +81,6 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     if chosen.batch_sizes is not None:
         chosen.batch_sizes = batch_sizes_of(parser, listed(chosen.batch_sizes))
     return chosen
-
-
-def models_of(parser: Parser, words: Sequence[str]) -> list[str]:
-    """The models that some words mean, each once."""
-    known = list_models()
-    for word in words:
-        if not catalogue.matching(known, [word]):
-            families = {catalogue.family_key(name) for name in known}
-            hint = did_you_mean(word, [*known, *families]) or ": `mixer models` lists them"
-            parser.error(f"no model and no family is called '{word}'{hint}")
-    return catalogue.matching(known, words)
 
 
 def batch_sizes_of(parser: Parser, words: Sequence[str]) -> list[int]:

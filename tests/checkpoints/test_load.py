@@ -135,7 +135,10 @@ def test_another_models_file_is_named_and_nothing_is_copied(tmp_path: Path) -> N
         load(model, path)
     message = str(error.value)
     assert "stem.proj.weight is [512, 3, 16, 16], expected [64, 3, 1, 1]" in message
-    assert "This file holds a mixer_s16 at 224, 21843 classes: use model=mixer_s16 image_size=224." in message
+    assert (
+        "This file holds weights of mixer_s16 at 224, 21843 classes: use model=mixer_s16 image_size=224."
+        in message
+    )
     assert "more" in message
     assert len(message) < 700
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -145,14 +148,16 @@ def test_another_image_size_of_a_mixer_is_named(tmp_path: Path) -> None:
     save_flax(digits_model(), tmp_path / "mixer.npz")
     path = tmp_path / "mixer.npz"
     for size, working in ((12, "8 and 16 work"), (20, "16 and 24 work"), (4, "8 and 16 work")):
-        message = rf"mixer\.npz holds a mixer_digits at 8, 10 classes.* image_size={size} is not: {working}"
+        message = rf"mixer\.npz holds weights of mixer_digits at 8, 10 classes.* image_size={size} is not: {working}"
         with pytest.raises(ValueError, match=message):
             create_model("mixer_digits", num_classes=10, image_size=size, checkpoint=path)
 
 
 def test_another_family_is_named(tmp_path: Path) -> None:
     save_timm(digits_model("convmixer_96_4"), tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="holds a convmixer_96_4, 10 classes: use model=convmixer_96_4"):
+    with pytest.raises(
+        ValueError, match="holds weights of convmixer_96_4, 10 classes: use model=convmixer_96_4"
+    ):
         load(digits_model(), tmp_path / "weights.pth")
 
 
@@ -160,7 +165,7 @@ def test_sizes_without_a_name_are_spelled_out(tmp_path: Path) -> None:
     odd = ConvMixer(dim=8, depth=2, kernel_size=3, patch_size=2, num_classes=5, image_size=8)
     save_timm(odd, tmp_path / "weights.pth")
     sizes = "dim 8, depth 2, patch_size 2, kernel_size 3"
-    with pytest.raises(ValueError, match=rf"holds a ConvMixer \({sizes}\), 5 classes"):
+    with pytest.raises(ValueError, match=rf"holds weights of ConvMixer \({sizes}\), 5 classes"):
         load(digits_model(), tmp_path / "weights.pth")
 
 

@@ -47,8 +47,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"classes": "abc"}, "'classes' must be a list of names"),
     ({"classes": [["a"], ["b"]]}, "'classes' must be a list of names"),
     ({"activation": {"name": "gelu"}}, "'activation' must be one of gelu, relu"),
-    ([1, 2], "holds a list, not a mapping"),
-    ("x", "holds a str, not a mapping"),
+    ([1, 2], "holds list, not a mapping"),
+    ("x", "holds str, not a mapping"),
 ]  # fmt: skip
 
 

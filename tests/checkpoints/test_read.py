@@ -166,7 +166,7 @@ def test_dictionaries_without_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no weights: its keys are epoch, lr"):
         read(tmp_path / "empty.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds a list, not a dictionary of weights"):
+    with pytest.raises(ValueError, match="holds list, not a dictionary of weights"):
         read(tmp_path / "list.pth")
 
 

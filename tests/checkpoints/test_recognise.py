@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixer_lightning.api import create_model, load
-from mixer_lightning.checkpoints import hub
+from mixer_lightning.checkpoints import hub, recognise
 from mixer_lightning.checkpoints.describe import describe
 from mixer_lightning.checkpoints.families import model_named, timm_models
 from mixer_lightning.checkpoints.load import load as load_into
@@ -22,6 +22,7 @@ from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.checkpoints.save import save_own
 from mixer_lightning.config.from_checkpoint import overrides_from_checkpoint
 from mixer_lightning.models import presets
+from mixer_lightning.models.catalogue import family_key
 from mixer_lightning.models.presets import list_models
 
 MODELS = presets.MODEL_FOLDER
@@ -48,9 +49,22 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_no_model_of_timm_is_taken_for_one_of_a_family() -> None:
-    for timm_name in timm_models():
+    """Of each kind one: sizes change no names."""
+    for timm_name in {family_key(model): timm_name for timm_name, model in timm_models().items()}.values():
         with torch.device("meta"):
             assert describe(timm.create_model(timm_name).state_dict()) is None, timm_name
+
+
+def test_models_that_a_file_cannot_be_of_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    skeleton = recognise.skeleton
+    monkeypatch.setattr(recognise, "skeleton", lambda name: built.append(name) or skeleton(name))
+    with torch.device("meta"):
+        vgg, resnet = (timm.create_model(name).state_dict() for name in ("vgg11", "resnet50"))
+    assert models_of(vgg) == built == []
+    assert models_of({f"of_another.{key}": tensor for key, tensor in resnet.items()}) == []
+    assert models_of(resnet) == ["resnet50"]
+    assert set(built) == {"resnet50", "bit_r50x1"}  # whose largest tensors are of the same sizes
 
 
 def test_every_weight_of_timm_names_its_model() -> None:
@@ -117,11 +131,15 @@ def test_of_equal_models_that_see_images_differently_somebody_says_which(small: 
 def test_a_file_of_another_model_is_named_as_what_it_is(small: Path) -> None:
     path = written(timm.create_model("test_resnet", num_classes=5), small / "weights.safetensors")
     for name in ("convnext_t", "mixer_digits", "vit_b16"):
-        with pytest.raises(ValueError, match="This file holds a resnet50: use model=resnet50"):
+        with pytest.raises(ValueError, match="This file holds weights of resnet50: use model=resnet50"):
             restore(path, model=name)
+    (small / "conf_model" / "alexnet.yaml").write_text((MODELS / "lecun_1989.yaml").read_text())
+    path = written(create_model("alexnet", num_classes=5), small / "alexnet.safetensors")
+    with pytest.raises(ValueError, match="This file holds weights of alexnet: use model=alexnet"):
+        restore(path, model="vit_b16")
     path = written(create_model("mixer_digits", num_classes=5), small / "mixer.safetensors")
     with pytest.raises(
-        ValueError, match="This file holds a mixer_digits at 8, 5 classes: use model=mixer_digits"
+        ValueError, match="This file holds weights of mixer_digits at 8, 5 classes: use model=mixer_digits"
     ):
         restore(path, model="resnet50")
 
@@ -167,10 +185,14 @@ def test_token_mixing_of_another_size_names_the_size_that_works(
     path = tmp_path / "own.safetensors"
     save_own(path, Restored(model, "gmlp_s16", 32, None, {}, None))  # type: ignore[arg-type]
     assert restore(path).image_size == 32
-    with pytest.raises(ValueError, match="This file holds a gmlp_s16: use model=gmlp_s16 image_size=32"):
+    with pytest.raises(
+        ValueError, match="This file holds weights of gmlp_s16: use model=gmlp_s16 image_size=32"
+    ):
         restore(path, image_size=64)
     bare = written(create_model("gmlp_s16", num_classes=3), tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="This file holds a gmlp_s16: use model=gmlp_s16 image_size=224"):
+    with pytest.raises(
+        ValueError, match="This file holds weights of gmlp_s16: use model=gmlp_s16 image_size=224"
+    ):
         restore(bare, image_size=64)
 
 

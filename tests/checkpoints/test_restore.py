@@ -245,7 +245,7 @@ def test_a_model_that_tensors_do_not_tell_is_the_one_that_its_run_names(deit: Pa
         assert each.preprocessing == SEEN
         with torch.no_grad():
             assert torch.equal(each.model(images), model(images))
-    with pytest.raises(ValueError, match="This file holds a deit_ti16: use model=deit_ti16"):
+    with pytest.raises(ValueError, match="This file holds weights of deit_ti16: use model=deit_ti16"):
         restore(deit / "best.ckpt", model="mixer_digits")
 
 

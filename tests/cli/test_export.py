@@ -192,7 +192,9 @@ def test_the_flax_format_is_of_mixers(tmp_path: Path, capsys: pytest.CaptureFixt
 
     write_run(tmp_path / "other", convmixer())
     assert run(f"checkpoint={tmp_path / 'other'}", "to=npz", f"output={tmp_path / 'c.npz'}") == 2
-    assert "to=npz is the official layout of Mixers; this is a ConvMixer" in capsys.readouterr().out
+    assert (
+        "to=npz is the official layout of Mixers; the checkpoint is of ConvMixer" in capsys.readouterr().out
+    )
     assert not (tmp_path / "c.npz").exists()
 
 

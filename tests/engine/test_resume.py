@@ -87,6 +87,22 @@ def test_asked_to_stop_at_any_step(tmp_path, undisturbed, monkeypatch, step, num
     assert_same(tmp_path / "run", undisturbed)
 
 
+def test_a_run_whose_parameters_were_grouped_otherwise_is_refused(tmp_path, undisturbed, capsys):
+    """As by a version that let all of them decay: before anything is changed."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    (run_dir / results.RESULT).unlink()
+    state = outcome(run_dir)[0]
+    decayed, undecayed = state["optimizer"]["param_groups"]
+    sizes = [len(decayed["params"]), len(undecayed["params"])]
+    state["optimizer"]["param_groups"] = [decayed | {"params": decayed["params"] + undecayed["params"]}]
+    torch.save(state, run_dir / results.LAST)
+    before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
+    assert train(compose_one("train", RICH), run_dir) == 2
+    assert f"as [{sum(sizes)}] by their weight decay; here it is {sizes}" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
+
+
 @pytest.mark.parametrize("step", [6, 12])
 def test_asked_to_stop_in_an_evaluation(tmp_path, undisturbed, monkeypatch, step):
     """It is broken off after the batch, and made when the run goes on; also the last one, after all steps."""

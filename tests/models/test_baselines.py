@@ -117,11 +117,15 @@ def test_what_is_refused(settings: dict[str, object], message: str) -> None:
         timm_backbone(**{"num_classes": 7, "image_size": 64, **settings})
 
 
-def test_patches_of_another_side_without_a_head() -> None:
-    """As all other models: num_classes=0 gives features."""
+@pytest.mark.parametrize(
+    ("name", "image_size", "num_features"), [("deit_ti7", 28, 192), ("caformer_s18", 32, 512)]
+)
+def test_a_model_without_a_head_gives_features(name: str, image_size: int, num_features: int) -> None:
+    """Also on patches of another side, and where a head has a hidden layer; widths of arXiv 2012.12877, 2210.13452."""
     with torch.device("meta"):
-        model = create_model("deit_ti7", num_classes=0, image_size=28)
-        assert model(torch.empty(2, 3, 28, 28)).shape == (2, 192)
+        model = create_model(name, num_classes=0, image_size=image_size)
+        features = model(torch.empty(2, 3, image_size, image_size))
+    assert features.shape == (2, model.num_features) == (2, num_features)
 
 
 def test_a_model_without_stochastic_depth_is_built_without() -> None:

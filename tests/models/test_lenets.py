@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixer_lightning.checkpoints.load import load
+from mixer_lightning.checkpoints.restore import restore
+from mixer_lightning.checkpoints.save import save_own
 from mixer_lightning.models.lecun1989 import H2_TABLE, LeCun1989
 from mixer_lightning.models.lenet5 import C3_TABLE, LeNet5, squash
 
@@ -192,6 +194,19 @@ def test_other_images_than_built_for_are_refused() -> None:
     for model in (LeNet5(num_classes=3, image_size=32), LeCun1989(num_classes=3, image_size=32)):
         with pytest.raises(ValueError, match="takes images of 32x32, found 28x28"):
             model(grey(1, 28))
+
+
+def test_a_file_without_codes_needs_the_number_of_classes(tmp_path: Path) -> None:
+    trained = LeNet5(num_classes=10, image_size=32).eval()
+    torch.save(trained.state_dict(), tmp_path / "lenet.pt")
+    with pytest.raises(
+        ValueError, match=r"of which the head of lenet_5 has no weights: say num_classes=<number>"
+    ):
+        restore(tmp_path / "lenet.pt")
+    restored = restore(tmp_path / "lenet.pt", num_classes=10)
+    assert restored.report.fresh == []
+    save_own(tmp_path / "own.safetensors", restored)  # which states it
+    assert torch.equal(restore(tmp_path / "own.safetensors").model(grey(2, 32)), trained(grey(2, 32)))
 
 
 def test_fixed_codes_are_no_new_head_and_a_linear_one_is(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from mixer_lightning.models import catalogue
 from mixer_lightning.models.catalogue import best_known
 from mixer_lightning.models.presets import (
     MODEL_FOLDER,
-    Cost,
     cost,
     default_image_size,
     list_models,
@@ -195,7 +194,7 @@ def test_parameters_without_head(name: str) -> None:
 def test_macs_of_a_mixer_follow_the_formula() -> None:
     s, c, ds, dc, blocks = 64, 64, 32, 256, 4  # mixer_digits, patches of one pixel
     macs = s * 3 * c + blocks * (2 * c * s * ds + 2 * s * c * dc) + c * 10
-    assert cost("mixer_digits", num_classes=10) == Cost(parameters=151_178, macs=macs)
+    assert cost("mixer_digits", num_classes=10)[:2] == (151_178, macs)
 
 
 @pytest.mark.parametrize("name", SIZES)

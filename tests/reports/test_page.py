@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -198,7 +199,7 @@ def test_bars_are_the_rates_of_a_study_and_nothing_else():
     chart = charts.throughput(StudyTable(Path("a.csv"), "", list(two[0]), two, Provenance()))
     assert chart is not None
     assert [panel.x for panel in chart.panels] == ["images/s, training", "images/s, inference"]
-    assert all(panel.series[0].x == ("slow", "fast") for panel in chart.panels)  # named without the hash
+    assert all(panel.series[0].x == ("fast", "slow") for panel in chart.panels)  # named without the hash
     no_rates = StudyTable(Path("a.csv"), "", ["loader", "loss"], [{"loader": "a", "loss": "1"}], Provenance())
     assert charts.throughput(no_rates) is None
 
@@ -229,9 +230,12 @@ def test_a_sweep_over_three_keys_has_a_grid_for_each_setting_of_the_third():
 def test_names_of_points_touch_nothing(chart: charts.Chart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found: list[tuple[list[point_labels.Place], list[tuple[float, float]]]] = []
     place = point_labels.place
-    monkeypatch.setattr(
-        point_labels, "place", lambda p, s, w: found.append((place(p, s, w), p)) or found[-1][0]
-    )
+
+    def recorded(points: list[tuple[float, float]], *others: Any) -> list[point_labels.Place]:
+        found.append((place(points, *others), points))
+        return found[-1][0]
+
+    monkeypatch.setattr(point_labels, "place", recorded)
     chart_files.draw(tmp_path, chart)
     assert len(found) == len(chart.panels)
     for places, points in found:
@@ -239,6 +243,18 @@ def test_names_of_points_touch_nothing(chart: charts.Chart, tmp_path: Path, monk
         for i, box in enumerate(boxes):
             assert not any(box.touches(other) for other in boxes[:i])
             assert not any(box.left < x < box.right and box.bottom < y < box.top for x, y in points)
+
+
+def test_a_name_keeps_off_a_line_where_it_can():
+    within = point_labels.Box(0, 0, 200, 200)
+    (free,) = point_labels.place([(100, 100)], [(30, 10)], within)
+    line = [(100 + 2 * i, 100 + i) for i in range(40)]
+    (kept_off,) = point_labels.place([(100, 100)], [(30, 10)], within, line)
+    assert any(free.box.left < x < free.box.right and free.box.bottom < y < free.box.top for x, y in line)
+    assert kept_off.radius == free.radius
+    assert kept_off.box.top <= 100
+    everywhere = [(x, y) for x in range(0, 201, 4) for y in range(0, 201, 4)]
+    assert point_labels.place([(100, 100)], [(30, 10)], within, everywhere) == [free]
 
 
 def test_equal_figures_give_equal_files(tmp_path: Path, page: Page):

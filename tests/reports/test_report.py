@@ -15,8 +15,9 @@ from conftest import ROOT
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.models.catalogue import SPEEDS
 from mixer_lightning.models.presets import PUBLISHED
-from mixer_lightning.reports import charts, one_run, published
+from mixer_lightning.reports import chart_files, charts, one_run, published
 from mixer_lightning.reports.comparison import tables
+from mixer_lightning.reports.report import named_apart
 from mixer_lightning.reports.sources import collect, trained_on_of
 from mixer_lightning.reports.tables import Source, Table
 
@@ -351,11 +352,25 @@ def test_every_number_is_traceable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert numbers > 600
 
 
+def test_words_that_are_the_same_in_every_row_stand_in_a_note(tmp_path: Path):
+    for name in ("a", "b"):
+        text = "model,machine,seconds,ms\nnet,my machine,0.5,1\nother,my machine,0.5,2\n"
+        (tmp_path / f"{name}.csv").write_text(text)
+        (tmp_path / f"{name}.md").write_text("# Speed\n")
+    tables = [each for each in report_of(tmp_path).values() if each.title.startswith("Speed")]
+    assert [each.title for each in tables] == ["Speed (a)", "Speed (b)"]  # told apart by their files
+    assert tables[0].columns == ("model", "seconds", "ms")
+    assert tables[0].notes == ("In every row: machine my machine.",)
+
+
 def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chart_files, "draw", lambda *_: None)  # figures are looked at in test_page.py
     study = tmp_path / "results"
     study.mkdir()
-    (study / "speed.csv").write_text("model,images_per_second\nmixer_s16,7.1\n")
+    (study / "speed.csv").write_text(
+        "\ufeffmodel,images_per_second\nmixer_s16,7.1\n"
+    )  # as spreadsheets begin files
     (study / "speed.md").write_text(
         "# Speed of a step\n\n* Machine: EPYC\n* Versions: torch 9\n* Command: `mixer study speed a=1`\n"
     )
@@ -371,6 +386,16 @@ def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "From `results/speed.csv`:\n\n"
         "* Command: `mixer study speed a=1`\n* Machine: EPYC\n* Versions: torch 9\n"
     )
+
+
+def test_files_of_a_report_have_names_of_their_own():
+    """Paths that differ in their slashes alone, or in the case of letters, and one longer than a file's name."""
+    names = ["results_speed", "results_speed", "Results_Speed", "runs", "x" * 400 + "é", "x" * 500 + "é"]
+    apart = named_apart([Table(name, "", (), ()) for name in names])
+    found = [each.name for each in apart]
+    assert found[:4] == ["results_speed", "results_speed_2", "Results_Speed_3", "runs"]
+    assert len({name.casefold() for name in found}) == len(names)
+    assert all(len(f".{name}.csv.part".encode()) <= 255 for name in found)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,11 @@ def test_published_rows_stand_beside_it(tmp_path: Path) -> None:
     tables.write(tmp_path, {"ImNet": (80.0, 0.1)}, rows, runs, COLUMNS)
     text = (tmp_path / "transfer.md").read_text()
     assert "| this checkpoint | 80.00 ± 0.10 |" in text
+    name = "Mixer-L/16 ImageNet-21k, 300 epochs, 448 px (published, table 2)"  # table 3 has 83.91, of another crop
+    assert f"| {name} | 84.15 | 87.86 | 93.91 | 74.95 |" in text
+    assert f"* {name}: 83.91 in table 3: another evaluation crop" in text
     assert (
-        "| Mixer-L/16 ImageNet-21k, 300 epochs, 448 px (published) | 84.15 | 87.86 | 93.91 | 74.95 |" in text
+        tables.label(tables.published("bit_r152x4")[0])
+        == "BiT-R152x4 ImageNet-21k, 480 px (published, table 2)"
     )
     assert (tmp_path / "transfer.csv").read_text().splitlines()[1] == "imagenet1k,test/top1,80,0.141421,2"

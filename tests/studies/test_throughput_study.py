@@ -309,6 +309,7 @@ def test_published_speeds_are_of_models(row: catalogue.PublishedSpeed) -> None:
     [
         ("[resnet50,mixer_s16]", {"resnet50", "mixer_s16"}),
         ("resnet50,mixer_s16", {"resnet50", "mixer_s16"}),
+        ("swin,lenet_5", {"swin_s", "swin_t", "lenet_5"}),  # a family
         ("convmixer_1536_20", {"convmixer_1536_20"}),  # a whole name is that model alone
         ("[ 'convmixer_1536*' ]", {name for name in list_models() if name.startswith("convmixer_1536")}),
         ("*", set(list_models())),
@@ -322,6 +323,10 @@ def test_models_by_list_and_pattern(words: str, names: set[str]) -> None:
     ("argv", "message"),
     [
         (["models=resnet51"], "no model and no family is called 'resnet51': did you mean 'resnet50'"),
+        (
+            ["models=lenet_5,resnet5"],
+            "is called 'resnet5': did you mean 'resnet50', or the pattern 'resnet5*'?",
+        ),
         (["modes=sleep"], "modes must be inference or training"),
         (["rounds=0"], "rounds must be at least 1"),
         (["batch_sizes=0"], "batch_sizes must be whole numbers from 1 on"),
