@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -285,6 +286,20 @@ def label_of(checkpoint: str) -> str:
         folder = (path if path.is_dir() else path.parent).resolve()
         parts = [*folder.parts[-2:], *(["last"] if path.name == results.LAST else [])]
     return re.sub(r"[^\w.+=-]", "_", "-".join(parts))
+
+
+def labels_of(checkpoints: Sequence[str]) -> list[str]:
+    """Such a word for each of several, no two the same: w-1 and w-2 for a/w.npz and b/w.npz."""
+    words = [label_of(checkpoint) for checkpoint in checkpoints]
+    labels: list[str] = []
+    for word in words:
+        numbered = (f"{word}-{number}" for number in count(1))
+        labels.append(
+            word
+            if words.count(word) == 1
+            else next(each for each in numbered if each not in {*words, *labels})
+        )
+    return labels
 
 
 def recipe_of(checkpoint: str) -> dict[str, Any] | None:

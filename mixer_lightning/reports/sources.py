@@ -32,6 +32,10 @@ _TRAINED_ON = (
     (r"in2[12]k|imagenet21k", "imagenet21k"),
     (r"_dist(illed)?_in1k", "imagenet1k with a teacher"),
     (r"in1k(_\d+)?$|imagenet1k", "imagenet1k"),
+    (
+        r"convmixer_\d+_\d+_ks\d+_p\d+(_relu)?(\.pth)?$|alexnet-owt-\w+$",
+        "imagenet1k",
+    ),  # the authors', torchvision's
 )
 #: The split with the images on which papers report, where it is not called test.
 _OFFICIAL_SPLIT = {"imagenet1k": "val"}

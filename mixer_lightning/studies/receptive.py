@@ -22,7 +22,7 @@ import numpy as np
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
-from mixer_lightning.config.from_checkpoint import check_there, label_of
+from mixer_lightning.config.from_checkpoint import check_there, labels_of
 from mixer_lightning.files import atomic_write
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.reports import markdown
@@ -173,14 +173,13 @@ def _trained(chosen: argparse.Namespace) -> Iterator[Subject]:
     from mixer_lightning.models.presets import model_node
     from mixer_lightning.targets import build
 
-    for text in chosen.checkpoints:
+    for text, name in zip(chosen.checkpoints, labels_of(chosen.checkpoints), strict=True):
         checkpoint = read(text)
         restored = restore(checkpoint, image_size=chosen.image_size)
         size, recipe = restored.image_size, checkpoint.recipe
         node = recipe["model"] if recipe else None
         if node is None and restored.name is not None:
             node = model_node(restored.name) | restored.parameters
-        name = label_of(text)
         if node is not None:
 
             def make(node: dict[str, Any] = node, size: int = size) -> nn.Module:

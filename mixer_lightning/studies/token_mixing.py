@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
-from mixer_lightning.config.from_checkpoint import check_there, label_of
+from mixer_lightning.config.from_checkpoint import check_there, labels_of
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.reports import markdown
 from mixer_lightning.reports import token_mixing as report
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     from mixer_lightning.reports import weights
     from mixer_lightning.studies.weight_facts import draw, examine
 
-    labels = _labels(chosen.checkpoints)
+    labels = labels_of(chosen.checkpoints)
     try:
         for checkpoint in chosen.checkpoints:
             check_there(checkpoint)
@@ -114,12 +114,3 @@ def main(argv: Sequence[str]) -> None:
     )
     markdown.write_page(Path(f"{stem}.md"), text)
     screen.say(f"written to {stem}.md, {', '.join(path.name for path in pictures)}")
-
-
-def _labels(checkpoints: Sequence[str]) -> list[str]:
-    """A word for each, no two the same."""
-    labels = [label_of(checkpoint) for checkpoint in checkpoints]
-    return [
-        f"{name}-{labels[: number + 1].count(name)}" if labels.count(name) > 1 else name
-        for number, name in enumerate(labels)
-    ]

@@ -21,7 +21,7 @@ from PIL import Image
 from conftest import ROOT, TINY
 from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.from_checkpoint import label_of
+from mixer_lightning.config.from_checkpoint import label_of, labels_of
 from mixer_lightning.config.overrides import quoted
 from mixer_lightning.config.recipe import EvaluationRecipe
 from mixer_lightning.engine.run import evaluate, refuse_another_evaluation, train
@@ -164,6 +164,7 @@ def test_checkpoints_have_names_of_their_own(run_dir):
     assert label_of(str(run_dir)) == label_of(str(run_dir / results.BEST)) == f"{folder}-{run_dir.name}"
     assert label_of(str(run_dir / results.LAST)) == f"{folder}-{run_dir.name}-last"
     assert label_of("~/weights/Mixer-B_16.npz") == "Mixer-B_16"
+    assert labels_of(["a/w.npz", "b/w.npz", "w-1.npz", "x.npz"]) == ["w-2", "w-3", "w-1", "x"]
     assert label_of("timm:mixer_b16_224.goog_in21k") == "mixer_b16_224.goog_in21k"
 
 

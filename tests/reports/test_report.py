@@ -298,6 +298,8 @@ def test_a_suite_without_imagenet_has_no_published_accuracy(tmp_path: Path):
         ("timm:resnetv2_152x4_bit.goog_in21k_ft_in1k", "imagenet21k"),  # arXiv 1912.11370: BiT-M
         ("timm:convnext_tiny.fb_in22k_ft_in1k", "imagenet21k"),
         ("timm:convnext_small.in12k_ft_in1k", ""),
+        ("here/convmixer_768_32_ks7_p7_relu.pth.tar", "imagenet1k"),  # locuslab/convmixer, README
+        ("alexnet-owt-7be5be79.pth", "imagenet1k"),
         ("timm:tf_efficientnet_l2.ns_jft_in1k", "jft300m_unlabelled"),  # Noisy Student: no labels of JFT
         ("timm:resnet50.fb_swsl_ig1b_ft_in1k", ""),
         ("timm:resmlp_12_224.fb_distilled_in1k", "imagenet1k with a teacher"),
