@@ -140,7 +140,7 @@ def test_every_figure_is_a_png_an_svg_and_in_the_page(page: Page):
     assert len(shown) >= len(names)
     assert all(trace["x"] for each in shown for trace in each["data"])
     grids = [trace for each in shown for trace in each["data"] if trace["type"] == "heatmap"]
-    grid, cells = sorted(grids, key=lambda trace: trace["y"] != ["8", "16"])  # of the sweep, and of the ablation
+    grid, cells = sorted(grids, key=lambda trace: trace["y"] != ["8", "16"])
     assert (cells["x"], cells["y"]) == (["3", "5", "9"], ["1", "2", "4"])
     assert (grid["x"], grid["y"]) == (["0.001", "0.01", "0.1"], ["8", "16"])
     assert grid["z"] == [[40.0, 30.0, None], [20.0, 50.5, 10.0]]
