@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NOISE = 2.0  # points between two seeds of a short run, of which a difference is no finding
 NOTHING = 0.1  # points of a published difference that stands for none
+#: Of a user's run that came within .14 points of the paper (locuslab/convmixer, issue 15).
+REPRODUCTION_EPOCHS = 200
 #: Columns by which a CSV file is known to be of this study.
 COLUMNS = ("change", "what", "patch_size", "kernel_size", "seed", "accuracy", "difference")
 BASELINE = "baseline"
@@ -265,6 +267,11 @@ def verdict(rows: Sequence[Line], *, epochs: float) -> str:
         sentences.append(
             f"After {epochs:.2g} epochs the training is still far from overfitting, so that less augmentation helps: "
             f"{', '.join(free)}."
+        )
+    if epochs < REPRODUCTION_EPOCHS / 10:
+        sentences.append(
+            f"A reproduction of the paper takes {REPRODUCTION_EPOCHS} epochs: runs of {epochs:.2g} say how fast a "
+            "network learns at first, not what it reaches."
         )
     several = any(each.deviation is not None for each in cells.values())
     why = "two deviations over seeds" if several else "one run each: a second seed may differ by as much"

@@ -56,7 +56,7 @@ CONVMIXER_ABLATION = PublishedTable(
     "top-1",
     (
         "Top-1 in percent; differences in points to the network as it is, of the same seed.",
-        "Published numbers are UNVERIFIED as the rows say: the paper itself could not be read.",
+        "Published numbers are UNVERIFIED: the paper itself could not be read.",
         "Differences of residual, LayerNorm and patches are quoted by another source, others follow from accuracies.",
         "A user of the authors' code quotes 96.03 for patch 1 and kernel 9 from table 4.",
         "What LayerNorm takes together in the paper is not known; here it is the channels of each position.",

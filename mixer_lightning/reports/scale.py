@@ -5,6 +5,7 @@ As figures 2 (right) and 3 of the Mixer paper (arXiv 2105.01601): one point a ne
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -47,6 +48,11 @@ class Point(NamedTuple):
     def training_macs(self) -> float:
         """Multiply-accumulates of the training: a forward pass for every image seen, and twice that backwards."""
         return 3 * 1e9 * self.gmacs * self.images_seen
+
+    @property
+    def epochs(self) -> float:
+        """Passes over its training images."""
+        return self.images_seen / self.train_images
 
     @property
     def size(self) -> str:
@@ -169,6 +175,7 @@ TABLE = (
     "parameters, M",
     "GMACs",
     "images seen",
+    "epochs",
     "accuracy, %",
     "std",
     "seeds",
@@ -188,6 +195,7 @@ def cells(found: Sequence[Point]) -> list[list[str]]:
             _millions(each.parameters),
             f"{each.gmacs:.3g}",
             f"{each.images_seen:,.0f}",
+            f"{each.epochs:.3g}",
             f"{each.accuracy:.1f}",
             "" if each.deviation is None else f"{each.deviation:.1f}",
             str(each.seeds),
@@ -218,15 +226,29 @@ def verdict(found: Sequence[Point]) -> str:
         sentences.append(
             f"{claim} {_shows(gain, limit)}: {large} {ends[1].accuracy:.1f} %, {small} {ends[0].accuracy:.1f} %."
         )
-    gains = {}
+    gains, falls = {}, []
     for model in models:
         curve = [each for each in found if each.model == model and each.image_size == sizes[0]]
         if len(curve) > 1:
             gains[model] = curve[-1].accuracy - curve[0].accuracy
+        falls += [
+            f"{model} {after.accuracy - before.accuracy:+.1f} from {before.percent:g} to {after.percent:g} %"
+            for before, after in itertools.pairwise(curve)
+            if before.accuracy - after.accuracy > limit
+        ]
     if gains:
         told = ", ".join(f"{model} {gain:+.1f}" for model, gain in gains.items())
         claim = "That more training images make it more accurate"
-        sentences.append(f"{claim} {_shows(min(gains.values()), limit)} for every network: {told} points.")
+        sentences.append(
+            f"{claim} {_shows(min(gains.values()), limit)} for every network between the smallest part and the "
+            f"largest: {told} points."
+        )
+    if falls:
+        epochs = [each.epochs for each in found if each.percent == largest]
+        sentences.append(
+            f"On the way it falls: {', '.join(falls)}; the trainings go {min(epochs):.1f} times through the "
+            "largest part, and more often through a smaller one."
+        )
     if len(gains) > 1:
         more = gains[large] - gains[small]
         claim = "That a larger network makes more of more images"

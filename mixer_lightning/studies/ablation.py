@@ -248,21 +248,19 @@ def _write(
     """The tables on the screen; rows, page and picture."""
     from mixer_lightning.reports import ablation as report  # matplotlib: seconds
 
-    rows = rows_of(cells, costs)
     recipe = cells[0].run.recipe
     data = str(recipe.data.get("name") or recipe.choices["data"])
+    path = asked.chosen.out / f"ablation_{file_name(data)}.csv"
+    rows = training_runs.write_rows(path, rows_of(cells, costs))
     screen.table("", *report.grid_cells(rows))
     screen.table("", report.CHANGE_TABLE, report.change_cells(rows))
-    epochs = rows[0]["images_seen"] / rows[0]["train_images"]
+    epochs = float(rows[0]["images_seen"]) / float(rows[0]["train_images"])
     screen.say(report.verdict(rows, epochs=epochs))
-    out = asked.chosen.out
-    path = out / f"ablation_{file_name(data)}.csv"
-    results.write_rows(path, rows, digits=4)
     report.draw(path.with_suffix(".png"), rows, data=data)
     text = report.page(
         rows,
         title=f"Ablation of ConvMixer on {data}",
-        introduction=_introduction(cells, str(rows[0]["metric"]), epochs),
+        introduction=_introduction(cells, rows[0], epochs),
         picture=path.with_suffix(".png").name,
         epochs=epochs,
         provenance=[
@@ -278,12 +276,12 @@ def _write(
     screen.say(f"written to {path}, .md and .png")
 
 
-def _introduction(cells: Sequence[Cell], metric: str, epochs: float) -> str:
+def _introduction(cells: Sequence[Cell], row: Mapping[str, str], epochs: float) -> str:
     recipe = cells[0].run.recipe
     node = recipe.model
     return (
-        f"{metric} of {markdown.escape(recipe.choices['model'])} (dim {node['dim']}, depth {node['depth']}) after "
-        f"{recipe.duration} of {recipe.batch_size} images of {recipe.image_size} px, {epochs:.2g} epochs. Patch and "
-        f"kernel below; each part is exchanged at patch {node['patch_size']} and kernel {node['kernel_size']}, framed "
-        "in the picture."
+        f"{row['metric']}{training_runs.on_images(row)} of {markdown.escape(recipe.choices['model'])} (dim "
+        f"{node['dim']}, depth {node['depth']}) after {recipe.duration} of {recipe.batch_size} images of "
+        f"{recipe.image_size} px, {epochs:.2g} epochs. Patch and kernel below; each part is exchanged at patch "
+        f"{node['patch_size']} and kernel {node['kernel_size']}, framed in the picture."
     )

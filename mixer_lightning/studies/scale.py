@@ -197,14 +197,9 @@ def _part(train_split: str, percent: float) -> str:
 # ---------------------------------------------------------------------------------------------- what is written
 
 
-def _write(
-    asked: Settings, cells: Sequence[Cell], costs: Mapping[Path, Cost], argv: Sequence[str], screen: Screen
-) -> None:
-    """The table on the screen; rows, page and pictures."""
-    from mixer_lightning.reports import scale as report  # matplotlib: seconds
-    from mixer_lightning.reports.chart_files import draw_png
-
-    rows = [
+def rows_of(cells: Sequence[Cell], costs: Mapping[Path, Cost]) -> list[dict[str, Any]]:
+    """A row for every run."""
+    return [
         {
             "model": cell.model,
             "conf_model": cell.conf_model,
@@ -215,14 +210,23 @@ def _write(
         }
         for cell in cells
     ]
+
+
+def _write(
+    asked: Settings, cells: Sequence[Cell], costs: Mapping[Path, Cost], argv: Sequence[str], screen: Screen
+) -> None:
+    """The table on the screen; rows, page and pictures."""
+    from mixer_lightning.reports import scale as report  # matplotlib: seconds
+    from mixer_lightning.reports.chart_files import draw_png
+
     first = cells[0].run.recipe
     data = str(first.data.get("name") or first.choices["data"])
+    out = asked.chosen.out
+    path = out / f"scale_{file_name(data)}.csv"
+    rows = training_runs.write_rows(path, rows_of(cells, costs))
     found = report.points(rows)
     screen.table("", report.TABLE, report.cells(found))
     screen.say(report.verdict(found))
-    out = asked.chosen.out
-    path = out / f"scale_{file_name(data)}.csv"
-    results.write_rows(path, rows, digits=4)
     charts = [
         chart
         for make in (report.model_scale, report.data_scale)
@@ -233,7 +237,7 @@ def _write(
     text = report.page(
         found,
         title=f"Scale on {data}",
-        introduction=_introduction(asked, cells, str(rows[0]["metric"])),
+        introduction=_introduction(asked, cells, rows[0]),
         pictures={f"{chart.name}.png": chart.title for chart in charts},
         networks=_networks(cells),
         provenance=[
@@ -249,16 +253,16 @@ def _write(
     screen.say(f"written to {path}, .md and {len(charts)} pictures")
 
 
-def _introduction(asked: Settings, cells: Sequence[Cell], metric: str) -> str:
+def _introduction(asked: Settings, cells: Sequence[Cell], row: Mapping[str, str]) -> str:
     recipe = cells[-1].run.recipe
     held = {
         "steps": "All parts of the training set have the steps of the whole, and so see as many images",
         "epochs": "All parts of the training set have the epochs of the whole, and so fewer steps",
     }[asked.chosen.fixed]
     return (
-        f"{metric} of networks trained from scratch on parts of the training set, the smaller in the larger. {held}; "
-        f"on the whole set {recipe.duration} of {recipe.batch_size} images. Time is of {recipe.trainer['accelerator']} "
-        "as other work on the machine left it; multiply-accumulates of a training are three forward passes for every "
+        f"{row['metric']}{training_runs.on_images(row)} of networks trained from scratch on parts of the training set, "
+        f"the smaller in the larger. {held}; on the whole set {recipe.duration} of {recipe.batch_size} images. Times "
+        "hold whatever else ran on the machine; multiply-accumulates of a training are three forward passes for every "
         "image seen."
     )
 

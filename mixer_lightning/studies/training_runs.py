@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -185,7 +186,8 @@ def train_all(runs: Sequence[Run], screen: Screen) -> int:
 def outcome(each: Run, cost: Cost) -> dict[str, Any]:
     """The end of a row of results: what came out of a finished run, and what it cost.
 
-    `metric` is the one that runs are compared by, `accuracy` its last value, a fraction.
+    `metric` is the one that runs are compared by, `accuracy` its last value, a fraction; `eval_images` "" where it is
+    not of all images of a split.
     """
     result = results.read_result(each.run_dir, whole=True)
     assert result is not None
@@ -199,11 +201,24 @@ def outcome(each: Run, cost: Cost) -> dict[str, Any]:
         "steps": steps,
         "images_seen": steps * each.recipe.batch_size,
         "train_images": int(result["images"]["train"]),
+        "eval_images": result["images"].get(metric.partition("/")[0], ""),
         "parameters": cost.parameters,
         "gmacs": cost.macs / 1e9,
         "images_per_second": float(result["images_per_second"]),
         "device_seconds": 86400 * float(result["device_days"]),
     }
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Write a CSV file; its rows, which pages and figures are made from."""
+    results.write_rows(path, rows, digits=4)
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def on_images(row: Mapping[str, str]) -> str:
+    """On how many images the accuracy of a row was measured, in words; "" where it does not say."""
+    return f" on {int(row['eval_images']):,} images" if row["eval_images"] else ""
 
 
 def costs_of(runs: Sequence[Run], *, num_classes: int) -> dict[Path, Cost]:

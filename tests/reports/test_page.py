@@ -133,12 +133,15 @@ def test_every_figure_is_a_png_an_svg_and_in_the_page(page: Page):
     names = {name.partition(".")[0] for name in files}
     assert files == sorted(f"{name}.{kind}" for name in names for kind in ("png", "svg"))
     assert {"pareto", "model_scale", "convmixer", "curves", "throughput_results_step_speed_cpu"} <= names
-    assert "curves_results_shuffling_cifar10" in names
+    studied = {"curves_results_shuffling_cifar10", "results_ablation_cifar10"}
+    assert studied | {"results_scale_cifar10_models", "results_scale_cifar10_data"} <= names
     assert any(name.startswith("heat_map_") for name in names)
     shown = [json.loads(script.text or "") for script in root.iter("script") if script.get("type")]
     assert len(shown) >= len(names)
     assert all(trace["x"] for each in shown for trace in each["data"])
-    (grid,) = (trace for each in shown for trace in each["data"] if trace["type"] == "heatmap")
+    grids = [trace for each in shown for trace in each["data"] if trace["type"] == "heatmap"]
+    grid, cells = sorted(grids, key=lambda trace: trace["y"] != ["8", "16"])
+    assert (cells["x"], cells["y"]) == (["3", "5", "9"], ["1", "2", "4"])
     assert (grid["x"], grid["y"]) == (["0.001", "0.01", "0.1"], ["8", "16"])
     assert grid["z"] == [[40.0, 30.0, None], [20.0, 50.5, 10.0]]
     ElementTree.parse(folder / "figures" / "pareto.svg")

@@ -7,9 +7,10 @@ import re
 
 import pytest
 
+from conftest import ROOT
 from mixer_lightning import results
 from mixer_lightning.reports import ablation as report
-from mixer_lightning.reports import published
+from mixer_lightning.reports import markdown, published
 from mixer_lightning.reports.sources import collect
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies import ablation
@@ -146,6 +147,8 @@ def test_the_verdict_follows_the_numbers():
     )
     assert "Other than published: no_erasing +5.0 (-0.64)" in said
     assert "After 0.5 epochs" in said
+    assert "runs of 0.5 say how fast a network learns at first" in said
+    assert "learns at first" not in report.verdict(rows, epochs=100)
     seeds = [row("baseline", accuracy=a, seed=i) for i, a in enumerate((0.5, 0.54))]
     assert report.noise(seeds) == pytest.approx(2 * 8**0.5)  # of 50 and 54 %
 
@@ -182,3 +185,13 @@ def test_a_wrong_setting_is_named(argv, message, capsys, tmp_path):
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_committed_page_is_what_its_rows_give():
+    with (ROOT / "results/ablation_cifar10.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    text = (ROOT / "results/ablation_cifar10.md").read_text()
+    epochs = float(rows[0]["images_seen"]) / float(rows[0]["train_images"])
+    assert markdown.escape(report.verdict(rows, epochs=epochs)) in text
+    assert "\n".join(markdown.table(*report.grid_cells(rows))) in text
+    assert "\n".join(markdown.table(report.CHANGE_TABLE, report.change_cells(rows))) in text

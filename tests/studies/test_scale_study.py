@@ -7,10 +7,12 @@ import re
 
 import pytest
 
+from conftest import ROOT
 from mixer_lightning import results
 from mixer_lightning.config.recipe import Duration
 from mixer_lightning.data.sources.digits import digits
 from mixer_lightning.data.splits import choose
+from mixer_lightning.reports import markdown
 from mixer_lightning.reports import scale as report
 from mixer_lightning.studies import scale
 
@@ -64,6 +66,7 @@ def test_from_the_command_line_to_rows_page_and_pictures(tmp_path, capsys):
     assert float(rows[0]["accuracy"]) == pytest.approx(final["metrics"]["test/top1"], rel=1e-3)
     text = (tmp_path / "out/scale_digits.md").read_text()
     assert "| tiny | 8 | 10 |" in text
+    assert "test/top1 on 360 images of networks" in text
     assert "That a larger network makes more of more images" in text
     assert "3, 10, 30 and 100 % of JFT-300M" in text
     pictures = re.findall(r"\((scale_digits_\w+\.png)\)", text)
@@ -149,11 +152,21 @@ def test_points_are_means_over_seeds_and_their_cost_is_three_forward_passes():
 def test_the_verdict_follows_the_numbers():
     said = report.verdict(report.points(rows([0.2, 0.5, 0.3, 0.8])))
     assert "more accurate on the whole set shows here: large 80.0 %, small 50.0 %." in said
-    assert "shows here for every network: small +30.0, large +50.0 points" in said
+    assert (
+        "shows here for every network between the smallest part and the largest: small +30.0, large +50.0"
+        in said
+    )
+    assert "falls" not in said
     assert "makes more of more images shows here: +20.0 points" in said
     reversed_ = report.verdict(report.points(rows([0.2, 0.5, 0.2, 0.4])))
     assert "on the whole set is reversed here" in reversed_
     assert "makes more of more images is reversed here: -10.0 points" in reversed_
+    half = [{**each, "percent": 50, "accuracy": 0.6} for each in rows([0.2, 0.5, 0.3, 0.8])[::2]]
+    told = report.verdict(report.points([*rows([0.2, 0.5, 0.3, 0.8]), *half]))
+    assert (
+        "On the way it falls: small -10.0 from 50 to 100 %; the trainings go 2.0 times through the largest"
+        in told
+    )
     assert "does not show here" in report.verdict(report.points(rows([0.2, 0.5, 0.2, 0.51])))
     sizes = [*rows([0.2, 0.5, 0.3, 0.8]), *rows([0.2, 0.4, 0.3, 0.9], image_size=64)]
     assert "64 px are better than 32 px is reversed here" in report.verdict(report.points(sizes))
@@ -195,3 +208,12 @@ def test_a_wrong_setting_is_named(argv, message, capsys, tmp_path):
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_committed_page_is_what_its_rows_give():
+    with (ROOT / "results/scale_cifar10.csv").open() as file:
+        found = report.points(csv.DictReader(file))
+    text = (ROOT / "results/scale_cifar10.md").read_text()
+    assert markdown.escape(report.verdict(found)) in text
+    assert "\n".join(markdown.table(report.TABLE, report.cells(found))) in text
+    assert report.PUBLISHED in text
