@@ -17,11 +17,6 @@ from mixer_lightning import launcher, results
 from mixer_lightning.files import fsync
 from mixer_lightning.kernels import activation_norm, depthwise
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 State = Literal["ok", "warning", "failure"]
 
 GB = 10**9
@@ -146,8 +141,10 @@ def cores() -> Finding:
 
 def open_files() -> Finding:
     """The limit of open files: shards and sockets are some."""
-    if resource is None:
-        return Finding("open files", "ok", "no limit here")
+    try:
+        import resource
+    except ImportError:
+        return Finding("open files", "ok", "no limit on Windows")
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < MIN_OPEN_FILES:
         may = f"ulimit -n {most if 0 <= most < 65536 else 65536}"

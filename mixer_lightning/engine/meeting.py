@@ -55,7 +55,7 @@ class Meeting:
         self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         try:
-            store = dist.TCPStore(
+            store = dist.TCPStore(  # type: ignore[attr-defined]
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 world_size=None,
@@ -66,7 +66,7 @@ class Meeting:
         except (RuntimeError, ValueError) as error:  # torch's DistNetworkError is a RuntimeError
             raise ConnectionError(f"{self.address} cannot be reached within {seconds:g} s") from error
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = dist.PrefixStore(f"doctor/{restarts}", store)
+        self.store = dist.PrefixStore(f"doctor/{restarts}", store)  # type: ignore[attr-defined]
 
     def arrive(self, findings: Sequence[Finding]) -> None:
         """Say that this process has come, and what it has found."""
@@ -131,7 +131,7 @@ def together(meeting: Meeting, *, out: Path, megabytes: int, in_time: Callable[[
     backend = "nccl" if machine.device_type == "cuda" else "gloo"
     if machine.device_type == "cuda":
         torch.cuda.set_device(machine.device)
-    group = dist.PrefixStore("group", meeting.store)
+    group = dist.PrefixStore("group", meeting.store)  # type: ignore[attr-defined]
     dist.init_process_group(
         backend, store=group, rank=launch.rank, world_size=launch.world_size, timeout=limit
     )
