@@ -99,7 +99,7 @@ def num_classes_of(name: str, checkpoint: Checkpoint) -> int | None:
         return 0
     if checkpoint.num_classes is None:
         raise ValueError(
-            f"{checkpoint.path} does not tell how many classes it has, of which the head of {name} has no weights: say "
+            f"{checkpoint.path} does not tell its number of classes, since the head of {name} has no weights: say "
             "num_classes=<number>"
         )
     return checkpoint.num_classes

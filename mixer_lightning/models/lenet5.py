@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_lightning.models.lecun1989 import TableConv2d, init_uniform_by_fan_in
-from mixer_lightning.models.patches import check_square, refuse_stochastic_depth
+from mixer_lightning.models.patches import check_square, refuse_stochastic_depth, what_works
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
 #: Table I of the paper: for each map of C3 the maps of S2 that it sees.
@@ -139,10 +139,8 @@ def squash(a: Tensor) -> Tensor:
 def side_of_s4(image_size: int) -> int:
     """Units along a side of S4; ValueError where the poolings leave a row over or nothing is left."""
     if image_size < 16 or image_size % 4:
-        below, above = image_size // 4 * 4, max(image_size // 4 + 1, 4) * 4
-        sizes = f"{below} and {above} work" if below >= 16 else f"{above} works"
         raise ValueError(
             f"image_size {image_size} does not go through LeNet-5, which takes multiples of 4 from 16 px: "
-            f"{sizes}, and 32 is the size of the paper"
+            f"{what_works(image_size, 4, smallest=16)}, and 32 is the size of the paper"
         )
     return (image_size - 12) // 4

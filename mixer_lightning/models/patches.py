@@ -16,10 +16,10 @@ def grid_size(*, image_size: int, patch_size: int) -> int:
     return image_size // patch_size
 
 
-def what_works(image_size: int, multiple: int) -> str:
-    """'224 and 240 work': the next multiples on both sides of a size that is none."""
+def what_works(image_size: int, multiple: int, *, smallest: int = 1) -> str:
+    """'224 and 240 work': the next multiples on both sides of a size that is none, and no smaller one than allowed."""
     below, above = image_size // multiple * multiple, (image_size // multiple + 1) * multiple
-    return f"{below} and {above} work" if below else f"{above} works"
+    return f"{below} and {above} work" if below >= smallest else f"{max(above, smallest)} works"
 
 
 def check_blocks_fill(*, image_size: int, block_size: int) -> None:

@@ -200,7 +200,7 @@ def test_a_file_without_codes_needs_the_number_of_classes(tmp_path: Path) -> Non
     trained = LeNet5(num_classes=10, image_size=32).eval()
     torch.save(trained.state_dict(), tmp_path / "lenet.pt")
     with pytest.raises(
-        ValueError, match=r"of which the head of lenet_5 has no weights: say num_classes=<number>"
+        ValueError, match=r"since the head of lenet_5 has no weights: say num_classes=<number>"
     ):
         restore(tmp_path / "lenet.pt")
     restored = restore(tmp_path / "lenet.pt", num_classes=10)
