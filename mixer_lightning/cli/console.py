@@ -17,6 +17,7 @@ COMMANDS = {
     "transfer": "the Mixer paper's transfer table from one checkpoint",
     "prepare": "write any data set as shards",
     "models": "the table of backbones",
+    "doctor": "check versions, devices, disk and the network between processes",
     "report": "tables, figures and one page of results, beside the published ones",
     "study": "measurements of input pipelines and training steps",
 }
@@ -52,6 +53,8 @@ def program(command: str) -> Callable[[Sequence[str]], int]:
         from mixer_lightning.cli.prepare import main
     elif command == "models":
         from mixer_lightning.cli.models import main
+    elif command == "doctor":
+        from mixer_lightning.cli.doctor import main
     elif command == "report":
         from mixer_lightning.cli.report import main
     else:

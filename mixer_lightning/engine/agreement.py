@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
 from mixer_lightning import results
@@ -22,7 +21,7 @@ from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data import identity
 from mixer_lightning.engine.callbacks import StepCallback
 from mixer_lightning.engine.classifier import Classifier
-from mixer_lightning.engine.distributed import is_distributed
+from mixer_lightning.engine.distributed import gather_objects, is_distributed
 
 PACKAGE = Path(__file__).parents[1]
 SHOWN = 5  # of what differs
@@ -118,14 +117,7 @@ class Agreement(StepCallback):
             data=self.of_data,
             step=module.step,
         )
-        if len(set(_gathered(mine.digest()))) > 1:  # all the rest is gathered only to say what differs
-            what = disagreement(_gathered(mine))
+        if len(set(gather_objects(mine.digest()))) > 1:  # all the rest is gathered only to say what differs
+            what = disagreement(gather_objects(mine))
             if what is not None:
                 raise RuntimeError(what)
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The value of each process, on all of them."""
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found

@@ -20,6 +20,15 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """The value of each process, in the order of their numbers, on all of them."""
+    found: list[Any] = [value]
+    if is_distributed():
+        found *= torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def average_batch_norm(model: nn.Module) -> None:
     """Give every process the mean of all processes' BatchNorm statistics (timm's `--dist-bn reduce`)."""
     if not is_distributed():

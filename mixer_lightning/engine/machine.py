@@ -180,13 +180,18 @@ class Machine:
             return []
         return [SLURMEnvironment(auto_requeue=False) if launched() is not None else LightningEnvironment()]
 
+    @staticmethod
+    def say_where_to_meet() -> None:
+        """Set MASTER_ADDR and MASTER_PORT where they are not: torchrun says where, of srun Lightning knows."""
+        if "MASTER_ADDR" not in os.environ:
+            slurm = SLURMEnvironment(auto_requeue=False)
+            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+
     def init_process_group(self) -> None:
         """Meet the other processes of this run, where Lightning's Trainer does not do so."""
         if self.world_size == 1:
             return
-        if "MASTER_ADDR" not in os.environ:  # torchrun says where; of srun Lightning knows
-            slurm = SLURMEnvironment(auto_requeue=False)
-            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+        self.say_where_to_meet()
         if self.device_type == "cuda":
             torch.cuda.set_device(self.local_rank)
         torch.distributed.init_process_group(

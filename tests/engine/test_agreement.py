@@ -119,5 +119,5 @@ def test_one_changed_line_of_the_package_is_another_version(tmp_path: Path) -> N
 
 
 def test_a_single_process_compares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "_gathered", lambda value: pytest.fail("a collective call"))
+    monkeypatch.setattr(agreement, "gather_objects", lambda value: pytest.fail("a collective call"))
     Agreement(None, {}).on_begin(None, None)  # type: ignore[arg-type]
