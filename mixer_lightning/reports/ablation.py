@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mixer_lightning.reports import markdown, published
 from mixer_lightning.reports.charts import Chart, HeatMap
 from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED, PUBLISHED, Cell, Row, Source, Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 NOISE = 2.0  # points between two seeds of a short run, of which a difference is no finding
 NOTHING = 0.1  # points of a published difference that stands for none
@@ -27,6 +23,7 @@ COLUMNS = ("change", "what", "patch_size", "kernel_size", "seed", "accuracy", "d
 BASELINE = "baseline"
 #: The published rows of patches are of this kernel, the knee of the paper's table, as far as is known.
 PUBLISHED_KERNEL = 9
+PATCH_KEYS = {1: BASELINE, 2: "patch_2", 4: "patch_4"}
 #: Parts of training, not of the network: a short training can do without what a long one needs.
 REGULARISATION = ("no_mixing", "no_erasing", "no_rand_augment", "no_crop", "no_flip", "no_jitter")
 
@@ -80,8 +77,8 @@ def changes(rows: Sequence[Line]) -> list[Change]:
         difference = None
         if members and key != BASELINE:
             difference = statistics.fmean(float(row["difference"]) for row in members)
-        if key in ("patch_2", "patch_4"):
-            pair = [cells.get((int(patch), PUBLISHED_KERNEL)) for patch in (key[-1], 1)]
+        for patch in (patch for patch, name in PATCH_KEYS.items() if name == key != BASELINE):
+            pair = [cells.get((each, PUBLISHED_KERNEL)) for each in (patch, 1)]
             if pair[0] and pair[1]:
                 measured, difference = pair[0], pair[0].accuracy - pair[1].accuracy
         found.append(
@@ -136,7 +133,6 @@ def tables(studies: Sequence[StudyTable]) -> list[Table]:
         for study in studies
         if set(COLUMNS) <= set(study.columns)
         for number, row in enumerate(study.rows, start=1)
-        if row["change"]
     ]
     if not rows:
         return []
@@ -153,12 +149,18 @@ def tables(studies: Sequence[StudyTable]) -> list[Table]:
                 PUBLISHED, file, (*cells, Cell(""), Cell(f"{row['source']}; unverified: {row['unverified']}"))
             )
         )
-        lines += [_measured(*each) for each in rows if each[2]["change"] == row["key"]]
-    others = {row["key"] for row in printed}
+        lines += [_measured(*each) for each in rows if row["key"] in (each[2]["change"], _patch_key(each[2]))]
+    others = {"", *(row["key"] for row in printed)}
     lines += [_measured(*each) for each in rows if each[2]["change"] not in others]
     made = {study.path.as_posix(): study.made for study, _, _ in rows}
     columns = ("change", "top-1", "difference", "seed", "source")
     return [Table(paper.name, paper.title, columns, tuple(lines), paper.notes, made)]
+
+
+def _patch_key(row: Line) -> str:
+    """The key of the published row that a cell of the grid is compared with; "" for another."""
+    is_cell = row["change"] in ("", BASELINE) and int(row["kernel_size"]) == PUBLISHED_KERNEL
+    return PATCH_KEYS.get(int(row["patch_size"]), "") if is_cell else ""
 
 
 def _measured(study: StudyTable, number: int, row: Mapping[str, str]) -> Row:
@@ -310,97 +312,3 @@ def page(
         *provenance,
     ]
     return "\n".join(lines) + "\n"
-
-
-# ------------------------------------------------------------------------------------------------- picture
-
-
-def draw(path: Path, rows: Sequence[Line], *, data: str) -> None:
-    """A PNG: accuracy over patch and kernel as a heat map, and differences of the changes beside the published."""
-    from mixer_lightning.reports.figures import label, new_figure, save_figure  # matplotlib: seconds
-
-    shown = [each for each in changes(rows) if each.difference is not None]
-    kernels = {kernel for _, kernel in grid(rows)}
-    left = 1.6 + 0.9 * len(kernels)
-    figure = new_figure(left + 6.2 * bool(shown), max(2.6 + 0.2 * len(kernels), 1.4 + 0.42 * len(shown)))
-    axes = figure.subplots(1, 2 if shown else 1, squeeze=False, width_ratios=[left, 5.0] if shown else None)[
-        0
-    ]
-    _heat_map(axes[0], rows)
-    axes[0].set_title(f"top-1 on {label(data)}, %", loc="left", fontsize=10)
-    if shown:
-        _bars(axes[1], shown, limit=noise(rows))
-    save_figure(figure, path)
-
-
-def _heat_map(axes: Axes, rows: Sequence[Line]) -> None:
-    cells = grid(rows)
-    patches, kernels = (sorted({place[i] for place in cells}) for i in (0, 1))
-    values = [
-        [cells[patch, kernel].accuracy if (patch, kernel) in cells else float("nan") for kernel in kernels]
-        for patch in patches
-    ]
-    image = axes.imshow(values, cmap="viridis", aspect="auto")
-    low, high = image.get_clim()
-    own = next((row for row in rows if row["change"] == BASELINE), None)
-    for (patch, kernel), mean in cells.items():
-        x, y = kernels.index(kernel), patches.index(patch)
-        is_dark = mean.accuracy < (low + high) / 2
-        colour = "white" if is_dark else "black"
-        axes.text(x, y, str(mean), ha="center", va="center", color=colour, fontsize=10)
-        if own and (int(own["patch_size"]), int(own["kernel_size"])) == (patch, kernel) and len(cells) > 1:
-            axes.add_patch(_frame(x, y))
-    axes.set_xticks(range(len(kernels)), [str(kernel) for kernel in kernels])
-    axes.set_yticks(range(len(patches)), [str(patch) for patch in patches])
-    axes.set_xlabel("kernel")
-    axes.set_ylabel("patch")
-
-
-def _frame(x: float, y: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor="#d55e00", linewidth=2)
-
-
-def _bars(axes: Axes, shown: Sequence[Change], *, limit: float) -> None:
-    from mixer_lightning.reports.figures import label
-
-    axes.axvspan(-limit, limit, color="0.92", zorder=0, label=f"within {limit:.1f} points")
-    places = range(len(shown))
-    axes.barh(
-        places, [each.difference or 0.0 for each in shown], height=0.55, color="#0072b2", label=MEASURED
-    )
-    told = [
-        (y, float(each.published_difference))
-        for y, each in zip(places, shown, strict=True)
-        if each.published_difference
-    ]
-    axes.scatter(
-        [x for _, x in told],
-        [y for y, _ in told],
-        marker="D",
-        facecolors="white",
-        edgecolors="#d55e00",
-        linewidths=1.6,
-        zorder=3,
-        label="published, unverified",
-    )
-    for y, each in zip(places, shown, strict=True):
-        x = each.difference or 0.0
-        axes.annotate(
-            f"{x:+.1f}",
-            (x, y),
-            xytext=(4 if x >= 0 else -4, 0),
-            textcoords="offset points",
-            ha="left" if x >= 0 else "right",
-            va="center",
-            fontsize=8,
-        )
-    axes.set_yticks(places, [label(each.what, 50) for each in shown], fontsize=9)
-    axes.invert_yaxis()
-    axes.margins(x=0.18)
-    axes.axvline(0, color="0.3", linewidth=0.8)
-    axes.set_xlabel("difference in accuracy, points")
-    axes.set_title("one part exchanged", loc="left", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="best")

@@ -226,7 +226,12 @@ def _size(row: Mapping[str, str]) -> str:
 
 
 def throughput(study: StudyTable) -> Chart | None:
-    """Bars of a study's rates, a panel for each mode that it names, fastest first; None where it has no rates."""
+    """Bars of a study's rates, a panel for each mode that it names, fastest first; None where it has no rates.
+
+    Nor where rows tell what trainings have reached, beside which other work may have gone on.
+    """
+    if "accuracy" in study.columns:
+        return None
     rates = [name for name in study.columns if name == RATE or name.endswith(f"_{RATE}")]
     modes: dict[str, list[dict[str, str]]] = {}
     for row in study.rows:

@@ -247,6 +247,7 @@ def _write(
 ) -> None:
     """The tables on the screen; rows, page and picture."""
     from mixer_lightning.reports import ablation as report  # matplotlib: seconds
+    from mixer_lightning.reports.ablation_picture import draw
 
     recipe = cells[0].run.recipe
     data = str(recipe.data.get("name") or recipe.choices["data"])
@@ -256,7 +257,7 @@ def _write(
     screen.table("", report.CHANGE_TABLE, report.change_cells(rows))
     epochs = float(rows[0]["images_seen"]) / float(rows[0]["train_images"])
     screen.say(report.verdict(rows, epochs=epochs))
-    report.draw(path.with_suffix(".png"), rows, data=data)
+    draw(path.with_suffix(".png"), rows, data=data)
     text = report.page(
         rows,
         title=f"Ablation of ConvMixer on {data}",

@@ -9,6 +9,8 @@ A part holds the images whose keys' hashes come first, so that the smaller lie i
 fixed=steps (as in arXiv 2105.01601, figure 2) every run has the steps of the run on the whole set, and sees a smaller
 part more often; with fixed=epochs the passes over it are the same, and the steps fewer.
 
+Accuracy is that of the recipe's evaluation, at the end; the paper's is evals=fewshot evals.fewshot.shots=[5].
+
 Keys of `mixer train` are for all runs; one that begins with a network's name is that network's alone. Writes
 <out>/scale_<data>.csv with a row for each run, a page and the pictures of model scale and data scale.
 """

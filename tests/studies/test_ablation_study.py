@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import re
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
 from mixer_lightning import results
 from mixer_lightning.reports import ablation as report
-from mixer_lightning.reports import markdown, published
+from mixer_lightning.reports import charts, markdown, published
 from mixer_lightning.reports.sources import collect
+from mixer_lightning.reports.study_files import StudyTable
+from mixer_lightning.reports.tables import Provenance
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies import ablation
 
@@ -67,6 +70,7 @@ def test_from_the_command_line_to_rows_page_and_picture(tmp_path, capsys):
     told = [(row.kind, row.cells[0].text) for row in table.rows]
     place = told.index(("published", "LayerNorm for BatchNorm"))
     assert told[place + 1] == ("measured", "LayerNorm for BatchNorm")
+    assert told[told.index(("published", "ConvMixer-256/8, patch 1")) + 1] == ("measured", "as it is")
     (chart,) = report.charts(collect([tmp_path / "out"], without=tmp_path / "nowhere").studies)
     (cells,) = chart.heat_maps
     assert (cells.rows, cells.columns) == (("1", "2"), ("3", "5"))
@@ -195,3 +199,22 @@ def test_the_committed_page_is_what_its_rows_give():
     assert markdown.escape(report.verdict(rows, epochs=epochs)) in text
     assert "\n".join(markdown.table(*report.grid_cells(rows))) in text
     assert "\n".join(markdown.table(report.CHANGE_TABLE, report.change_cells(rows))) in text
+
+
+def test_cells_of_the_papers_kernel_stand_below_its_patches():
+    rows = [
+        {key: str(value) for key, value in each.items()}
+        for each in (row("baseline", k=5, accuracy=0.5), row(p=1, accuracy=0.6), row(p=2, accuracy=0.55))
+    ]
+    study = StudyTable(Path("results/ablation_x.csv"), "X", list(rows[0]), rows, Provenance())
+    (table,) = report.tables([study])
+    told = [cells.cells[0].text for cells in table.rows]
+    assert told[:5] == [
+        "ConvMixer-256/8, patch 1",
+        "baseline",
+        "patch 1, kernel 9",
+        "patch 2 for 1",
+        "patch 2, kernel 9",
+    ]
+    timed = [{**each, "images_per_second": "100"} for each in rows]
+    assert charts.throughput(StudyTable(study.path, "X", list(timed[0]), timed, Provenance())) is None
