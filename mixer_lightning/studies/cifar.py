@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         *markdown.table(COLUMNS, lines),
     ]
     path = chosen.out / f"cifar_{device.type}.csv"
-    results.write_rows(path, rows, digits=4)
+    results.write_rows(path, rows, digits=6)
     markdown.write_page(path.with_suffix(".md"), "\n".join(text) + "\n")
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 

@@ -254,7 +254,7 @@ def main(argv: Sequence[str]) -> None:
         kind: fidelity(files[:1000], interpolation=kind) for kind in INTERPOLATIONS
     }
     path = chosen.out / "loader_cpu.csv"
-    results.write_rows(path, rows, digits=4)
+    results.write_rows(path, rows, digits=6)
     markdown.write_page(path.with_suffix(".md"), page(rows, chosen, argv, about, pixels))
     bars.draw(
         path.with_suffix(".png"),

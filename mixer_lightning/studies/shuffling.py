@@ -143,7 +143,7 @@ def _write(runs: Sequence[Run], chosen: argparse.Namespace, argv: Sequence[str],
     for model, proof in proofs.items():
         screen.say(f"{model}: {proof}")
     path = chosen.out / f"shuffling_{data}.csv"
-    results.write_rows(path, rows, digits=4)
+    results.write_rows(path, rows, digits=6)
     report.draw(path.with_suffix(".png"), rows, examples(runs), data=data, details=details(runs))
     markdown.write_page(path.with_suffix(".md"), "\n".join(page(runs, data, rows, proofs, argv)) + "\n")
     screen.say(f"written to {path}, .md and .png")

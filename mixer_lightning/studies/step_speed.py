@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
         rows += [about | row | {"rounds": chosen.rounds} for row in found]
         screen.table(f"{name}, {case.batch_size} images of {case.image_size} px", COLUMNS, map(shown, found))
         screen.say("")
-    results.write_rows(path, rows, digits=4)
+    results.write_rows(path, rows, digits=6)
     markdown.write_page(path.with_suffix(".md"), page(rows, device=device, argv=argv))
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 

@@ -12,9 +12,10 @@ import pytest
 
 from conftest import ROOT
 from mixer_lightning.models.presets import list_models
-from mixer_lightning.reports import convolutions, markdown, receptive, throughput, token_mixing
+from mixer_lightning.reports import convolutions, markdown, receptive, shuffling, throughput, token_mixing
 from mixer_lightning.reports.study_files import made_by
 from mixer_lightning.reports.study_files import read as read_study
+from mixer_lightning.studies.shuffling import verdict
 from mixer_lightning.studies.throughput_runs import plans
 
 RESULTS = ROOT / "results"
@@ -70,6 +71,15 @@ def again(name: str) -> str:
 def test_a_committed_page_is_what_its_rows_give(name: str):
     generated, _, _ = (RESULTS / f"{name}.md").read_text().partition(f"\n{markdown.NOTES}\n")
     assert generated.strip() == again(name).strip()
+
+
+def test_what_shuffled_pixels_show_follows_from_the_committed_rows():
+    rows = [
+        row | {shuffling.ACCURACY: float(row[shuffling.ACCURACY])} for row in rows_of("shuffling_cifar10")
+    ]
+    page = (RESULTS / "shuffling_cifar10.md").read_text()
+    unaware = re.findall(r"^\* (\w+): .*: the logits are the same\.$", page, re.MULTILINE)
+    assert f"{markdown.FINDING}\n\n{verdict(shuffling.drops(rows), unaware=unaware)}\n" in page
 
 
 def test_notes_stay_where_a_page_is_written_again(tmp_path: Path):
