@@ -97,6 +97,21 @@ def image_size(name: str) -> int:
     return int(_config(name)["input_size"][-1])
 
 
+def validation_view(name: str) -> dict[str, float]:
+    """Where timm validates the weights of one of `names` on other images than they were trained on: how.
+
+    `image_size` in pixels and `eval_crop`; empty where timm does not.
+    """
+    config = _config(name)
+    size, crop = config.get("test_input_size"), config.get("test_crop_pct")
+    if size is None and crop is None:
+        return {}
+    return {
+        "image_size": int((size or config["input_size"])[-1]),
+        "eval_crop": float(crop if crop is not None else config["crop_pct"]),
+    }
+
+
 def read_config(path: Path, family: Family | None) -> dict[str, Any]:
     """The preprocessing from the config.json in the folder of a file of weights, as on the hub; empty without one.
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from mixer_lightning import results
+from mixer_lightning.checkpoints import hub
+from mixer_lightning.checkpoints.families import TIMM_SCHEME
 from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.config.recipe import EvaluationRecipe
 from mixer_lightning.data.order import split_batch
@@ -62,6 +64,9 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
         )
     screen.say(str(parts.report))
     _compare_pixels(parts.augment, checkpoint, screen)
+    note = other_view(checkpoint.kind, image_size=recipe.image_size, eval_crop=parts.augment.eval_crop)
+    if note is not None:
+        screen.say(note)
     data = setup.data_module(
         parts.source,
         parts.augment,
@@ -77,6 +82,19 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
     network = Network(machine.place(parts.model), machine)
     machine.init_process_group()
     return Ready(checkpoint, network, data, parts.evals, machine)
+
+
+def other_view(kind: str, *, image_size: int, eval_crop: float) -> str | None:
+    """What to say where timm's figure of its weights is of larger images than these; None where it is of these."""
+    if not kind.startswith(TIMM_SCHEME):
+        return None
+    view = hub.validation_view(kind.removeprefix(TIMM_SCHEME))
+    if view in ({}, {"image_size": image_size, "eval_crop": eval_crop}):
+        return None
+    return (
+        f"note: {kind} was trained at {hub.image_size(kind.removeprefix(TIMM_SCHEME))} px, and timm validates it with "
+        f"image_size={view['image_size']} augment.eval_crop={view['eval_crop']:g}"
+    )
 
 
 def _compare_pixels(augment: Augment, checkpoint: Checkpoint, screen: Screen) -> None:

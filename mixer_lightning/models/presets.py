@@ -52,10 +52,10 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def model_node(name: str) -> dict[str, Any]:
     """What conf/model/<name>.yaml says: `_target_` and its parameters. An unknown name raises ValueError."""
-    if name not in list_models():
+    path = MODEL_FOLDER / f"{name}.yaml"
+    if path.parent != MODEL_FOLDER or not path.is_file():
         hint = did_you_mean(name, list_models()) or ": `mixer models` lists them"
         raise ValueError(f"there is no model '{name}'{hint}")
-    path = MODEL_FOLDER / f"{name}.yaml"
     return dict(_node(path, path.stat().st_mtime_ns))
 
 

@@ -16,6 +16,7 @@ from timm.models._hub import save_config_for_hf
 from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints import hub
 from mixer_lightning.checkpoints.read import Checkpoint, read
+from mixer_lightning.engine.evaluation import other_view
 
 Hub = Callable[..., str]
 
@@ -157,3 +158,27 @@ def test_a_folder_as_timm_saves_it_stands_for_its_weights(tmp_path: Path) -> Non
     assert torch.equal(read(tmp_path).tensors["fc.weight"], model.fc.weight)
     timm.models.save_for_hf(model, tmp_path, safe_serialization="both")
     assert hub.file_in(tmp_path) == tmp_path / hub.FILE
+
+
+def test_the_view_of_a_validation_is_timms() -> None:
+    found = {name: view for name in hub.names() if (view := hub.validation_view(name))}
+    assert {"convnext_tiny.fb_in1k", "dm_nfnet_f4.dm_in1k", "resnet50.tv2_in1k"} < found.keys()
+    for name in hub.names():
+        config = timm.get_pretrained_cfg(name).to_dict()
+        train, test = (
+            timm.data.resolve_data_config({}, pretrained_cfg=config, use_test_size=use)
+            for use in (False, True)
+        )
+        if train == test:
+            assert name not in found
+        else:
+            assert found[name] == {"image_size": test["input_size"][-1], "eval_crop": test["crop_pct"]}
+
+
+def test_an_evaluation_says_which_images_timms_figure_is_of() -> None:
+    said = other_view("timm:convnext_tiny.fb_in1k", image_size=224, eval_crop=0.875)
+    assert said is not None
+    assert said.endswith("trained at 224 px, and timm validates it with image_size=288 augment.eval_crop=1")
+    assert other_view("timm:convnext_tiny.fb_in1k", image_size=288, eval_crop=1.0) is None
+    assert other_view("timm:mixer_b16_224.goog_in21k", image_size=224, eval_crop=0.875) is None
+    assert other_view("safetensors", image_size=224, eval_crop=0.875) is None
