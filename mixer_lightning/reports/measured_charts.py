@@ -1,16 +1,21 @@
-"""Figures of what was measured: the grid of a sweep, the curves of the study of shuffled inputs."""
+"""Figures of what was measured: the grid of a sweep, confusions of runs, the curves of the study of shuffled inputs."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from mixer_lightning.reports import shuffling, sweep
 from mixer_lightning.reports.charts import Chart, HeatMap, Panel, Series
 from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED
 
+MAX_CONFUSIONS, MAX_CLASSES = 6, 30  # further runs, and those with more classes, are shown by their picture
 MAX_GRIDS = 6  # of a sweep over more than two keys, a grid for each setting of the others
 
 
@@ -70,6 +75,51 @@ def _in_order(values: set[str]) -> list[str]:
     """Numbers by size, other values by name."""
     is_numeric = all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", value, re.IGNORECASE) for value in values)
     return sorted(values, key=float) if is_numeric else sorted(values)
+
+
+# ---------------------------------------------------------------------------------------------- confusions
+
+
+def confusions(paths: Sequence[Path]) -> dict[Path, Chart]:
+    """The figures of the first files of confusions, by run directory.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    found = {path.parent: confusion(path) for path in paths[:MAX_CONFUSIONS]}
+    return {run_dir: chart for run_dir, chart in found.items() if chart is not None}
+
+
+def confusion(path: Path) -> Chart | None:
+    """Which class is mistaken for which, in percent of the true one; None for more than MAX_CLASSES.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            matrix, classes, split = content["matrix"], content["classes"].tolist(), str(content["split"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and evaluate again") from error
+    if len(classes) > MAX_CLASSES:
+        return None
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    grid = HeatMap(
+        title="",
+        x="predicted",
+        y="true",
+        columns=tuple(classes),
+        rows=tuple(classes),
+        values=tuple(tuple(share or None for share in row) for row in shares.tolist()),
+        what="of the true class, %",
+    )
+    run = "/".join(path.parent.parts[-2:])
+    right, total = int(np.trace(matrix)), int(matrix.sum())
+    caption = (
+        f"{split}: {right:,} of {total:,} right. Which class is mistaken for which, from {path.as_posix()}."
+    )
+    name = "_".join(part for part in path.parent.parts if part not in ("/", "..", "."))
+    return Chart(f"confusion_{name}", f"Confusion, {run}", caption, heat_maps=(grid,))
 
 
 # ---------------------------------------------------------------------------------------------- shuffling

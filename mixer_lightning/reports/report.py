@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from mixer_lightning.reports import ablation, chart_files, measured_charts, scale, tables
 from mixer_lightning.reports.charts import Chart, charts
 from mixer_lightning.reports.comparison import tables as comparison_tables
+from mixer_lightning.reports.confusion import CONFUSION_PNG
 from mixer_lightning.reports.page import write_page
 from mixer_lightning.reports.sources import collect
 from mixer_lightning.reports.tables import Table
@@ -39,7 +40,8 @@ def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path
     """
     found = collect(paths, without=folder)
     all_tables = named_apart([*comparison_tables(found, results_of_models), *ablation.tables(found.studies)])
-    drawn = [*charts(found), *measured_charts.charts(found.studies)]
+    confusions = measured_charts.confusions(found.confusions)
+    drawn = [*charts(found), *measured_charts.charts(found.studies), *confusions.values()]
     all_charts = named_apart([*drawn, *scale.charts(found.studies), *ablation.charts(found.studies)])
     for name in ("tables", "figures"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,9 @@ def write_report(paths: Sequence[Path], folder: Path, *, results_of_models: Path
         tables.write(folder / "tables", table)
     for chart in all_charts:
         chart_files.draw(folder / "figures", chart)
-    write_page(folder / PAGE, tables=all_tables, charts=all_charts, pictures=found.pictures)
+    shown = {run_dir / CONFUSION_PNG for run_dir in confusions}
+    pictures = [each for each in found.pictures if each.path not in shown]
+    write_page(folder / PAGE, tables=all_tables, charts=all_charts, pictures=pictures)
     summary = (
         f"{len(found.measured)} runs, {len(found.studies)} tables of studies, {len(found.pictures)} pictures"
     )

@@ -86,6 +86,7 @@ class Found:
     studies: list[StudyTable] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    confusions: list[Path] = field(default_factory=list)
 
 
 def collect(paths: Sequence[Path], *, without: Path) -> Found:
@@ -102,6 +103,8 @@ def collect(paths: Sequence[Path], *, without: Path) -> Found:
             found.measured += _transfer(path)
         elif path.name == results.METRICS:
             found.curves[path.parent.as_posix()] = results.read_metrics(path.parent)
+        elif path.name == results.CONFUSION:
+            found.confusions.append(path)
         elif path.name == sweep.TABLE:
             found.studies += [_swept(each) for each in study_files.read(path)]
         elif path.suffix in (".csv", ".md"):
@@ -124,7 +127,7 @@ def _files(root: Path, without: Path) -> Iterator[Path]:
             below.clear()
             continue
         own = {results.RECIPE, results.RESULT, results.METRICS, results.EVALUATION} & set(names)
-        of_run = {results.RESULT, results.METRICS, results.EVALUATION, *PICTURES_OF_RUNS}
+        of_run = {results.RESULT, results.METRICS, results.EVALUATION, results.CONFUSION, *PICTURES_OF_RUNS}
         yield from (here / name for name in sorted(names) if not own or name in of_run)
 
 

@@ -161,18 +161,25 @@ def is_finished(each: Run) -> bool:
     Raises:
         ValueError, OSError: its directory holds a run of another recipe, or on other data.
     """
-    return (each.run_dir / results.RESULT).exists() and run.finished(each.recipe, each.run_dir) is not None
+    try:
+        return each.run_dir.is_dir() and run.finished(each.recipe, each.run_dir) is not None
+    except ValueError as error:  # whose remedy is for a run by itself
+        raise ValueError(str(error).replace("name=<word>", "folder=<another>")) from None
 
 
 def train_all(runs: Sequence[Run], screen: Screen) -> int:
     """Make all that are still to be made; 0, or the exit code of the one that failed or was stopped.
 
     Raises:
-        ValueError, OSError: a directory holds a run of another recipe.
+        ValueError, OSError: before any is made: a directory holds a run of another recipe, or one evaluates nothing.
     """
-    for number, each in enumerate(runs, start=1):
+    for each in runs:
+        if not each.recipe.evals:
+            raise ValueError(f"{each.label}: 'evals' is empty, and there would be no accuracy: leave it out")
+    done = [is_finished(each) for each in runs]
+    for number, (each, was_done) in enumerate(zip(runs, done, strict=True), start=1):
         what = f"{each.label} ({number} of {len(runs)})"
-        if is_finished(each):
+        if was_done:
             screen.say(f"{what}: finished before")
             continue
         screen.say(what)

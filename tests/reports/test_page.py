@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_report import NUMBER, same_number, stands_at, write_run
@@ -226,6 +227,23 @@ def test_a_sweep_over_three_keys_has_a_grid_for_each_setting_of_the_third():
     assert first.what == "val/loss"
     one_key = [row for row in rows if (row["model"], row["wd"]) == ("a", "0")]
     assert measured_charts.heat_maps(dataclasses.replace(study, rows=one_key)) is None
+
+
+def test_confusions_are_shares_of_the_true_class(tmp_path: Path):
+    matrix, run = np.array([[3, 1], [0, 0]]), tmp_path / "default" / "a"
+    run.mkdir(parents=True)
+    np.savez(run / "confusion.npz", matrix=matrix, classes=np.array(["cat", "dog"]), split=np.array("val"))
+    (chart,) = measured_charts.confusions([run / "confusion.npz"]).values()
+    (grid,) = chart.heat_maps
+    assert (grid.rows, grid.columns, grid.y, grid.x) == (("cat", "dog"), ("cat", "dog"), "true", "predicted")
+    assert grid.values == ((75.0, 25.0), (None, None))
+    assert "val: 3 of 4 right" in chart.caption
+    many = np.array([str(i) for i in range(measured_charts.MAX_CLASSES + 1)])
+    np.savez(run / "confusion.npz", matrix=np.eye(len(many), dtype=int), classes=many, split=np.array("val"))
+    assert measured_charts.confusions([run / "confusion.npz"]) == {}  # its picture stands
+    (run / "confusion.npz").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"confusion\.npz is damaged"):
+        measured_charts.confusions([run / "confusion.npz"])
 
 
 @pytest.mark.parametrize("chart", [charts.pareto(), charts.model_scale(), charts.convmixer([])])

@@ -74,6 +74,10 @@ def test_from_the_command_line_to_rows_page_and_pictures(tmp_path, capsys):
     assert all((tmp_path / "out" / name).stat().st_size > 10_000 for name in pictures)
 
     # a run that was stopped before its result goes on from its checkpoint, and nothing else is made again
+    for argument in ("batch_size=16", "duration.steps=5"):
+        with pytest.raises(SystemExit, match="2"):
+            scale.main([*argv, argument])
+    assert "batch_size: 32 there, 16 here" in capsys.readouterr().err
     (tmp_path / "runs/tiny-8px-10pct-seed0" / results.RESULT).unlink()
     others = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob(results.RESULT))]
     capsys.readouterr()
@@ -195,6 +199,7 @@ def test_figures_are_drawn_from_rows_alone():
         (["fractions=110"], "fractions are percent of the training set, found 110"),
         (["sizes=31.5"], "sizes: expected whole numbers above 0, found '31.5'"),
         (["image_size=32"], "'image_size' is set by the study: use sizes="),
+        (["evals=none"], "'evals' is empty"),
         (["seeds=0"], "seeds must be at least 1"),
         (["train_split=train[10%:]"], "use train_split=train or train[:90%]"),
         (["tiny.hiden_dim=3"], "tiny: unknown key"),
