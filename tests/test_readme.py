@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -183,3 +184,20 @@ def test_the_table_of_models_is_the_one_that_the_command_prints(capsys):
     assert shown == capsys.readouterr().out.strip(), (
         "paste what `mixer models --markdown` prints into README.md"
     )
+
+
+def test_failures_are_in_the_words_of_the_program():
+    """docs/failures.md quotes what is said; `...` stands for what a message fills in."""
+    texts = "\n".join(
+        node.value
+        for path in (ROOT / "mixer_lightning").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    rows = [
+        line for line in (ROOT / "docs" / "failures.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    quoted = [re.findall(r"`([^`]+)`", row.split("|")[1])[0] for row in rows]
+    assert len(quoted) > 25
+    parts = [part for text in quoted for part in text.split("...")]
+    assert [part for part in parts if part not in texts] == []
