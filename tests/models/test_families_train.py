@@ -119,7 +119,16 @@ SMALL = {
 #: Where a head has a hidden layer, features are what it takes, and `head_name` is its last layer alone.
 MLP_HEADS = {"caformer_s18": "head.fc", "convformer_s18": "head.fc"}
 #: Written as ONNX, which takes four times as long as its graph; tests/cli/test_export.py does so for other families.
-IN_ONNX = {"deit_ti16", "alexnet_2012", "lenet_5"}
+IN_ONNX = {
+    "deit_ti16",
+    "resmlp_s12_8",
+    "efficientnet_l2",
+    "convnext_t",
+    "gmlp_s16",
+    "wrn_28_2",
+    "alexnet_2012",
+    "lenet_5",
+}
 STEPS = (
     "data=digits",
     "trainer.precision=bf16-mixed",
