@@ -103,6 +103,7 @@ EXAMPLES: dict[str, list[str]] = {
         "model=mixer_s16 data=folder data.root=~/birds",
         "experiment=convmixer_256_8_cifar10_25ep trainer=gpu",
         "-m optimizer.lr=0.001,0.003 seed=0,1,2     every combination, then one table",
+        "experiment=mixer_b16_imagenet1k plan=true   what it would take; also plan.devices= plan.price=",
     ],
     "finetune": [
         "checkpoint=Mixer-B_16.npz data=folder data.root=~/birds",

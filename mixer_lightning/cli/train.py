@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mixer_lightning.cli import plan
 from mixer_lightning.cli.program import program
 from mixer_lightning.engine.run import train
 from mixer_lightning.reports.sweep import summarise
@@ -11,4 +12,5 @@ from mixer_lightning.reports.sweep import summarise
 
 def main(argv: Sequence[str]) -> int:
     """Compose, check, run; the exit code."""
-    return program("train", argv, run=train, after_sweep=summarise)
+    words, run = plan.choose("train", argv, train)
+    return program("train", words, run=run, after_sweep=summarise)

@@ -1,0 +1,186 @@
+"""What a training would take: steps, work, time, memory, disk and money, before any of it is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.data.splits import refuse_one_class
+from mixer_lightning.engine.length import length_of
+from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.source import open_data
+from mixer_lightning.engine.throughput import training_rate
+from mixer_lightning.evals import is_at_end
+from mixer_lightning.models.presets import count
+from mixer_lightning.studies.device import PeakMemory
+from mixer_lightning.targets import build
+
+#: A training image is taken forward once and backward at twice the cost; an evaluated one forward.
+PASSES = 3
+BYTES_PER_NUMBER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training on `devices` devices like the one here, on which `rate` was measured.
+
+    rate: training images per second and device.
+    macs: multiply-accumulates of an image, forward.
+    eval_images: looked at in all evaluations together.
+    memory_bytes: the largest that a training step took at `device_batch` images; None where nothing tells.
+    numbers_per_weight: kept for each of `parameters` in last.ckpt: itself, the optimiser's moments, its average.
+    price: of a device for an hour.
+    """
+
+    images: int
+    num_classes: int
+    batch_size: int
+    device_batch: int
+    steps: int
+    steps_per_epoch: float
+    parameters: int
+    macs: int
+    rate: float
+    eval_images: int
+    memory_bytes: int | None
+    numbers_per_weight: int
+    devices: int
+    price: float | None
+
+    @property
+    def samples(self) -> int:
+        """Images trained on, with repetition."""
+        return self.steps * self.batch_size
+
+    @property
+    def device_seconds(self) -> float:
+        """Of training and evaluations, on all devices together."""
+        return (self.samples + self.eval_images / PASSES) / self.rate
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of last.ckpt, previous.ckpt, one that is being written, and best.ckpt."""
+        return self.parameters * BYTES_PER_NUMBER * (3 * self.numbers_per_weight + 1)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What there is to say, line by line."""
+        days, wall = self.device_seconds / 86400, self.device_seconds / self.devices
+        many = f" on {self.devices:,} devices, if they scale perfectly" if self.devices > 1 else ""
+        epochs = f"{self.steps / self.steps_per_epoch:g} epochs of {self.images:,}"
+        found = [
+            (
+                "model",
+                f"{self.parameters:,} parameters, {self.macs / 1e9:.3g} GMACs an image, {self.num_classes:,} classes",
+            ),
+            ("steps", f"{self.steps:,} of {self.batch_size:,} images: {epochs}"),
+            ("images", f"{self.samples:,} trained on, {self.eval_images:,} evaluated"),
+            (
+                "work",
+                f"{PASSES * self.macs * self.samples:.3g} multiply-accumulates of training (forward, backward)",
+            ),
+            (
+                "rate",
+                f"{_digits(self.rate)} images/s of a device, measured here; reading and decoding not counted",
+            ),
+            ("time", f"{_time(wall)}{many}; {_digits(days)} device-days"),
+        ]
+        if self.memory_bytes is not None:
+            found.append(
+                ("memory", f"{self.memory_bytes / 1e9:.2f} GB at {self.device_batch:,} images, measured here")
+            )
+        found.append(("disk", f"{self.disk_bytes / 1e9:.2g} GB of checkpoints"))
+        if self.price is not None:
+            found.append(
+                ("cost", f"{self.price * self.device_seconds / 3600:,.2f} at {self.price:g} a device hour")
+            )
+        return found
+
+
+def plan_of(
+    recipe: Recipe,
+    *,
+    images: int | None,
+    num_classes: int | None,
+    devices: int | None,
+    price: float | None,
+    seconds: float = 5.0,
+) -> Plan:
+    """Count and measure; nothing is written.
+
+    Args:
+        recipe: of the training.
+        images: of the training set, where the data are not here; evaluations are then left out.
+        num_classes: with `images`.
+        devices: like the one here; None: as many as were launched.
+        price: of a device for an hour.
+        seconds: for which training steps are measured.
+
+    Raises:
+        ValueError, OSError: something in the recipe or the data is wrong; the message says what.
+    """
+    machine: Machine = build(recipe.trainer)
+    evaluated = 0
+    if images is None:
+        source = open_data(recipe)
+        refuse_one_class(source)
+        images, num_classes = len(source.splits["train"]), len(source.classes)
+        evaluated = sum(len(split) for name, split in source.splits.items() if name != "train")
+    num_classes = num_classes or 1000
+    devices = devices or machine.world_size
+    length = length_of(recipe, num_images=images, world_size=devices)
+    cost = count(recipe.model, num_classes=num_classes, image_size=recipe.image_size)
+    peak = PeakMemory(machine)
+    peak.start()
+    device_batch = length.micro_batches.device_batch
+    rate = training_rate(dataclasses.replace(recipe, device_batch=device_batch), seconds=seconds)
+    return Plan(
+        images=images,
+        num_classes=num_classes,
+        batch_size=recipe.batch_size,
+        device_batch=device_batch,
+        steps=length.total_steps,
+        steps_per_epoch=length.steps_per_epoch,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        rate=rate / machine.world_size,
+        eval_images=evaluated * num_evaluations(recipe, length.total_steps, length.steps_per_epoch),
+        memory_bytes=peak.bytes(),
+        numbers_per_weight=1 + moments(recipe) + (recipe.ema_decay is not None),
+        devices=devices,
+        price=price,
+    )
+
+
+def num_evaluations(recipe: Recipe, total_steps: int, steps_per_epoch: float) -> int:
+    """Passes over the evaluation images in a run: those during training, and what is left to its end."""
+    evals = [build(node) for node in recipe.evals.values()]
+    during = math.ceil(total_steps / recipe.eval_every.to_steps(steps_per_epoch))
+    return sum(1 if is_at_end(each) else during for each in evals)
+
+
+def moments(recipe: Recipe) -> int:
+    """Numbers that the recipe's optimiser keeps for a weight, seen after a step on a layer of two by two."""
+    layer = nn.Linear(2, 2)
+    layer.head_name = "none"  # type: ignore[assignment]
+    optimizer = build(recipe.optimizer)(nn.Sequential(layer))
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = optimizer.state[layer.weight]
+    return sum(isinstance(each, torch.Tensor) and each.shape == layer.weight.shape for each in state.values())
+
+
+def _digits(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
