@@ -51,6 +51,10 @@ Row = TypeVar("Row")
 _LOWER_IS_BETTER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "ece", "brier", "perplexity"}
 
 
+#: Metrics of the machine, which no two sessions share.
+PACE = ("train/images_per_second", "train/data_wait", "train/memory_gb")
+
+
 def main_metric(names: Iterable[str]) -> str | None:
     """The metric by which runs are compared and the best weights are kept; None where only training has metrics.
 

@@ -113,3 +113,9 @@ def test_tables_and_lines_are_text(capsys):
     for text in (r"runs/[/b]/x :dog: \x1b[2J", "[red]:cat:", ":dog:", "[old]dog.png", r"a[/b].png\x1b[2J"):
         assert text in said
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.04, ""), (0.37, "37 % waiting for images")])
+def test_only_a_wait_that_matters_is_shown(share, said):
+    parts = format_progress({"train/images_per_second": 12.0, "train/data_wait": share})
+    assert parts == ["12 images/s", *([said] if said else [])]

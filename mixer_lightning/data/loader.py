@@ -119,6 +119,7 @@ class Loader:
             on_bad=on_bad,
         )
         self.waiting_since: float | None = None  # for a batch, by time.monotonic()
+        self.seconds_waited = 0.0  # for all batches so far
         self._pool = decoding_threads(threads)
         kept = (
             load_into_memory(images, self.bad, self._pool, exif_orientation=augment.exif_orientation)
@@ -140,11 +141,12 @@ class Loader:
             yield self._wait_for(waiting.popleft())
 
     def _wait_for(self, batch: Callable[[], Batch]) -> Batch:
-        self.waiting_since = time.monotonic()
+        since = self.waiting_since = time.monotonic()
         try:
             return batch()
         finally:
             self.waiting_since = None
+            self.seconds_waited += time.monotonic() - since
 
     def close(self) -> None:
         """End the threads, each after its image; one whose read does not come back is not waited for."""

@@ -17,10 +17,14 @@ from mixer_lightning import results
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.inference import Predictions
+from mixer_lightning.engine.memory import taken_bytes
 from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.progress import Bar
 from mixer_lightning.screen import Screen
+
+#: From this share of the time on, the progress says that training waits for images.
+SLOW_DATA = 0.1
 
 
 class StepCallback(Callback):
@@ -58,15 +62,18 @@ class MetricsLog(StepCallback):
         steps_per_epoch: float,
         num_devices: int,
         dashboards: Dashboards,
+        seconds_waited: Callable[[], float] = float,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
         self.steps_per_epoch, self.num_devices, self.dashboards = steps_per_epoch, num_devices, dashboards
+        self.seconds_waited = seconds_waited  # for images, since the session began
         self.latest: dict[str, float] = {}
         self.train_seconds = 0.0  # of all sessions, without evaluations and checkpoints
         self.device_seconds = 0.0  # the same, times the devices of each session
         self.steps_timed = 0
         self._window_seconds = 0.0
         self._window_steps = 0
+        self._waited_before = 0.0
         self._since = time.perf_counter()
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
@@ -81,9 +88,20 @@ class MetricsLog(StepCallback):
         if module.step % self.every_steps == 0 or module.step == self.total_steps:
             row = module.accumulator.read()  # waits for the device: the clock must see that
             self.pause()
-            rate = self._window_steps * module.micro_batches.batch_size / max(self._window_seconds, 1e-9)
-            self.write(trainer, module.step, row | {"train/lr": module.lr, "train/images_per_second": rate})
+            self.write(trainer, module.step, row | {"train/lr": module.lr} | self._pace(module))
             self._window_seconds, self._window_steps = 0.0, 0
+
+    def _pace(self, module: Classifier) -> dict[str, float]:
+        """Images per second since the last row, the share of that time that images were waited for, and memory."""
+        seconds = max(self._window_seconds, 1e-9)
+        waited = self.seconds_waited()
+        found = {
+            "train/images_per_second": self._window_steps * module.micro_batches.batch_size / seconds,
+            "train/data_wait": min(1.0, (waited - self._waited_before) / seconds),
+        }
+        self._waited_before = waited
+        taken = taken_bytes(module.machine)
+        return found | ({} if taken is None else {"train/memory_gb": taken / 1e9})
 
     def pause(self) -> None:
         """Add the time since the last call to the training time."""
@@ -264,4 +282,6 @@ def format_progress(metrics: Mapping[str, float]) -> list[str]:
     ]
     if "train/images_per_second" in metrics:
         parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
+    if metrics.get("train/data_wait", 0.0) >= SLOW_DATA:
+        parts.append(f"{100 * metrics['train/data_wait']:.0f} % waiting for images")
     return parts

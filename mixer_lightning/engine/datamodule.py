@@ -166,6 +166,10 @@ class DataModule(LightningDataModule):
         begun = [each for each in (*since, self._loading_since) if each is not None]
         return time.monotonic() - min(begun) if begun else 0.0
 
+    def seconds_waited(self) -> float:
+        """For how long training has waited for its batches in this session."""
+        return self._loaders["train"].seconds_waited if "train" in self._loaders else 0.0
+
     def close(self) -> None:
         """End the threads of the loaders."""
         for loader in self._loaders.values():

@@ -117,6 +117,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         steps_per_epoch=length.steps_per_epoch,
         num_devices=machine.world_size,
         dashboards=dashboards,
+        seconds_waited=data.seconds_waited,
     )
     others = build_callbacks(recipe, source, parts.evals)
     states = earlier[1].get("callbacks", {}) if earlier is not None else {}
@@ -370,7 +371,7 @@ def _dashboards(recipe: Recipe | None, run_dir: Path, screen: Screen) -> Dashboa
 def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
     """The closing record."""
     metrics, module = run.metrics, run.module
-    skipped = ("train/lr", "train/images_per_second", "train/grad_norm")
+    skipped = ("train/lr", "train/grad_norm", *results.PACE)
     seconds = metrics.train_seconds
     return {
         "recipe": recipe.to_dict(),

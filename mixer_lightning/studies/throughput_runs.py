@@ -17,11 +17,12 @@ from mixer_lightning import results
 from mixer_lightning.api import create_model
 from mixer_lightning.engine.inference import evaluating
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.memory import PeakMemory, available_bytes, release_memory
 from mixer_lightning.models import catalogue
 from mixer_lightning.models.presets import cost, default_image_size, model_node, published
 from mixer_lightning.reports.throughput import column_of_device
 from mixer_lightning.screen import Screen, last_line
-from mixer_lightning.studies.device import PeakMemory, available_bytes, matrix_rate, release_memory
+from mixer_lightning.studies.device import matrix_rate
 from mixer_lightning.studies.throughput_table import MATMUL, PASSES, Setting, Table
 from mixer_lightning.studies.training_step import Step, inference_step, seconds_for, training_step
 

@@ -13,11 +13,11 @@ from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data.splits import refuse_one_class
 from mixer_lightning.engine.length import length_of
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.memory import PeakMemory
 from mixer_lightning.engine.source import open_data
 from mixer_lightning.engine.throughput import training_rate
 from mixer_lightning.evals import is_at_end
 from mixer_lightning.models.presets import count
-from mixer_lightning.studies.device import PeakMemory
 from mixer_lightning.targets import build
 
 #: A training image is taken forward once and backward at twice the cost; an evaluated one forward.

@@ -81,7 +81,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
     found = results.read_metrics(run_dir)
-    return [{k: v for k, v in row.items() if k != "train/images_per_second"} for row in found]
+    return [{k: v for k, v in row.items() if k not in results.PACE} for row in found]
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path, whole, monkeypat
     assert not (run_dir / results.PREVIOUS).exists()  # it has finished: half the space
 
     def plain(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-        return [{k: v for k, v in row.items() if "per_second" not in k} for row in rows]
+        return [{k: v for k, v in row.items() if k not in results.PACE} for row in rows]
 
     assert plain(results.read_metrics(run_dir)) == plain(results.read_metrics(whole))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -384,3 +385,30 @@ def test_the_picture_is_a_png_of_all_its_images(tmp_path):
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "PNG"
         assert image.width > 400
+
+
+def test_rows_say_how_long_images_were_waited_for_and_what_memory_is_taken(tmp_path, monkeypatch):
+    """A loader that takes twice as long as the rest of a step is waited for in two thirds of the time."""
+    from mixer_lightning.data.loader import Loader
+    from mixer_lightning.engine.classifier import Classifier
+
+    wait_for, step = Loader._wait_for, Classifier.training_step
+
+    def slowly(self, batch):
+        return wait_for(self, lambda: (time.sleep(0.2), batch())[1])
+
+    def steadily(self, batch, batch_idx):
+        time.sleep(0.1)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Loader, "_wait_for", slowly)
+    monkeypatch.setattr(Classifier, "training_step", steadily)
+    words = ["duration.steps=4", "log_every_steps=2", "evals=none"]
+    assert train(compose_one("train", [*TINY, *words]), tmp_path / "run") == 0
+    rows = [row for row in results.read_metrics(tmp_path / "run") if "train/data_wait" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(0.4 < row["train/data_wait"] <= 0.7 for row in rows)
+    assert all(0.05 < row["train/memory_gb"] < 50 for row in rows)
+    result = results.read_result(tmp_path / "run")
+    assert result is not None
+    assert not set(result["metrics"]) & set(results.PACE)
