@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from mixer_lightning import results
@@ -189,14 +187,11 @@ def _number(source: Source | None, form: str = "") -> Cell:
 
 
 def study_tables(studies: Sequence[StudyTable]) -> list[Table]:
-    """A table for each of the studies, each with a name and a title of its own."""
+    """A table for each of the studies, each with a name of its own."""
     tables: list[Table] = []
-    titles = Counter(study.title for study in studies)
     for study in studies:
         count = sum(study.path.as_posix() in each.made for each in tables)
-        table = study_table(study, f"{study.name}_{count + 1}" if count else study.name)
-        is_alone = titles[study.title] == 1
-        tables.append(table if is_alone else replace(table, title=f"{study.title} ({study.path.stem})"))
+        tables.append(study_table(study, f"{study.name}_{count + 1}" if count else study.name))
     return tables
 
 

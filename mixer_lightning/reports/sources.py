@@ -113,6 +113,7 @@ def collect(paths: Sequence[Path], *, without: Path) -> Found:
             found.curves |= {path.as_posix(): rows for each in studies if (rows := _metrics(each))}
         elif path.suffix == ".png":
             found.pictures.append(Picture(path, _caption(path)))
+    found.studies = study_files.told_apart(found.studies)
     return found
 
 

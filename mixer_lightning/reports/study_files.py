@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixer_lightning.reports import markdown
@@ -66,6 +66,26 @@ def _csv(path: Path) -> list[StudyTable]:
         if rows
         else []
     )
+
+
+def told_apart(studies: Sequence[StudyTable]) -> list[StudyTable]:
+    """The same, titles that stand in several files with the ends of these files' paths, as long as need be."""
+    found = []
+    for study in studies:
+        others = {each.path for each in studies if each.title == study.title} - {study.path}
+        end = _shortest_end(study.path, others)
+        found.append(replace(study, title=f"{study.title} ({end})") if others else study)
+    return found
+
+
+def _shortest_end(path: Path, others: Collection[Path]) -> str:
+    """The last parts of a path that no other path has: 'speed', else 'old/speed'."""
+    parts = path.with_suffix("").parts
+    ends = {other.with_suffix("").parts for other in others}
+    length = next(
+        (n for n in range(1, len(parts)) if all(end[-n:] != parts[-n:] for end in ends)), len(parts)
+    )
+    return "/".join(parts[-length:])
 
 
 def beside(path: Path) -> str:

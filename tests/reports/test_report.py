@@ -355,12 +355,14 @@ def test_every_number_is_traceable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_words_that_are_the_same_in_every_row_stand_in_a_note(tmp_path: Path):
-    for name in ("a", "b"):
+    (tmp_path / "old").mkdir()
+    for name in ("a", "b", "old/b"):
         text = "model,machine,seconds,ms\nnet,my machine,0.5,1\nother,my machine,0.5,2\n"
         (tmp_path / f"{name}.csv").write_text(text)
         (tmp_path / f"{name}.md").write_text("# Speed\n")
     tables = [each for each in report_of(tmp_path).values() if each.title.startswith("Speed")]
-    assert [each.title for each in tables] == ["Speed (a)", "Speed (b)"]  # told apart by their files
+    titles = [each.title for each in tables]
+    assert titles == ["Speed (a)", f"Speed ({tmp_path.name}/b)", "Speed (old/b)"]  # told apart by their files
     assert tables[0].columns == ("model", "seconds", "ms")
     assert tables[0].notes == ("In every row: machine my machine.",)
 
