@@ -38,8 +38,7 @@ def cache_home() -> Path:
         folder = Path.home() / ".cache" / NAME
     except RuntimeError:  # no HOME, and no such user
         return _temporary_cache("there is no home folder")
-    # not Path.exists, which raises where a folder of another user may not be entered
-    existing = next(each for each in (folder, *folder.parents) if os.path.exists(each))  # noqa: PTH110
+    existing = existing_part(folder)
     if existing == folder or os.access(existing, os.W_OK):
         return folder
     return _temporary_cache(f"{existing} may not be written")
@@ -138,6 +137,13 @@ def write_text(path: Path, text: str) -> None:
         file.write(readable(text).encode())
 
     atomic_write(path, write)
+
+
+def existing_part(folder: Path) -> Path:
+    """The folder itself where it is there, else the nearest above it that is."""
+    folder = folder.absolute()
+    # not Path.exists, which raises where a folder of another user may not be entered
+    return next(each for each in (folder, *folder.parents) if os.path.exists(each))  # noqa: PTH110
 
 
 def check_writable(run_dir: Path) -> None:

@@ -32,11 +32,18 @@ class Standing:
     """What one process is about to do."""
 
     host: str
-    recipe: Mapping[str, Any]
     code: Mapping[str, str]  # digests of the package's files
     versions: Mapping[str, str]
-    data: Mapping[str, Any]  # data/identity.py's record
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]  # data/identity.py's record; nothing where no run is begun
     step: int
+
+    @classmethod
+    def here(
+        cls, *, recipe: Mapping[str, Any] | None = None, data: Mapping[str, Any] | None = None, step: int = 0
+    ) -> Standing:
+        """Of this process: of a run, or of its host alone."""
+        return cls(socket.gethostname(), code_digests(), results.versions(), recipe or {}, data or {}, step)
 
     def digest(self) -> str:
         """Of all but the host."""
@@ -77,7 +84,8 @@ def disagreement(standings: Sequence[Standing]) -> str | None:
                 f"{who} runs another version of mixer_lightning than process 0 (on {first.host}): {_listed(names)} "
                 "differ. Bring all nodes to one commit"
             )
-        if (what := identity.difference(other.data, first.data)) is not None:
+        what = identity.difference(other.data, first.data) if first.data else None
+        if what is not None:
             return (
                 f"{who} has other data than process 0 (on {first.host}, which 'there' means): {what}. All nodes must "
                 "see the same images"
@@ -109,14 +117,7 @@ class Agreement(StepCallback):
         """
         if not is_distributed():
             return
-        mine = Standing(
-            host=socket.gethostname(),
-            recipe=self.recipe.to_dict(),
-            code=code_digests(),
-            versions=results.versions(),
-            data=self.of_data,
-            step=module.step,
-        )
+        mine = Standing.here(recipe=self.recipe.to_dict(), data=self.of_data, step=module.step)
         if len(set(gather_objects(mine.digest()))) > 1:  # all the rest is gathered only to say what differs
             what = disagreement(gather_objects(mine))
             if what is not None:

@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from mixer_lightning import launcher, results
-from mixer_lightning.files import fsync
+from mixer_lightning.files import existing_part, fsync
 from mixer_lightning.kernels import activation_norm, depthwise
 
 State = Literal["ok", "warning", "failure"]
@@ -168,7 +168,7 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
 
 def disk(out: Path) -> Finding:
     """Whether checkpoints can be written into a folder, and how fast: written, flushed, renamed, as they are."""
-    there = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
+    there = existing_part(out)
     partial = there / f".doctor-{os.getpid()}.partial"
     try:
         began = time.perf_counter()
@@ -190,7 +190,7 @@ def disk(out: Path) -> Finding:
     finally:
         for left in (partial, partial.with_suffix(".whole")):
             left.unlink(missing_ok=True)
-    said = f"{there.absolute()}: {free / GB:,.0f} GB free, {speed:,.0f} MB/s written to disk"
+    said = f"{there}: {free / GB:,.0f} GB free, {speed:,.0f} MB/s written to disk"
     if free < MIN_DISK:
         return Finding(
             "disk", "warning", said, "make room: a checkpoint of mixer_l16 is 2.5 GB, and two are kept"

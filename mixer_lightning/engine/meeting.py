@@ -11,18 +11,17 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from mixer_lightning import results
-from mixer_lightning.engine.agreement import Standing, code_digests, disagreement
+from mixer_lightning.engine.agreement import Standing, disagreement
 from mixer_lightning.engine.distributed import gather_objects
 from mixer_lightning.engine.health import Finding
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.files import existing_part
 from mixer_lightning.launcher import Launch
 
 ROUNDS = 5
@@ -196,11 +195,7 @@ def _clocks() -> Finding:
 
 def _versions() -> Finding:
     """Whether all have the same code and libraries."""
-    mine = Standing(
-        host=socket.gethostname(), recipe={}, code=code_digests(), versions=results.versions(), step=0,
-        data={"classes": [], "images": {}, "identity": {}},
-    )  # fmt: skip
-    standings = [Standing(**each) for each in gather_objects(asdict(mine))]
+    standings = gather_objects(Standing.here())
     what = disagreement(standings)
     if what is not None:
         return Finding("same code", "failure", what)
@@ -210,8 +205,8 @@ def _versions() -> Finding:
 
 def _folder(out: Path, launch: Launch) -> Finding:
     """Whether all see what the first writes: a run is resumed from its directory."""
-    there = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
-    token = there.absolute() / f".doctor-{gather_objects(os.getpid())[0]}.seen"
+    there = existing_part(out)
+    token = there / f".doctor-{gather_objects(os.getpid())[0]}.seen"
     if launch.rank == 0:
         token.touch()
     dist.barrier()
@@ -223,7 +218,7 @@ def _folder(out: Path, launch: Launch) -> Finding:
         return Finding(
             "shared folder",
             "failure",
-            f"{', '.join(blind)} does not see what the first process writes to {there.absolute()}",
+            f"{', '.join(blind)} does not see what the first process writes to {there}",
             "runs must be on a file system that all nodes share",
         )
-    return Finding("shared folder", "ok", f"all see {there.absolute()}")
+    return Finding("shared folder", "ok", f"all see {there}")

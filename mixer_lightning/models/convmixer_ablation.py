@@ -13,18 +13,13 @@ together is UNVERIFIED: here the channels of each position, as in a Mixer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mixer_lightning.kernels.activation_norm import Sequential
-from mixer_lightning.kernels.depthwise import DepthwiseConv2d
-from mixer_lightning.models.convmixer import Residual
-from mixer_lightning.models.patches import grid_size
+from mixer_lightning.models.convmixer import ConvMixer, Residual
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
-
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -42,14 +37,11 @@ NORMALIZATIONS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class AblatedConvMixer(nn.Module):
+class AblatedConvMixer(ConvMixer):
     """Normalised images [B, 3, image_size, image_size] -> logits [B, K].
 
     `residual` says which of the two steps of a block has a sum, `normalization` what N is.
     """
-
-    channels_last: ClassVar[bool] = True
-    head_name: ClassVar[str] = "head"
 
     @check_ranges
     def __init__(
@@ -67,10 +59,7 @@ class AblatedConvMixer(nn.Module):
         stochastic_depth: BelowOne = 0.0,
         head_bias: float = 0.0,
     ) -> None:
-        super().__init__()
-        grid_size(image_size=image_size, patch_size=patch_size)  # raises where patches do not fill the image
         for name, value, known in (
-            ("activation", activation, ACTIVATIONS),
             ("residual", residual, ("depthwise", "both", "none")),
             ("normalization", normalization, NORMALIZATIONS),
         ):
@@ -78,42 +67,31 @@ class AblatedConvMixer(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}")
         if residual == "none" and stochastic_depth:
             raise ValueError("residual=none leaves no branch that stochastic_depth could drop: set it to 0")
-        self.num_classes, self.image_size, self.num_features = num_classes, image_size, dim
-        self.head_bias = head_bias
-        self.activation = activation
+        super().__init__(
+            dim=dim,
+            depth=depth,
+            kernel_size=kernel_size,
+            patch_size=patch_size,
+            activation=activation,
+            num_classes=num_classes,
+            image_size=image_size,
+            stochastic_depth=stochastic_depth,
+            head_bias=head_bias,
+        )
+        if normalization != "batch":
+            for part in list(self.modules()):
+                for name, each in part.named_children():
+                    if isinstance(each, nn.BatchNorm2d):
+                        setattr(part, name, NORMALIZATIONS[normalization](dim))
+        if residual != "depthwise":
+            self.blocks = nn.Sequential(*(_with_residual(block, residual) for block in self.blocks))
 
-        def normalised(layer: nn.Module) -> list[nn.Module]:
-            """N(sigma(layer))."""
-            return [layer, ACTIVATIONS[activation](), NORMALIZATIONS[normalization](dim)]
 
-        def block(drop_rate: float) -> Sequential:
-            depthwise = Sequential(*normalised(DepthwiseConv2d(dim, kernel_size, padding="same")))
-            pointwise = normalised(nn.Conv2d(dim, dim, kernel_size=1))
-            if residual == "none":
-                return Sequential(depthwise, *pointwise)
-            summed = Residual(depthwise, drop_rate=drop_rate)
-            if residual == "both":
-                return Sequential(summed, Residual(Sequential(*pointwise), drop_rate=drop_rate))
-            return Sequential(summed, *pointwise)
-
-        # [B, 3, H, W] -> [B, h, H/p, W/p], and so it stays
-        self.stem = Sequential(*normalised(nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)))
-        self.blocks = nn.Sequential(*(block(i / max(depth - 1, 1) * stochastic_depth) for i in range(depth)))
-        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        if isinstance(self.head, nn.Linear):
-            with torch.no_grad():
-                self.head.bias.add_(head_bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> logits [B, K]."""
-        return self.forward_head(self.forward_features(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> features [B, h, H/p, W/p]."""
-        z: Tensor = self.blocks(self.stem(images))
-        return z
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """[B, h, H/p, W/p] -> logits [B, K]: the mean over positions [B, h] (`pre_logits`: no more), a linear layer."""
-        x = features.mean(dim=(2, 3))  # [B, h]
-        return x if pre_logits else self.head(x)
+def _with_residual(block: nn.Module, residual: Literal["both", "none"]) -> Sequential:
+    """A published block (the sum of (2), then the layers of (3)) with sums in both steps, or in none."""
+    assert isinstance(block, Sequential)
+    depthwise, *pointwise = block
+    assert isinstance(depthwise, Residual)
+    if residual == "none":
+        return Sequential(depthwise.fn, *pointwise)
+    return Sequential(depthwise, Residual(Sequential(*pointwise), drop_rate=depthwise.drop_rate))

@@ -103,8 +103,9 @@ def field_of(layers: Sequence[Layer], position: int) -> tuple[int, int]:
 
 def layers_of(model: nn.Module) -> list[Layer] | None:
     """The convolutions and poolings on the longest way through a network of these alone; None for another."""
+    kernels: list[nn.Conv2d | nn.MaxPool2d]
     if isinstance(model, ConvMixer):
-        kernels = [model.stem[0], *(block[0].fn[0] for block in model.blocks)]  # type: ignore[index]
+        kernels = [each for each in model.modules() if isinstance(each, nn.Conv2d)]
     elif isinstance(model, WideResNet) or _is_plain_resnet(model):
         kernels = [
             each

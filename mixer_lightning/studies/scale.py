@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import results
-from mixer_lightning.config.arguments import Parser, listed, output_folder
+from mixer_lightning.config.arguments import Parser, listed
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.overrides import file_name, quoted
 from mixer_lightning.config.recipe import Recipe
@@ -94,10 +94,7 @@ def settings(argv: Sequence[str]) -> Settings:
         default="steps",
         help="what a part of the training set shares with the whole; default: %(default)s, the paper's",
     )
-    add("--seeds", type=int, default=1, metavar="N", help="runs of each kind; default: %(default)s")
-    add("--folder", type=Path, default=Path("runs/scale"), metavar="FOLDER", help="default: %(default)s")
-    add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
-    add("--dry-run", action="store_true", help="print what would be run and what it costs")
+    training_runs.add_options(parser, folder="runs/scale")
     chosen, overrides = training_runs.read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
     parser.check_at_least(1, chosen, "seeds")
     models = listed(chosen.models)
@@ -127,15 +124,12 @@ def main(argv: Sequence[str]) -> None:
     wait_briefly()
     try:
         cells = plan(asked)
-        runs = [cell.run for cell in cells]
-        costs = training_runs.costs_of(runs, num_classes=training_runs.num_classes_of(runs[0].recipe))
-        if asked.chosen.dry_run:
-            training_runs.show_plan(runs, costs, screen)
-            return
-        asked.chosen.out = output_folder("out", asked.chosen.out)
-        if code := training_runs.train_all(runs, screen):
-            raise SystemExit(code)
-        _write(asked, cells, costs, argv, screen)
+        training_runs.carry_out(
+            [cell.run for cell in cells],
+            asked.chosen,
+            screen,
+            write=lambda costs: _write(asked, cells, costs, argv, screen),
+        )
     except (ValueError, OSError) as error:
         refuse([str(error)])
 

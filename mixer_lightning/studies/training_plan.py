@@ -18,10 +18,10 @@ from mixer_lightning.engine.source import open_data
 from mixer_lightning.engine.throughput import training_rate
 from mixer_lightning.evals import is_at_end
 from mixer_lightning.models.presets import count
+from mixer_lightning.studies.throughput_table import PASSES
+from mixer_lightning.studies.transfer_plan import format_time
 from mixer_lightning.targets import build
 
-#: A training image is taken forward once and backward at twice the cost; an evaluated one forward.
-PASSES = 3
 BYTES_PER_NUMBER = 4
 
 
@@ -60,7 +60,7 @@ class Plan:
     @property
     def device_seconds(self) -> float:
         """Of training and evaluations, on all devices together."""
-        return (self.samples + self.eval_images / PASSES) / self.rate
+        return (self.samples + self.eval_images * PASSES["inference"] / PASSES["training"]) / self.rate
 
     @property
     def disk_bytes(self) -> int:
@@ -71,6 +71,7 @@ class Plan:
         """What there is to say, line by line."""
         days, wall = self.device_seconds / 86400, self.device_seconds / self.devices
         many = f" on {self.devices:,} devices, if they scale perfectly" if self.devices > 1 else ""
+        work = PASSES["training"] * self.macs * self.samples
         epochs = f"{self.steps / self.steps_per_epoch:g} epochs of {self.images:,}"
         found = [
             (
@@ -81,13 +82,13 @@ class Plan:
             ("images", f"{self.samples:,} trained on, {self.eval_images:,} evaluated"),
             (
                 "work",
-                f"{PASSES * self.macs * self.samples:.3g} multiply-accumulates of training (forward, backward)",
+                f"{work:.3g} multiply-accumulates of training (forward, backward)",
             ),
             (
                 "rate",
                 f"{_digits(self.rate)} images/s of a device, measured here; reading and decoding not counted",
             ),
-            ("time", f"{_time(wall)}{many}; {_digits(days)} device-days"),
+            ("time", f"{format_time(wall)}{many}; {_digits(days)} device-days"),
         ]
         if self.memory_bytes is not None:
             found.append(
@@ -177,10 +178,3 @@ def moments(recipe: Recipe) -> int:
 def _digits(value: float) -> str:
     """Three digits, and all of those before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import launcher, results
-from mixer_lightning.config.arguments import Parser, listed, without_value
+from mixer_lightning.config.arguments import Parser, listed, output_folder, without_value
 from mixer_lightning.config.groups import groups
 from mixer_lightning.config.recipe import Duration, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.models.presets import Cost, list_models
 from mixer_lightning.screen import Screen, did_you_mean
+from mixer_lightning.studies.throughput_table import PASSES
 from mixer_lightning.studies.transfer_plan import format_time, measured_rate
 
 
@@ -262,7 +263,39 @@ def num_classes_of(recipe: Recipe) -> int:
     return len(open_data(recipe).classes)
 
 
-# -------------------------------------------------------------------------------------------------- the plan
+# ---------------------------------------------------------------------------------------- from plan to results
+
+
+def add_options(parser: Parser, *, folder: str) -> None:
+    """What every study of trainings takes: seeds, folder, out, --dry-run."""
+    add = parser.add_argument
+    add("--seeds", type=int, default=1, metavar="N", help="runs of each kind; default: %(default)s")
+    add("--folder", type=Path, default=Path(folder), metavar="FOLDER", help="default: %(default)s")
+    add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
+    add("--dry-run", action="store_true", help="print what would be run and what it costs")
+
+
+def carry_out(
+    runs: Sequence[Run],
+    chosen: argparse.Namespace,
+    screen: Screen,
+    write: Callable[[Mapping[Path, Cost]], None],
+) -> None:
+    """Make all runs and `write` what came out, given their costs; or, on a dry run, show what that would take.
+
+    A run that fails or is stopped ends the program with its exit code.
+
+    Raises:
+        ValueError, OSError: something is wrong with a run, before any is made, or with the folder of results.
+    """
+    costs = costs_of(runs, num_classes=num_classes_of(runs[0].recipe))
+    if chosen.dry_run:
+        show_plan(runs, costs, screen)
+        return
+    chosen.out = output_folder("out", chosen.out)
+    if code := train_all(runs, screen):
+        raise SystemExit(code)
+    write(costs)
 
 
 def show_plan(runs: Sequence[Run], costs: Mapping[Path, Cost], screen: Screen) -> None:
@@ -276,7 +309,7 @@ def show_plan(runs: Sequence[Run], costs: Mapping[Path, Cost], screen: Screen) -
     for each in runs:
         steps = num_steps(each)
         images = steps * each.recipe.batch_size
-        arithmetic = 3 * costs[each.run_dir].macs * images / 1e12
+        arithmetic = PASSES["training"] * costs[each.run_dir].macs * images / 1e12
         if done[each.run_dir]:
             rows.append((each.label, "finished", f"{images:,}", f"{arithmetic:,.4g}", ""))
             continue

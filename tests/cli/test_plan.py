@@ -51,7 +51,7 @@ def test_time_work_disk_and_cost_follow_from_what_was_counted():
     rows = dict(PLAN.rows())
     assert rows["steps"] == "200 of 50 images: 10 epochs of 1,000"
     assert rows["work"].startswith("6e+13 multiply-accumulates")
-    assert rows["time"] == "33.3 minutes on 3 devices, if they scale perfectly; 0.0694 device-days"
+    assert rows["time"] == "33 min on 3 devices, if they scale perfectly; 0.0694 device-days"
     assert rows["disk"] == "52 GB of checkpoints"
     assert rows["memory"] == "3.00 GB at 25 images, measured here"
     assert rows["cost"] == "3.00 at 1.8 a device hour"
