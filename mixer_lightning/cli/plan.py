@@ -59,13 +59,13 @@ def show(recipe: Recipe, run_dir: Path, chosen: argparse.Namespace) -> int:
         from mixer_lightning.studies.training_plan import plan_of  # torch and Lightning: seconds
 
         show_logging(screen)  # after the import of Lightning, which has its own ideas
-        screen.say("measuring a few training steps")
         plan = plan_of(
             recipe,
             images=chosen.images,
             num_classes=chosen.classes,
             devices=chosen.devices,
             price=chosen.price,
+            say=screen.say,
         )
     except (ValueError, OSError) as error:
         screen.say(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +110,7 @@ def plan_of(
     num_classes: int | None,
     devices: int | None,
     price: float | None,
+    say: Callable[[str], object],
     seconds: float = 5.0,
 ) -> Plan:
     """Count and measure; nothing is written.
@@ -119,6 +121,7 @@ def plan_of(
         num_classes: with `images`.
         devices: like the one here; None: as many as were launched.
         price: of a device for an hour.
+        say: is told when the measuring begins.
         seconds: for which training steps are measured.
 
     Raises:
@@ -135,6 +138,7 @@ def plan_of(
     devices = devices or machine.world_size
     length = length_of(recipe, num_images=images, world_size=devices)
     cost = count(recipe.model, num_classes=num_classes, image_size=recipe.image_size)
+    say("measuring a few training steps")
     peak = PeakMemory(machine)
     peak.start()
     device_batch = length.micro_batches.device_batch

@@ -6,13 +6,13 @@ import argparse
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import launcher, results
 from mixer_lightning.config.arguments import Parser, listed, output_folder, without_value
-from mixer_lightning.config.groups import groups
+from mixer_lightning.config.groups import groups, groups_of
 from mixer_lightning.config.recipe import Duration, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.models.presets import Cost, list_models
@@ -48,10 +48,14 @@ def read_settings(
         parser.error(messages[0])
     mine = [f"--{argument}" if argument.partition("=")[0] in options else argument for argument in argv]
     chosen, overrides = parser.parse_known_args(mine)
+    known = [*groups_of("train"), *(field.name for field in fields(Recipe))]
     for each in overrides:
         key, equals, _ = each.partition("=")
         if each.startswith("-") or not equals:
             parser.error(f"'{each}' is not of the form key=value")
+        name = key.lstrip("+~").partition("@")[0]
+        if "." not in name and name not in known and name not in of_study:
+            parser.error(f"unknown key '{name}'{did_you_mean(name, [*options, *known])}")
         if key in of_study:
             parser.error(f"'{key}' is set by the study: use {of_study[key]}")
     if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew

@@ -105,7 +105,7 @@ def test_a_plan_without_the_data(rate: list[tuple[int, int | None]], tmp_path: P
 def test_gradients_are_accumulated_as_the_devices_need_it():
     recipe = compose_one("train", [*TINY, "batch_size=64", "device_batch=3"])
     with pytest.raises(ValueError, match="batch_size"):
-        plan_of(recipe, images=100, num_classes=5, devices=4, price=None)
+        plan_of(recipe, images=100, num_classes=5, devices=4, price=None, say=print)
 
 
 @pytest.mark.parametrize(

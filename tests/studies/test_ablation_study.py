@@ -172,6 +172,7 @@ def test_the_published_rows_name_paper_and_table_and_what_is_unverified():
     ("argv", "message"),
     [
         (["model=mixer_digits"], "the parts that are exchanged are a ConvMixer's, which mixer_digits is not"),
+        (["kernel=3"], "unknown key 'kernel': did you mean 'kernels'?"),
         (["changes=layernorm"], "there is no change 'layernorm': did you mean 'layer_norm'?"),
         (["patches=[1,3]"], "image_size 8 is not a multiple of patch_size 3"),
         (["kernels=0"], "kernels: expected whole numbers above 0, found '0'"),

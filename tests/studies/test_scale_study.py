@@ -192,6 +192,7 @@ def test_figures_are_drawn_from_rows_alone():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["fraction=3"], "unknown key 'fraction': did you mean 'fractions'?"),
         (["models=mixer_s17"], "there is no model 'mixer_s17': did you mean 'mixer_s16'?"),
         (["models=a", "a.model=mixer_s17"], "there is no model 'mixer_s17'"),
         (["models=a b"], "'a b' is no name"),

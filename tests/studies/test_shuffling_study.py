@@ -148,6 +148,7 @@ def test_from_the_command_line_to_the_page(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["modles=mixer_s16"], "unknown key 'modles': did you mean 'models'?"),
         (["models=mixer_s17"], "there is no model 'mixer_s17': did you mean 'mixer_s16'?"),
         (["patch=0"], "patch must be at least 1"),
         (["augment.shuffle=pixels"], "'augment.shuffle' is set by the study"),
