@@ -73,7 +73,7 @@ class Plan:
         days, wall = self.device_seconds / 86400, self.device_seconds / self.devices
         many = f" on {self.devices:,} devices, if they scale perfectly" if self.devices > 1 else ""
         work = PASSES["training"] * self.macs * self.samples
-        epochs = f"{self.steps / self.steps_per_epoch:g} epochs of {self.images:,}"
+        epochs = f"{self.steps / self.steps_per_epoch:.4g} epochs of {self.images:,}"
         found = [
             (
                 "model",
