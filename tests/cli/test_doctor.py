@@ -159,7 +159,7 @@ def test_two_processes_meet(tmp_path: Path) -> None:
     words = " ".join(said[0].split())
     for each in ("gloo, 2 processes, the sum is right", "for 1 MB of gradients", f"all see {tmp_path}"):
         assert each in words
-    assert words.count("disk ok") == 1
+    assert words.count(" GB free") == 1, "one line for both processes, whatever is free on this machine"
     assert list(tmp_path.iterdir()) == []
 
 
