@@ -21,7 +21,7 @@ from mixer_lightning.engine.agreement import Standing, disagreement
 from mixer_lightning.engine.distributed import gather_objects
 from mixer_lightning.engine.health import Finding
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.engine.presence import open_store
+from mixer_lightning.engine.store import open_store
 from mixer_lightning.files import existing_part
 from mixer_lightning.launcher import Launch
 

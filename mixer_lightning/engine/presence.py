@@ -9,7 +9,6 @@ others process 0 and those of their own machine, whose end they see at once. Wha
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import socket
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from mixer_lightning import stopping
+from mixer_lightning.engine.store import hosts_store, open_store
 from mixer_lightning.launcher import Launch
 from mixer_lightning.screen import Screen, last_line
 from mixer_lightning.screen import say_what_broke as screen_says_what_broke
@@ -52,58 +52,6 @@ class Ended(NamedTuple):
 
     def __str__(self) -> str:
         return f"process {self.rank}{f' (on {self.host})' if self.host else ''} {self.why}"
-
-
-def open_store(launch: Launch, *, seconds: float) -> tuple[str, Any]:
-    """The store at which the processes of a launch meet, and its address; process 0 has it, or torchrun's agent.
-
-    A process group that is begun later by `env://` has the same.
-
-    Raises:
-        ConnectionError: it cannot be reached within `seconds`.
-    """
-    if "MASTER_ADDR" not in os.environ:
-        from mixer_lightning.engine.machine import Machine  # Lightning, which knows of srun
-
-        Machine.say_where_to_meet()
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    try:
-        if not hosts_store(launch):
-            _await_server(host, int(port), seconds=seconds)
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            host,
-            int(port),
-            world_size=None,
-            is_master=hosts_store(launch),
-            timeout=datetime.timedelta(seconds=seconds),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
-    except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError is a RuntimeError
-        raise ConnectionError(f"{host}:{port} cannot be reached within {seconds:g} s") from error
-    return f"{host}:{port}", store
-
-
-def _await_server(host: str, port: int, *, seconds: float) -> None:
-    """Wait until somebody listens; torch's own wait may last twice as long, and prints pages.
-
-    Raises:
-        OSError: nobody does within `seconds`.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic())).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
-def hosts_store(launch: Launch) -> bool:
-    """Whether this process has the store of its launch."""
-    return launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 class Presence:
@@ -172,8 +120,8 @@ class Presence:
         answered = time.monotonic()
         try:
             self._come()
-        except ConnectionError as error:
-            self._find(Ended(0, "", 1, f"has not come: {error}"))
+        except (ConnectionError, RuntimeError) as error:  # the store went as soon as it was there
+            self._find(Ended(0, "", 1, f"has not come: {last_line(error)}"))
         while not self._over.wait(INTERVAL_SECONDS) and self.ended is None:
             try:
                 self._beat()

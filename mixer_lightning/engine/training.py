@@ -15,19 +15,19 @@ from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
-from mixer_lightning.config.recipe import Recipe, refuse_differences
-from mixer_lightning.data import identity, splits
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.data import splits
 from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
-from mixer_lightning.engine import bad_images, closing, presence, setup, startup_checks
+from mixer_lightning.engine import bad_images, closing, presence, resuming, setup, startup_checks
 from mixer_lightning.engine.agreement import Agreement
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
-from mixer_lightning.engine.checkpoint import Checkpoints, read_last, refuse_other_groups
+from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.first_batch import FirstBatch
-from mixer_lightning.engine.length import Length, length_of, refuse_another_length
+from mixer_lightning.engine.length import Length, length_of
 from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks, build_callbacks, is_driven
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
@@ -105,8 +105,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
 
     data.on_bad = bad_images.BadImagesLog(run_dir)
     if earlier is not None:
-        _refuse_another_run(recipe, *earlier, of_data, length)
-        _go_on(module, data, earlier[1], of_data, length, screen)
+        resuming.refuse_another_run(recipe, *earlier, of_data, length)
+        resuming.go_on(module, data, earlier[1], of_data, length, screen)
     elif recipe.evals and machine.rank == 0:
         refuse_damaged(source, threads=machine.threads, say=screen.say)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
@@ -152,47 +152,6 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         num_parameters,
         device,
     )
-
-
-def _refuse_another_run(
-    recipe: Recipe, path: Path, state: Mapping[str, Any], of_data: Mapping[str, Any], length: Length
-) -> None:
-    """See that the checkpoint at `path` is of a run of this recipe, on these data, that may end where this one does.
-
-    Raises:
-        ValueError: it is not.
-    """
-    what = f"{path} is of a run of another recipe"
-    refuse_differences(what, state["recipe"], recipe.to_dict(), free=("duration",))
-    refuse_another_length(recipe, state, length, path.parent)
-    identity.refuse_another(of_data, state, path.parent)
-
-
-def _go_on(
-    module: Classifier,
-    data: DataModule,
-    state: Mapping[str, Any],
-    of_data: Mapping[str, Any],
-    length: Length,
-    screen: Screen,
-) -> None:
-    """Put the module and the order of the data where an earlier session stood."""
-    for sentence in bad_images.newly_gone(of_data, state):
-        screen.say(sentence)
-    refuse_other_groups(module, state)
-    module.step = data.start_step = state["step"]
-    module.ended, module.evaluation_due = state.get("ended"), state.get("evaluation_due", False)
-    module.only_evaluates = module.step == length.total_steps and module.evaluation_due
-    if module.only_evaluates:
-        data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
-    before = state["recipe"].get("max_bad_fraction", data.max_bad_fraction)
-    if before != data.max_bad_fraction:
-        screen.say(f"max_bad_fraction is {data.max_bad_fraction:g} from here on, {before:g} before")
-    if state["device_batch"] != length.micro_batches.device_batch:
-        screen.say(
-            f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
-            "here on: BatchNorm, mixing and dropped branches will not be those of an undisturbed run"
-        )
 
 
 def _callbacks(

@@ -18,7 +18,7 @@ from test_distributed import finish, start
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
-from mixer_lightning.engine import presence
+from mixer_lightning.engine import presence, store
 from mixer_lightning.engine.presence import Presence, is_lost_connection
 from mixer_lightning.launcher import Launch
 
@@ -153,7 +153,7 @@ def test_a_round_of_an_elastic_launch_knows_nothing_of_the_one_before(come, monk
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     launch = Launch(2, 0, 0, 2)
-    _, agents = presence.open_store(launch, seconds=10)
+    _, agents = store.open_store(launch, seconds=10)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     for number in range(2):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
