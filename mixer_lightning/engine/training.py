@@ -96,21 +96,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source)
     )
     startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
-    data = setup.data_module(
-        source,
-        parts.augment,
-        machine,
-        image_size=recipe.image_size,
-        micro_batches=length.micro_batches,
-        total_steps=length.total_steps,
-        seed=recipe.seed,
-        repeats=recipe.repeats,
-        sampling=recipe.sampling,
-        shuffle_window=recipe.shuffle_window,
-        max_bad_fraction=recipe.max_bad_fraction,
-        overfit_batches=recipe.overfit_batches,
-        memory_format=module.memory_format,
-    )
+    data = _data_module(recipe, parts, module, length)
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
@@ -165,6 +151,24 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         length.schedule_steps,
         num_parameters,
         device,
+    )
+
+
+def _data_module(recipe: Recipe, parts: setup.Assembly, module: Classifier, length: Length) -> DataModule:
+    return setup.data_module(
+        parts.source,
+        parts.augment,
+        parts.machine,
+        image_size=recipe.image_size,
+        micro_batches=length.micro_batches,
+        total_steps=length.total_steps,
+        seed=recipe.seed,
+        repeats=recipe.repeats,
+        sampling=recipe.sampling,
+        shuffle_window=recipe.shuffle_window,
+        max_bad_fraction=recipe.max_bad_fraction,
+        overfit_batches=recipe.overfit_batches,
+        memory_format=module.memory_format,
     )
 
 
