@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint, and what is put where that stood before the first step."""
+"""A run goes on from an earlier session's checkpoint: whether it is the same run, and where it stood."""
 
 from __future__ import annotations
 
