@@ -97,14 +97,19 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, after a file in it was made or renamed."""
     try:
-        folder = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # one may write into it, and not list it
         return
     try:
-        fsync(folder)
+        fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def fsync(descriptor: int) -> None:
@@ -189,16 +194,18 @@ def _say_unlocked(why: str) -> None:
 
 
 @contextlib.contextmanager
-def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory for one run at a time, for as long as the process lives.
+def lock_run_dir(run_dir: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the run directory for one run at a time, as long as the process lives; `shared`, beside others that share.
 
     Raises:
         ValueError: another run holds it.
     """
     path = run_dir / ".lock"
     while True:
-        with path.open("a", encoding="utf-8") as file:
-            if not flock(file.fileno(), wait=False):
+        with path.open(
+            "a+", encoding="utf-8"
+        ) as file:  # NFS wants reading for a shared lock, writing for another
+            if not flock(file.fileno(), shared=shared, wait=False):
                 raise ValueError(
                     f"another process is at work in {run_dir}: wait for it, or use name=<another>"
                 )
@@ -209,10 +216,11 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                with contextlib.suppress(
-                    OSError
-                ):  # the work is done: a disk that became read-only keeps the file
-                    path.unlink()  # while it is still held, or it might be another's
+                if not shared:  # those that share hold this very file
+                    with contextlib.suppress(
+                        OSError
+                    ):  # the work is done: a disk that became read-only keeps the file
+                        path.unlink()  # while it is still held, or it might be another's
             return
 
 

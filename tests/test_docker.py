@@ -6,11 +6,14 @@ import os
 import re
 import subprocess
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
+
+from mixer_lightning.cli.prepare import parse as parse_prepare
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -164,6 +167,24 @@ def test_slurm_outside_the_checkout_starts_nothing(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "checkout" in done.stderr
     assert calls(tmp_path / "srun.args") == []
+
+
+def test_an_array_of_jobs_prepares_parts_and_a_last_one_merges(tmp_path: Path) -> None:
+    log = stand_in(tmp_path, "python")
+    start = partial(launch, "prepare_array.sh", "data=list", "output=two words", path=tmp_path)
+    in_array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "64", "SLURM_CPUS_PER_TASK": "8"}
+    assert start(cwd=tmp_path, **in_array).returncode == 2
+    assert start(cwd=ROOT, **in_array).returncode == 0
+    assert start(cwd=ROOT, **in_array, PARTS="100").returncode == 0
+    assert start("part=merge", cwd=ROOT).returncode == 0
+    head, given = ["-m", "mixer_lightning", "prepare"], ["data=list", "output=two words"]
+    assert calls(log) == [
+        [*head, "threads=8", *given, "part=3/64"],
+        [*head, "threads=8", *given, "part=3/100"],
+        [*head, "threads=1", *given, "part=merge"],
+    ]
+    for call in calls(log):
+        assert parse_prepare([*call[3:], "source=x"]).output.name == "two words"
 
 
 def test_slurm_options_stand_before_the_first_command() -> None:

@@ -16,9 +16,11 @@ from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
 from mixer_lightning.prepare.options import (
     ARCHIVES_AND_LISTS,
     LISTS,
+    MAX_PARTS,
     MAX_SHARDS,
     SPLITS,
     Options,
+    Part,
 )
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 
@@ -27,8 +29,10 @@ USAGE = """data=<name> source=<path> output=<folder> [key=value ...]
   mixer prepare data=imagenet1k source=~/archives output=data/imagenet1k
   mixer prepare data=imagenet21k variant=winter21 source=winter21_whole.tar output=data/imagenet21k
   mixer prepare data=list source=photos.tsv classes=names.txt val_share=0.02 output=data/photos
-  mixer prepare data=folder source=~/birds output=data/birds short_side=500 quality=90"""
+  mixer prepare data=folder source=~/birds output=data/birds short_side=500 quality=90
+  mixer prepare data=folder source=~/birds output=data/birds part=3/64     (one of 64 jobs; at last part=merge)"""
 
+MERGE = "merge"
 BYTE_UNITS = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -57,6 +61,8 @@ def parse(argv: Sequence[str]) -> Options:
             f"unknown data '{chosen.data}'{did_you_mean(chosen.data, names)}. There are: {', '.join(names)}"
         )
     values = vars(chosen) | {"overrides": overrides}
+    values["merge"] = values["part"] == MERGE
+    values["part"] = None if values["merge"] else values["part"]
     if messages := messages or [*_out_of_range(values), *_contradictions(values)]:
         refuse(messages)
     if values["short_side"] is not None and values["quality"] is None:
@@ -87,6 +93,8 @@ def _parser() -> Parser:
         help=f"share of train to hold out as val; default: 0, for imagenet21k without val {VAL_SHARE_21K:.2g}")
     add("--short_side", type=int, metavar="PIXELS", help="resize larger images; default: bytes as they are")
     add("--quality", type=int, metavar="N", help=f"of resized JPEGs; default: {DEFAULTS.resized_quality}")
+    add("--restart", type=int, metavar="MCUS",
+        help="restart markers every so many blocks of JPEGs, without loss: 4 lets training decode sooner")
     add("--verify", type=_boolean, default=Options.verify, metavar="true|false",
         help=f"decode all images; default: {str(Options.verify).lower()}")
     add("--hashes", type=_path, metavar="FILE", help="difference hashes; what is near one is left out")
@@ -100,6 +108,8 @@ def _parser() -> Parser:
         help="stop when more images are bad; default: %(default)s, and never under 100 images")
     add("--seed", type=int, default=Options.seed, metavar="N",
         help="decides which sample goes where; default: %(default)s")
+    add("--part", type=_part, metavar="K/N|merge",
+        help="prepare part K of N in this job, from 1 on, beside others or after them; merge: join all into the set")
     add("--threads", type=int, default=threads, metavar="N", help="default: one per core")
     # fmt: on
     return parser
@@ -111,6 +121,7 @@ def _out_of_range(values: dict[str, Any]) -> list[str]:
     for key, least, most in (
         ("short_side", 1, None),
         ("quality", 1, 100),
+        ("restart", 1, 65_535),
         ("max_distance", 0, 64),
         ("shard_bytes", 1, None),
         ("shards", 1, MAX_SHARDS),
@@ -164,6 +175,20 @@ def _boolean(text: str) -> bool:
     if text not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
     return text == "true"
+
+
+def _part(text: str) -> Part | str:
+    if text == MERGE:
+        return text
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither K/N, such as 3/64, nor {MERGE}")
+    part = Part(int(match[1]), int(match[2]))
+    if not 1 <= part.number <= part.total <= MAX_PARTS:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': parts count from 1, to at most {MAX_PARTS:,}: 1/64 to 64/64"
+        )
+    return part
 
 
 def _num_bytes(text: str) -> int:

@@ -65,13 +65,9 @@ def with_restart_markers(file: bytes, every: int) -> bytes | None:
     the bytes of the markers back. None where the file is not one that `crop_files` decodes, or where there is no
     compiler.
     """
-    library = extension.load("jpeg_restart")
-    if library is None:
+    function = native_restart()
+    if function is None:
         return None
-    function = library.jpeg_with_restart_markers
-    pointer = ctypes.c_void_p
-    function.restype = ctypes.c_long
-    function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_long, pointer, ctypes.c_long]
     out = np.empty(2 * len(file) + 4096, dtype=np.uint8)
     length = function(file, len(file), every, out.ctypes.data, out.size)
     return out[:length].tobytes() if length > 0 else None
@@ -87,4 +83,16 @@ def native() -> Any | None:
     function.restype = None
     pointer = ctypes.c_void_p
     function.argtypes = [ctypes.c_long, pointer, pointer, pointer, ctypes.c_long, pointer, pointer]
+    return function
+
+
+@functools.cache
+def native_restart() -> Any | None:
+    """The compiled function that writes restart markers; None where no C++ compiler builds a library that loads."""
+    library = extension.load("jpeg_restart")
+    if library is None:
+        return None
+    function = library.jpeg_with_restart_markers
+    function.restype = ctypes.c_long
+    function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_long, ctypes.c_void_p, ctypes.c_long]
     return function

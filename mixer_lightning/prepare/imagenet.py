@@ -7,6 +7,7 @@ data/sources/imagenet_archives.py.
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -32,7 +33,7 @@ from mixer_lightning.data.sources.names import is_hidden, not_read, stem, suffix
 from mixer_lightning.files import read_lines, readable
 from mixer_lightning.prepare.cleaning import OtherFile
 from mixer_lightning.prepare.options import Options
-from mixer_lightning.prepare.readers import Cursor, Extent, Sample, Source, selected_splits
+from mixer_lightning.prepare.readers import EVERYWHERE, Cursor, Extent, Sample, Source, selected_splits
 
 VAL_SHARE_P = 561_052 / 12_358_684  # of fall11_p, which has one: for an estimate before it is read
 
@@ -43,22 +44,39 @@ class Part(NamedTuple):
     split: str
     files: Iterable[ArchiveMember]
     label_of: Callable[[ArchiveMember], tuple[str, int] | None]
+    num_bytes: int = sys.maxsize  # from here on in the archive; the default: to its end
 
 
 Parts = Callable[[ArchiveStream], Iterator[Part]]
 
 
-def samples(archives: Sequence[tuple[Path, Parts]], start: Cursor) -> Iterator[Sample]:
-    """The samples of all parts of all archives; parts before `start` are passed over without being read."""
+def samples(
+    archives: Sequence[tuple[Path, Parts]], start: Cursor, *, places: range = EVERYWHERE
+) -> Iterator[Sample]:
+    """The samples of all parts of all archives; parts before `start` are passed over without being read.
+
+    An image's place is where it begins in its archive, unpacked, behind the files of the archives before; in one that
+    unpacks to more than its file has, all further ones have the last place of the file.
+    """
     number, behind = 0, 0
     for path, parts in archives:
         archive = ArchiveStream(path)
+        num_bytes = path.stat().st_size
+
+        def place(offset: int, first: int = behind, num_bytes: int = num_bytes) -> int:
+            return first + min(offset, num_bytes - 1)
+
         try:
             for part in parts(archive):
-                if number >= start[0]:
+                if place(archive.offset) >= places.stop:
+                    return
+                if number >= start[0] and place(archive.offset + part.num_bytes) >= places.start:
                     begin = start[1] if number == start[0] else 0
                     for index, file in enumerate(part.files):
-                        if index < begin or is_hidden(file.name):
+                        here = place(archive.offset)
+                        if here >= places.stop:
+                            return
+                        if here < places.start or index < begin or is_hidden(file.name):
                             continue
                         found = part.label_of(file)
                         key, label = found or (readable(file.name), -1)
@@ -74,7 +92,7 @@ def samples(archives: Sequence[tuple[Path, Parts]], start: Cursor) -> Iterator[S
                 number += 1
         finally:
             archive.close()
-        behind += path.stat().st_size
+        behind += num_bytes
 
 
 def _other_file(name: str) -> bytes:
@@ -104,13 +122,15 @@ def class_parts(
             continue
         if file.name.endswith(".tar"):
             inside = partial(archive_members, file, file.where, nested=True)
-            yield from _class_part(split, folders[-1].removesuffix(".tar"), inside, labels, unknown_classes)
+            wnid = folders[-1].removesuffix(".tar")
+            yield from _class_part(split, wnid, inside, labels, unknown_classes, file.size)
         elif is_hidden(file.name):
             continue
         elif not suffix_of(file.name):
             left_out.append((split, readable(file.name)))
         elif len(folders) > 1:
-            yield from _class_part(split, folders[-2], partial(iter, [file]), labels, unknown_classes)
+            alone = partial(iter, [file])
+            yield from _class_part(split, folders[-2], alone, labels, unknown_classes, file.size)
 
 
 def _class_part(
@@ -119,6 +139,7 @@ def _class_part(
     inside: Callable[[], Iterator[ArchiveMember]],
     labels: dict[str, int],
     unknown_classes: set[str],
+    num_bytes: int = sys.maxsize,
 ) -> Iterator[Part]:
     if wnid not in labels:
         unknown_classes.add(wnid)
@@ -131,7 +152,7 @@ def _class_part(
             else None
         )
 
-    yield Part(split, inside(), label_of)
+    yield Part(split, inside(), label_of, num_bytes)
 
 
 # ----------------------------------------------------------------------------------------------- ImageNet-1k

@@ -6,9 +6,11 @@ cut off and done again, and the shards come out as if nothing had happened.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,18 @@ class Journal:
     written: dict[str, list[tuple[int, int]]] = field(
         default_factory=dict
     )  # bytes and samples of every shard
+    unknown_classes: list[str] = field(default_factory=list)  # met so far
+    versions: dict[str, str] = field(default_factory=dict)  # of the programs that made the images
 
     def write(self, path: Path) -> None:
         """Replace the file."""
         write_text(path, json.dumps(asdict(self)))
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the programs that decide what the shards hold."""
+    return {name: metadata.version(name) for name in ("mixer-lightning", "pillow")}
 
 
 def read_journal(path: Path) -> Journal:

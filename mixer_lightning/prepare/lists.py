@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,15 @@ from mixer_lightning.data.sources.labels import named_classes
 from mixer_lightning.data.sources.names import stem, suffix_of
 from mixer_lightning.files import readable
 from mixer_lightning.prepare.options import SPLITS, Options
-from mixer_lightning.prepare.readers import PROBED_IMAGES, Cursor, Extent, Sample, Source, selected_splits
+from mixer_lightning.prepare.readers import (
+    EVERYWHERE,
+    PROBED_IMAGES,
+    Cursor,
+    Extent,
+    Sample,
+    Source,
+    selected_splits,
+)
 
 ENDINGS = (".tsv", ".txt", ".jsonl")
 FORM = 'path<TAB>label[,label...] in a .tsv or .txt file, {"path": ..., "labels": [...]} in a .jsonl file'
@@ -96,13 +105,19 @@ def _files(source: Path, split: str) -> dict[str, Path]:
 
 
 def _samples(
-    files: dict[str, Path], counts: dict[str, int], label_of: dict[str, int], start: Cursor
+    files: dict[str, Path],
+    counts: dict[str, int],
+    label_of: dict[str, int],
+    start: Cursor,
+    *,
+    places: range = EVERYWHERE,
 ) -> Iterator[Sample]:
     done = 0
     for part, (split, file) in enumerate(files.items()):
-        begin = start[1] if part == start[0] else 0
-        if part >= start[0]:
-            for index, row in enumerate(rows(file)):
+        begin = max(start[1] if part == start[0] else 0, places.start - done)
+        end = min(counts[split], places.stop - done)
+        if part >= start[0] and begin < end:
+            for index, row in enumerate(islice(rows(file), end)):
                 if index >= begin:
                     yield Sample(
                         split,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
 
@@ -13,7 +13,18 @@ ARCHIVES_AND_LISTS = ("imagenet1k", "imagenet21k", "jft300m", "list")  # the res
 LISTS = ("jft300m", "list")
 SPLITS = ("train", "val", "test")
 CMYK_QUALITY = 95  # of the JPEGs that CMYK images become
+MAX_PARTS = 9_999  # each with a file a shard
 MAX_SHARDS = 99_999  # of a split: their names have five digits
+
+
+class Part(NamedTuple):
+    """One of several jobs that prepare a set, `number` from 1 to `total`."""
+
+    number: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"part {self.number} of {self.total}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,7 @@ class Options:
     val_share: float | None = None  # None: as the data set is used
     short_side: int | None = None
     quality: int | None = None
+    restart: int | None = None  # MCUs between restart markers in JPEGs; None: files as they are
     verify: bool = DEFAULTS.verify
     hashes: Path | None = None
     max_distance: int = DEFAULTS.max_distance
@@ -40,6 +52,8 @@ class Options:
     seed: int = DEFAULTS.seed
     threads: int = 1
     overrides: tuple[str, ...] = ()  # data.<key>=<value>, for functions of conf/data
+    part: Part | None = None  # which this job prepares; None: all
+    merge: bool = False  # join the parts of other jobs
 
     @property
     def reads_lists(self) -> bool:
@@ -67,6 +81,7 @@ class Options:
             "shards": self.shards,
             "seed": self.seed,
             "overrides": sorted(self.overrides),
+            **({} if self.restart is None else {"restart": self.restart}),
         }
 
 

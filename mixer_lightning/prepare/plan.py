@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mixer_lightning.prepare.options import MAX_SHARDS, Options
 from mixer_lightning.prepare.readers import Extent, Source
-from mixer_lightning.prepare.state import PARTIAL
+from mixer_lightning.prepare.state import working_folder
 
 MEAN_IMAGE_BYTES = 110_000  # of an ImageNet photograph, where the number of images is not known
 OVERHEAD_BYTES = 2_048  # of a sample: two headers, padding, label and index row
@@ -75,12 +75,17 @@ def check_disk(plan: Plan, options: Options) -> str:
     folder = _writable("output", options.output)
     if options.write_hashes is not None:
         _writable("write_hashes", options.write_hashes.parent)
-    written = sum(path.stat().st_size for path in (options.output / PARTIAL).glob("*.tar"))
-    written += sum(path.stat().st_size for path in options.output.glob("*.tar"))
-    free, need = shutil.disk_usage(folder).free, max(0, plan.num_bytes - written)
-    about = f"about {format_bytes(plan.num_bytes)}" + (
-        " (resized: an estimate)" if options.short_side else ""
-    )
+    num_bytes, of = plan.num_bytes, ""
+    if options.part is not None:
+        num_bytes, of = num_bytes // options.part.total, " a part"
+    written = sum(path.stat().st_size for path in working_folder(options).glob("*.tar"))
+    if options.merge:  # its pieces are there, and go when a shard is finished
+        num_shards = sum(plan.num_shards.values())
+        num_bytes, of = num_bytes * min(options.threads, num_shards) // num_shards, " while parts are merged"
+    elif options.part is None:
+        written += sum(path.stat().st_size for path in options.output.glob("*.tar"))
+    free, need = shutil.disk_usage(folder).free, max(0, num_bytes - written)
+    about = f"about {format_bytes(num_bytes)}{of}" + (" (resized: an estimate)" if options.short_side else "")
     if need > free:
         raise ValueError(
             f"output: the shards take {about}, but only {format_bytes(free)} are free at {folder}"

@@ -15,13 +15,15 @@ from mixer_lightning.screen import Screen
 def progress(screen: Screen, state: State) -> Iterator[Callable[[State], None]]:
     """Show progress while inside; yields the function to call after each sample."""
     images, num_bytes, began = state.consumed, state.bytes_read, time.perf_counter()
-    with Bar(screen, total=state.source.total, done=state.done) as bar:
+    first, total = state.places.start, max(len(state.places), 1)
+    with Bar(screen, total=total, done=state.done - first) as bar:
 
         def update(state: State) -> None:
             seconds = max(time.perf_counter() - began, 1e-9)
-            percent = 100 * state.done / max(state.source.total, 1)
+            done = min(state.done - first, total)
+            percent = 100 * done / total
             bar.move(
-                state.done,
+                done,
                 label=f"{percent:.1f} %  {state.consumed:,} images",
                 parts=[
                     f"{(state.consumed - images) / seconds:,.0f} images/s",

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,7 +56,8 @@ class Extent(NamedTuple):
 class Source:
     """The samples of a data set in the order of one pass.
 
-    `samples(cursor)` goes on where the sample before ended. `unknown_classes` names classes that the list of classes
+    `samples(cursor)` goes on where the sample before ended; `samples(cursor, places=range)` passes over samples outside
+    of these places of `total`, as `only` has it. `unknown_classes` names classes that the list of classes
     lacks, as far as they were met: their images are left out. `left_out` are (split, path) of files that are not images
     by their ending, and complete at the end of a pass. `wnids[label]` is a WordNet id, where classes have one.
     """
@@ -67,11 +69,32 @@ class Source:
     labels_per_image: int
     fingerprint: list[str]  # tells another source, or one that has changed
     total: int  # in bytes of archives, else in samples
-    samples: Callable[[Cursor], Iterator[Sample]]
+    samples: Callable[..., Iterator[Sample]]
+    places: range | None = None  # of `total`, which alone are read; None: all
     wnids: list[str] | None = None
     val_share: float = 0.0  # of train to hold out, unless the user says otherwise
     unknown_classes: set[str] = field(default_factory=set)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+#: All places of a source.
+EVERYWHERE = range(sys.maxsize)
+
+
+def only(source: Source, number: int, count: int) -> Source:
+    """Part `number` of `count`, from 1 on, of a source: a stretch of it in its order. Together the parts are all.
+
+    Files that are no images are listed by the last part, which alone passes over all of an archive.
+    """
+    is_last = number == count
+    start, stop = source.total * (number - 1) // count, source.total * number // count
+    places = range(start, sys.maxsize if is_last else stop)
+    return replace(
+        source,
+        samples=partial(source.samples, places=places),
+        places=range(start, stop),
+        left_out=source.left_out if is_last else [],
+    )
 
 
 def selected_splits(available: Iterable[str], options: Options) -> list[str]:
@@ -122,13 +145,14 @@ def read_dataset(data: Dataset, options: Options) -> Source:
     )
 
 
-def _samples(splits: dict[str, Images], start: Cursor) -> Iterator[Sample]:
+def _samples(splits: dict[str, Images], start: Cursor, *, places: range = EVERYWHERE) -> Iterator[Sample]:
     done = 0
     for part, (split, images) in enumerate(splits.items()):
         num_images = len(images)
-        begin = start[1] if part == start[0] else 0
-        for at in range(begin if part >= start[0] else num_images, num_images, LABELS_PER_CALL):
-            indices = np.arange(at, min(at + LABELS_PER_CALL, num_images))
+        begin = start[1] if part == start[0] else 0 if part > start[0] else num_images
+        end = min(num_images, places.stop - done)
+        for at in range(max(begin, places.start - done), end, LABELS_PER_CALL):
+            indices = np.arange(at, min(at + LABELS_PER_CALL, end))
             for index, labels in zip(indices.tolist(), images.labels(indices).tolist(), strict=True):
                 yield Sample(
                     split,

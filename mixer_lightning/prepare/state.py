@@ -17,12 +17,13 @@ from mixer_lightning.data import stateless_random
 from mixer_lightning.data.sources.names import not_read, tar_key
 from mixer_lightning.files import atomic_write
 from mixer_lightning.prepare.cleaning import BAD_KINDS, LEFT_OUT, OTHER_FILE, Note, Outcome
-from mixer_lightning.prepare.journal import AppendOnly, Journal, read_journal, refuse_differences
-from mixer_lightning.prepare.options import Options
+from mixer_lightning.prepare.journal import AppendOnly, Journal, read_journal, refuse_differences, versions
+from mixer_lightning.prepare.options import Options, Part
 from mixer_lightning.prepare.readers import Sample, Source
 from mixer_lightning.prepare.writing import Entry, Shard, Written, write_index
 
 PARTIAL = ".partial"  # folder under the output of what is not finished
+MERGING = "merge"  # folder in it of the shards that are made of parts
 JOURNAL = "journal.json"
 BAD = "bad.jsonl"
 HASHES = "hashes.txt"
@@ -37,21 +38,27 @@ class State:
         self, source: Source, options: Options, num_shards: dict[str, int], val_share: float
     ) -> None:
         self.source, self.options, self.val_share = source, options, val_share
-        self.folder = options.output / PARTIAL
+        self.folder = working_folder(options)
+        self.places = source.places or range(source.total)
         journal = self._earlier_journal(num_shards)
         self.resumed = journal is not None
         if journal is None:
-            shutil.rmtree(self.folder, ignore_errors=True)  # of a start that was killed at once
-            self.folder.mkdir(parents=True)
+            _clear(self.folder)  # of a start that was killed at once
+            self.folder.mkdir(parents=True, exist_ok=True)
             journal = Journal(options=options.record(), source=source.fingerprint, num_shards=num_shards)
         self.shards = {
             split: [
-                Shard(self.folder / f"{split}-{i:05d}.tar", source.labels_per_image) for i in range(number)
+                Shard(
+                    self.folder / f"{split}-{i:05d}.tar",
+                    source.labels_per_image,
+                    numbers_keys=options.part is None,
+                )
+                for i in range(number)
             ]
             for split, number in journal.num_shards.items()
         }
         self.cursor = (journal.place[0], journal.place[1])
-        self.done = journal.done
+        self.done = max(journal.done, self.places.start)
         self.images_read = Counter(journal.read)  # by split of the source
         self.bytes_read = journal.bytes_read
         self.read_all = journal.read_all
@@ -62,6 +69,7 @@ class State:
         )
         self.waiting_bytes = 0
         self._written = journal.written
+        source.unknown_classes.update(journal.unknown_classes)
         self._seconds_before = journal.seconds
         self._begin = time.perf_counter()
 
@@ -85,6 +93,16 @@ class State:
     def consumed(self) -> int:
         """Images read so far."""
         return sum(self.images_read.values())
+
+    @property
+    def num_bad(self) -> int:
+        """Bad images so far."""
+        return sum(self.notes[kind] for kind in BAD_KINDS)
+
+    @property
+    def tolerated_bad(self) -> float:
+        """How many of the images read so far may be bad."""
+        return max(TOLERATED_BAD_IMAGES, self.options.max_bad * self.consumed)
 
     @property
     def seconds(self) -> float:
@@ -124,6 +142,25 @@ class State:
         if not outcome.kept:
             self._refuse_too_many_bad(sample, outcome)
 
+    def take_over(self, folder: Path, journal: Journal) -> None:
+        """Add the notes, hashes and counts of a part of the source that was read by another job.
+
+        Raises:
+            ValueError: a file of it holds less than was committed.
+        """
+        for line in committed_lines(folder / BAD, journal.bad_bytes):
+            self.notes[json.loads(line)["kind"]] += 1
+            self.bad.add(line)
+        for line in committed_lines(folder / HASHES, journal.hash_bytes):
+            self.hashes.add(line)
+        self.bad.commit()
+        self.hashes.commit()
+        self.source.unknown_classes.update(journal.unknown_classes)
+        self.images_read.update(journal.read)
+        self.bytes_read += journal.bytes_read
+        self._seconds_before += journal.seconds
+        self.read_all = True
+
     def note_left_out(self) -> None:
         """Note the files of the source that are not images by their ending, once, when all is read."""
         for split, path in self.source.left_out:
@@ -142,10 +179,11 @@ class State:
         return "val" if number < self.val_share * 2.0**63 else "train"
 
     def _refuse_too_many_bad(self, sample: Sample, outcome: Outcome) -> None:
-        bad = sum(self.notes[kind] for kind in BAD_KINDS)
-        if bad > max(TOLERATED_BAD_IMAGES, self.options.max_bad * self.consumed):
+        bad = self.num_bad
+        if bad > self.tolerated_bad:
+            of = f" of {self.options.part}" if self.options.part else ""
             raise ValueError(
-                f"{bad:,} of the first {self.consumed:,} images are bad, the last one {sample.key}"
+                f"{bad:,} of the first {self.consumed:,} images{of} are bad, the last one {sample.key}"
                 f"{': ' + outcome.notes[-1].reason if outcome.notes else ''}. Repair the source, or allow more with "
                 "max_bad=<share>."
             )
@@ -179,6 +217,8 @@ class State:
                 split: [(shard.num_bytes, shard.samples) for shard in shards]
                 for split, shards in self.shards.items()
             },
+            unknown_classes=sorted(self.source.unknown_classes),
+            versions=versions(),
         )
         journal.write(self.folder / JOURNAL)
 
@@ -220,9 +260,44 @@ class State:
                 )
             return None
         journal = read_journal(path)
-        subject = f"{output} holds a beginning of another set"
+        subject = f"{self.folder if self.options.part else output} holds a beginning of another set"
         refuse_differences(journal.options, journal.source, self.options, self.source, subject)
         return journal
+
+
+def working_folder(options: Options) -> Path:
+    """Where what is not finished lies: of a job that reads all, of one part, or of the merge of parts."""
+    folder = options.output / PARTIAL
+    if options.merge:
+        return folder / MERGING
+    return folder if options.part is None else part_folder(options.output, options.part)
+
+
+def part_folder(output: Path, part: Part) -> Path:
+    """Where a job keeps its part of a set until all are merged."""
+    return output / PARTIAL / f"part-{part.number}-of-{part.total}"
+
+
+def committed_lines(path: Path, num_bytes: int) -> list[str]:
+    """The first lines of a file, that have so many bytes.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    data = path.read_bytes()[:num_bytes] if path.exists() else b""
+    if len(data) < num_bytes:
+        raise ValueError(
+            f"{path} has {len(data):,} bytes, but {num_bytes:,} were written: delete {path.parent} and prepare this "
+            "part again"
+        )
+    return data.decode().splitlines()
+
+
+def _clear(folder: Path) -> None:
+    """Delete the files in a folder, except the lock that may be held."""
+    for path in folder.glob("*"):
+        if path.is_file() and path.name != ".lock":
+            path.unlink()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -53,8 +53,9 @@ def row_type(labels_per_image: int) -> np.dtype[np.void]:
 class Shard:
     """One shard that grows: its tar, and the rows of its index in a file next to it."""
 
-    def __init__(self, path: Path, labels_per_image: int) -> None:
+    def __init__(self, path: Path, labels_per_image: int, *, numbers_keys: bool = True) -> None:
         self.path = path
+        self.numbers_keys = numbers_keys  # not in a part of a set: others may have the key before it
         self.rows_path = path.with_suffix(".rows")
         self.num_bytes = 0  # written; a committed shard's are in the journal
         self.samples = 0
@@ -62,6 +63,7 @@ class Shard:
         self._digest = hashlib.sha256()
         self._waiting: list[Entry] = []
         self._unsynced = False
+        self._finished: Written | None = None
 
     def add(self, entry: Entry) -> None:
         """Let a sample wait to be written."""
@@ -107,7 +109,8 @@ class Shard:
         Raises:
             ValueError: they hold less than that.
         """
-        lengths = {self.path: num_bytes, self.rows_path: samples * self._row_type.itemsize}
+        self.num_bytes, self.samples = num_bytes, samples
+        lengths = {self.path: num_bytes, self.rows_path: self.num_row_bytes}
         if finished:
             del lengths[self.path]
         for path, length in lengths.items():
@@ -120,12 +123,13 @@ class Shard:
                 os.truncate(path, length)
             else:
                 path.unlink(missing_ok=True)
-        self.num_bytes, self.samples = num_bytes, samples
         if num_bytes and not finished:
             self._digest = _digest_of(self.path)
 
     def finish(self, path: Path) -> Written:
         """End the tar as tar programs do, and give it its name; what a killed process had finished is read again."""
+        if self._finished is not None:
+            return self._finished
         if path.exists():
             digest, num_bytes = _digest_of(path), path.stat().st_size
         else:
@@ -137,7 +141,13 @@ class Shard:
             self.path.rename(path)
             self._digest.update(end)
             digest, num_bytes = self._digest, self.num_bytes + len(end)
-        return Written(path.name, num_bytes, self.samples, digest.hexdigest())
+        self._finished = Written(path.name, num_bytes, self.samples, digest.hexdigest())
+        return self._finished
+
+    @property
+    def num_row_bytes(self) -> int:
+        """Of the file of rows."""
+        return self.samples * self._row_type.itemsize
 
     def rows(self) -> npt.NDArray[Any]:
         """The rows written so far."""
@@ -155,6 +165,8 @@ class Shard:
     def _new_keys(self, hashes: npt.NDArray[np.uint32]) -> list[str]:
         """The keys that wait, numbered where the shard has their hash already: readers tell samples by them."""
         keys = [entry.key for entry in self._waiting]
+        if not self.numbers_keys:
+            return keys
         before = self.rows()["hash"]
         again = np.isin(before, hashes)
         if len(np.unique(hashes)) == len(hashes) and not again.any():

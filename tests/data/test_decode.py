@@ -327,15 +327,15 @@ def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch, by_libjpeg):
 
 def test_crops_asks_again_where_a_header_lies(monkeypatch, by_libjpeg):
     """As a decoder would see it that takes the last of several headers."""
-    monkeypatch.setattr(decoding, "jpeg_size", lambda _: (500, 400))
     out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     files = [FILES["baseline"], FILES["progressive"]]
 
     def crops_of(positions, widths, heights):
         return Augment().eval_crops(widths, heights, 8)
 
-    assert not decode_crops(files, crops_of, list(out))
-    monkeypatch.undo()
+    with monkeypatch.context() as lying:
+        lying.setattr(decoding, "jpeg_size", lambda _: (500, 400))
+        assert not decode_crops(files, crops_of, list(out))
     right = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     assert not decode_crops(files, crops_of, list(right))
     assert torch.equal(out, right)

@@ -26,6 +26,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 from rich.console import Console
+from running import CLASSES, contents, exit_code, files_of, in_a_child, odd_photos, run, write_photos
 
 from mixer_lightning import stopping
 from mixer_lightning.cli.prepare import parse
@@ -36,10 +37,8 @@ from mixer_lightning.prepare import open as opening
 from mixer_lightning.prepare.cleaning import difference_hash
 from mixer_lightning.progress import Bar
 from mixer_lightning.reports import prepare as picture_of
-from mixer_lightning.screen import Screen
 
 Prepare = Callable[..., tuple[int, str]]
-CLASSES = ("elk", "newt", "osprey", "wren")
 PLOT = picture_of.plot_class_counts
 
 
@@ -47,15 +46,6 @@ PLOT = picture_of.plot_class_counts
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A histogram takes longer than all the rest of a small set."""
     monkeypatch.setattr(picture_of, "plot_class_counts", lambda *_: None)
-
-
-def run(*arguments: Any, **pace: Any) -> int:
-    try:
-        return program.write_shards(
-            parse([str(argument) for argument in [*arguments, "threads=2"]]), Screen(), **pace
-        )
-    except SystemExit as stop:
-        return int(str(stop.code))
 
 
 @pytest.fixture
@@ -75,35 +65,6 @@ def prepare(capsys: pytest.CaptureFixture[str]) -> Prepare:
 def photos(tmp_path: Path) -> Path:
     """photos.tsv with 40 JPEGs of 4 classes, in order of class."""
     return write_photos(tmp_path / "photos", 10)
-
-
-def write_photos(folder: Path, each: int) -> Path:
-    folder.mkdir()
-    lines = []
-    for number in range(4 * each):
-        name = CLASSES[number // each]
-        (folder / f"{name}_{number:03d}.jpg").write_bytes(picture(number))
-        lines.append(f"{name}_{number:03d}.jpg\t{name}\n")
-    (folder / "photos.tsv").write_text("".join(lines))
-    return folder / "photos.tsv"
-
-
-def contents(output: Path, split: str) -> dict[str, dict[str, bytes]]:
-    """Samples of all shards of a split, by key, as tarfile reads them."""
-    samples: dict[str, dict[str, bytes]] = {}
-    for path in sorted(output.glob(f"{split}-*.tar")):
-        with tarfile.open(path) as tar:
-            for info in tar:
-                key, _, suffix = info.name.rpartition(".")
-                samples.setdefault(key, {})[suffix] = tar.extractfile(info).read()
-    return samples
-
-
-def files_of(output: Path) -> dict[str, bytes]:
-    """Everything written, without what says how long it took."""
-    assert not (output / ".partial").exists()
-    timed = ("report.json", "report.png")
-    return {path.name: path.read_bytes() for path in output.iterdir() if path.name not in timed}
 
 
 # ---- what is written
@@ -615,35 +576,8 @@ def test_sizes_of_shards_may_be_written_with_units():
 # ---- killed, stopped, and going on
 
 
-def in_a_child(act: Callable[[], int]) -> int:
-    """The id of a forked process that does something and exits with its result."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            code = act()
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def odd_photos(folder: Path, each: int) -> Path:
-    source = write_photos(folder, each)
-    names = [line.split("\t")[0] for line in source.read_text().splitlines()]
-    (folder / names[3]).write_bytes(b"")
-    (folder / names[-2]).write_bytes(picture(1, "PNG"))
-    return source
-
-
 def test_killed_at_random_times_it_writes_the_same_bytes(tmp_path):
-    source = odd_photos(tmp_path / "photos", 50)
+    source = odd_photos(tmp_path / "photos", 35)
     arguments = ("data=list", f"source={source}", "val_share=0.2", "shards=5")
     pace = {"buffer_bytes": 3000, "commit_seconds": 0.0}
     hashes = [tmp_path / "hashes-whole", tmp_path / "hashes-killed"]
@@ -651,7 +585,7 @@ def test_killed_at_random_times_it_writes_the_same_bytes(tmp_path):
     again = partial(run, *arguments, f"output={tmp_path / 'killed'}", f"write_hashes={hashes[1]}", **pace)
     journal = tmp_path / "killed" / ".partial" / "journal.json"
     draws, until = random.Random(0), 0
-    for _ in range(6):
+    for _ in range(4):
         child, until = in_a_child(again), until + draws.randint(5, 30)
         while not journal.exists() or sum(json.loads(journal.read_text())["read"].values()) < until:
             assert os.waitpid(child, os.WNOHANG) == (0, 0)

@@ -37,6 +37,7 @@ class ArchiveStream:
         self.path = path
         self._file = path.open("rb", buffering=READ_BYTES)
         self._bytes = path.stat().st_size
+        self.offset = 0  # in the archive itself, unpacked where it is compressed
         self.compressed = is_gzip(path)
         self._stream: BinaryIO | gzip.GzipFile = (
             gzip.GzipFile(fileobj=self._file) if self.compressed else self._file
@@ -45,7 +46,9 @@ class ArchiveStream:
     def read(self, count: int) -> bytes:
         """The next `count` bytes, fewer only at the end."""
         try:
-            return self._stream.read(count)
+            data = self._stream.read(count)
+            self.offset += len(data)
+            return data
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{self.path} is damaged or cut ({error}). Fetch it again.") from error
 
@@ -56,6 +59,7 @@ class ArchiveStream:
                 count -= len(data)
         elif self._file.tell() + count <= self._bytes:
             self._file.seek(count, 1)
+            self.offset += count
             count = 0
         if count:
             raise ValueError(f"{self.path} is cut after {self._bytes:,} bytes. Fetch it again.")
