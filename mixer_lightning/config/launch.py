@@ -77,8 +77,8 @@ def _run_child(
     run_dir: Path,
 ) -> int:
     """A job in `count` processes of its own; its exit code. Asked to stop, it asks them and waits."""
-    task = [line for line in job.config.hydra.overrides.task if "from_checkpoint" not in line]
-    folder = [flag for flag in flags if flag.startswith("--config-dir=")]
+    task: list[str] = [line for line in job.config.hydra.overrides.task if "from_checkpoint" not in line]
+    folder: list[str] = [flag for flag in flags if flag.startswith("--config-dir=")]
 
     def hear(line: str) -> None:
         LAST_SAID.append(line)

@@ -12,10 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.children import Child
@@ -23,6 +20,10 @@ from mixer_lightning.config.space import Dimension, Space
 from mixer_lightning.files import lock_run_dir
 from mixer_lightning.screen import Screen, error_in, format_metric
 from mixer_lightning.stopping import StopRequests, exit_code
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial, Trial
 
 STUDY = "study.db"
 TABLE = "search.csv"
@@ -58,6 +59,8 @@ def carry_out(search: Search, screen: Screen) -> int:
     Raises:
         ValueError, OSError: the folder holds another search, or cannot be written.
     """
+    import optuna  # of the extra `search`, and a second
+
     search.folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -91,8 +94,12 @@ def open_study(search: Search) -> optuna.Study:
     Raises:
         ValueError: it is of another search; or it is damaged.
     """
+    import optuna
+
     path = search.folder / STUDY
-    direction = "minimize" if results.is_better_lower(search.metric) else "maximize"
+    direction: Literal["minimize", "maximize"] = (
+        "minimize" if results.is_better_lower(search.metric) else "maximize"
+    )
     try:
         study = optuna.create_study(
             storage=f"sqlite:///{path}", study_name="search", direction=direction, load_if_exists=True
@@ -117,21 +124,25 @@ def _num_done(study: optuna.Study) -> int:
 
 def _completed(study: optuna.Study) -> list[FrozenTrial]:
     """Trials with a value, the best first."""
-    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = 1 if study.direction.name == "MINIMIZE" else -1
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     return sorted(trials, key=lambda trial: sign * (trial.value or 0.0))
 
 
 def _trials(search: Search, study: optuna.Study, requests: StopRequests, screen: Screen) -> int:
     """Trials one after the other, first one that was broken off; 0, or the exit code of being stopped."""
+    import optuna
+    from optuna.trial import Trial
+
     study.pruner = optuna.pruners.NopPruner()
     if search.prune:
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=search.startup)
     while _num_done(study) < search.trials:
         if requests.received:
             return exit_code(requests.received)
-        begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
-        number = begun[0].number if begun else len(study.get_trials(deepcopy=False))
+        trials = study.get_trials(deepcopy=False)
+        begun = [trial for trial in trials if not trial.state.is_finished()]
+        number = begun[0].number if begun else len(trials)
         study.sampler = optuna.samplers.TPESampler(
             seed=search.seed * 100_003 + number, n_startup_trials=search.startup
         )
@@ -175,6 +186,8 @@ class _Attempt:
         Raises:
             NoMetric: no evaluation measures what is searched for.
         """
+        from optuna.trial import TrialState
+
         found: dict[str, float] = {}
         for seed in self.search.space.seeds:
             code, error = self._train(values, seed)
@@ -301,7 +314,7 @@ def show(search: Search, study: optuna.Study, screen: Screen) -> None:
     """Print all trials, the best first, then those that were pruned or failed; and write the table."""
     write_table(search, study)
     done = _completed(study)
-    others = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.COMPLETE]
+    others = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "COMPLETE"]
     keys = [each.key for each in search.space.dimensions]
     if done or others:
         lines = [

@@ -34,7 +34,7 @@ WORDS = ("optimizer.lr=tag(log,interval(1e-4,1))", "optimizer.weight_decay=0,0.1
 def test_a_space_is_written_in_hydras_grammar():
     space = space_of(
         ["model=mixer_digits", "a.lr=tag(log,interval(1e-4,1e-2))", "b=interval(0,1)", "c=int(interval(2,8))",
-         "d=range(2,9,2)", "e=x,'y z'", "f=[1,2]", "seed=2,0,1", "+g=range(0.1,0.4,0.1)"]
+         "d=range(2,9,2)", "e=x,'y z'", "f=[1,2]", "seed=2,0,1", "+g=range(0.5,2,0.5)"]
     )  # fmt: skip
     assert space.fixed == ["model=mixer_digits", "f=[1,2]"]
     assert space.seeds == [0, 1, 2]
@@ -44,10 +44,10 @@ def test_a_space_is_written_in_hydras_grammar():
         Dimension("c", low=2, high=8, step=1),
         Dimension("d", low=2, high=8, step=2),
         Dimension("e", choices=("x", "'y z'")),
-        Dimension("g", choices=("0.1", "0.2", "0.3")),
+        Dimension("g", choices=("0.5", "1", "1.5")),
     ]
-    words = space.words({"a.lr": 0.003, "b": 0.5, "c": 4, "d": 6, "e": "x", "g": "0.2"}, seed=1)
-    assert words[2:] == ["a.lr=0.003", "b=0.5", "c=4", "d=6", "e=x", "g=0.2", "seed=1"]
+    words = space.words({"a.lr": 0.003, "b": 0.5, "c": 4, "d": 6, "e": "x", "g": "1"}, seed=1)
+    assert words[2:] == ["a.lr=0.003", "b=0.5", "c=4", "d=6", "e=x", "g=1", "seed=1"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_no_trial_could_do_ends_the_search(searched, monkeypatch, capsys):
 
 def test_a_real_search_killed_and_gone_on_with(tmp_path):
     """SIGKILL in the first trial: its training saves and ends by itself, and goes on in the second call."""
-    words = [*TINY, *VAL, *WORDS, "duration.steps=60", "eval_every.steps=20", "name=s", "search.trials=2"]
+    words = [*TINY, *VAL, *WORDS, "duration.steps=30", "eval_every.steps=10", "name=s", "search.trials=2"]
     command = [sys.executable, "-m", "mixer_lightning", "search", "train", *words]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     folder = tmp_path / "runs" / "s" / "search"

@@ -77,7 +77,9 @@ def test_a_stated_number_of_processes_is_the_launchers(monkeypatch):
         _ = Machine(accelerator="cpu", devices=8).world_size
     launch(monkeypatch, TORCHRUN)
     assert Machine(accelerator="cpu", devices=8).world_size == 32
-    with pytest.raises(ValueError, match=r"trainer\.devices is 4, and 8 processes were launched on this machine"):
+    with pytest.raises(
+        ValueError, match=r"trainer\.devices is 4, and 8 processes were launched on this machine"
+    ):
         _ = Machine(accelerator="cpu", devices=4).world_size
 
 
