@@ -70,7 +70,7 @@ def _program(
     argv: Sequence[str],
     *,
     run: Callable[[Any, Path], int],
-    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]]], int],
+    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]], Mapping[Path, str]], int],
 ) -> int:
     keys = [*groups_of(config_name), *(f.name for f in fields(ROOTS[config_name])), "hydra"]
     # `--optimizer.lr=0.1`, as agents of sweeps write it
