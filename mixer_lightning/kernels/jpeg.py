@@ -55,7 +55,8 @@ def crop_files(
         (ctypes.c_void_p * n)(*[each.data_ptr() for each in out]),
         codes.ctypes.data,
     )
-    return codes == 0
+    is_written: npt.NDArray[np.bool_] = codes == 0
+    return is_written
 
 
 def with_restart_markers(file: bytes, every: int) -> bytes | None:
