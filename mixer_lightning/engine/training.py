@@ -19,7 +19,7 @@ from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity, splits
 from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
-from mixer_lightning.data.sources import BadImage, Dataset
+from mixer_lightning.data.sources import BadImage, Dataset, Streamed
 from mixer_lightning.engine import bad_images, closing, setup, startup_checks
 from mixer_lightning.engine.agreement import Agreement
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
@@ -100,6 +100,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         max_bad_fraction=recipe.max_bad_fraction,
         memory_format=module.memory_format,
     )
+    if isinstance(train := source.splits["train"], Streamed):
+        screen.say(train.exactness(resumed=earlier is not None))
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
