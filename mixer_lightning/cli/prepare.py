@@ -181,7 +181,7 @@ def _part(text: str) -> Part | str:
     if match is None:
         raise argparse.ArgumentTypeError(f"'{text}' is neither K/N, such as 3/64, nor {MERGE}")
     part = Part(int(match[1]), int(match[2]))
-    if not 1 <= part.number <= part.count <= MAX_PARTS:
+    if not 1 <= part.number <= part.total <= MAX_PARTS:
         raise argparse.ArgumentTypeError(
             f"'{text}': parts count from 1, to at most {MAX_PARTS:,}: 1/64 to 64/64"
         )

@@ -18,13 +18,13 @@ MAX_SHARDS = 99_999  # of a split: their names have five digits
 
 
 class Part(NamedTuple):
-    """One of several jobs that prepare a set, `number` from 1 to `count`."""
+    """One of several jobs that prepare a set, `number` from 1 to `total`."""
 
     number: int
-    count: int
+    total: int
 
     def __str__(self) -> str:
-        return f"part {self.number} of {self.count}"
+        return f"part {self.number} of {self.total}"
 
 
 @dataclass(frozen=True, kw_only=True)

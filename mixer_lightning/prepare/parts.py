@@ -47,7 +47,7 @@ def refuse_other_work(options: Options, source: Source, num_shards: dict[str, in
         if parts and not options.merge:
             raise ValueError(
                 f"output: {output} holds parts of a set ({parts[0].part}): part=merge joins them, the same command "
-                f"with part=1/{parts[0].part.count} and so on goes on with them. To make it in one job, choose another "
+                f"with part=1/{parts[0].part.total} and so on goes on with them. To make it in one job, choose another "
                 f"output or delete {output / PARTIAL}."
             )
         return
@@ -56,7 +56,7 @@ def refuse_other_work(options: Options, source: Source, num_shards: dict[str, in
             f"output: {output} holds the beginning of one job, without part=. Go on with that, choose another output, "
             f"or delete {output / PARTIAL}."
         )
-    _refuse_other_counts(output, parts, options.part.count)
+    _refuse_other_counts(output, parts, options.part.total)
     for each in parts:
         _refuse_other_set(each, options, source, num_shards)
 
@@ -73,7 +73,7 @@ def finished_parts(options: Options, source: Source, num_shards: dict[str, int])
             f"part: there are no parts in {output} to merge. Prepare them first, with part=1/4 ... part=4/4 or as many "
             "as there are jobs."
         )
-    count = parts[0].part.count
+    count = parts[0].part.total
     _refuse_other_counts(output, parts, count)
     for each in parts:
         _refuse_other_set(each, options, source, num_shards)
@@ -102,16 +102,16 @@ def is_being_merged(output: Path) -> bool:
 def progress_of_parts(options: Options, part: Part) -> str:
     """What is to be done after a part is finished."""
     finished = sum(each.journal.read_all for each in find_parts(options.output))
-    if finished == part.count:
-        return f"all {part.count} parts are finished: the same command with part=merge makes the set of them"
+    if finished == part.total:
+        return f"all {part.total} parts are finished: the same command with part=merge makes the set of them"
     return (
-        f"{finished:,} of {part.count:,} parts are finished; when all are, the same command with part=merge"
+        f"{finished:,} of {part.total:,} parts are finished; when all are, the same command with part=merge"
     )
 
 
 def how_to_prepare_again(each: Prepared) -> str:
     """For messages about a part that is of no use."""
-    return f"Delete {each.folder} and prepare it again with part={each.part.number}/{each.part.count}."
+    return f"Delete {each.folder} and prepare it again with part={each.part.number}/{each.part.total}."
 
 
 def _named(numbers: Iterable[int]) -> str:
@@ -122,7 +122,7 @@ def _named(numbers: Iterable[int]) -> str:
 
 
 def _refuse_other_counts(output: Path, parts: list[Prepared], count: int) -> None:
-    others = [each for each in parts if each.part.count != count]
+    others = [each for each in parts if each.part.total != count]
     if others:
         raise ValueError(
             f"part: {output} holds {others[0].part} ({others[0].folder}), which does not go with parts of {count}. "

@@ -77,7 +77,7 @@ def check_disk(plan: Plan, options: Options) -> str:
         _writable("write_hashes", options.write_hashes.parent)
     num_bytes, of = plan.num_bytes, ""
     if options.part is not None:
-        num_bytes, of = num_bytes // options.part.count, " a part"
+        num_bytes, of = num_bytes // options.part.total, " a part"
     written = sum(path.stat().st_size for path in working_folder(options).glob("*.tar"))
     if options.merge:  # its pieces are there, and go when a shard is finished
         num_shards = sum(plan.num_shards.values())

@@ -275,7 +275,7 @@ def working_folder(options: Options) -> Path:
 
 def part_folder(output: Path, part: Part) -> Path:
     """Where a job keeps its part of a set until all are merged."""
-    return output / PARTIAL / f"part-{part.number}-of-{part.count}"
+    return output / PARTIAL / f"part-{part.number}-of-{part.total}"
 
 
 def committed_lines(path: Path, num_bytes: int) -> list[str]:

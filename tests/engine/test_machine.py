@@ -323,3 +323,21 @@ print(given_back, faults())
         pytest.skip("malloc here is not glibc's")
     given_back, kept = map(int, done.stdout.split())
     assert kept < given_back / 10, done.stderr
+
+
+def test_tiny_numbers_are_0_in_every_thread_of_a_run_on_a_cpu() -> None:
+    """Subnormal numbers, of which a CPU multiplies one in some hundred cycles: also in the threads of an operation."""
+    program = """
+import threading, torch
+from mixer_lightning.engine.machine import Machine
+torch.set_num_threads(4)
+Machine(accelerator="cpu").configure_torch()
+def left():
+    print(int(torch.full((4_000_000,), 1e-39).mul(1.0).view(torch.int32).count_nonzero()))
+left()
+other = threading.Thread(target=left)
+other.start()
+other.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "0"]

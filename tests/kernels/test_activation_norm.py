@@ -174,3 +174,16 @@ def test_what_is_no_training_on_a_cpu_and_what_is_watched_is_pytorchs_own() -> N
 def test_without_a_library_pytorch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation_norm, "native", lambda: None)
     assert not is_fused(pair("gelu", 8)(torch.randn(2, 8, 4, 4)))
+
+
+def test_no_subnormal_gradients_come_from_far_below_0() -> None:
+    """GELU's slope at -13 is 1e-36: times a gradient it would be subnormal, which slows down all that follows."""
+    torch.manual_seed(0)
+    module = pair("gelu", 16)
+    x = torch.linspace(-20, -10, 4096).repeat(16, 1).T.reshape(1, 64, 64, 16).permute(0, 3, 1, 2)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = module(x)
+    assert is_fused(y)
+    (gradient,) = torch.autograd.grad(y, x, 1e-5 * torch.randn(y.shape))
+    smallest_normal = torch.finfo(torch.float32).tiny
+    assert int(((gradient != 0) & (gradient.abs() < smallest_normal)).sum()) == 0
