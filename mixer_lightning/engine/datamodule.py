@@ -22,7 +22,7 @@ from mixer_lightning.data.order import (
     SampleOrder,
     seed_generators,
 )
-from mixer_lightning.data.sources import Stored, Streamed
+from mixer_lightning.data.sources import Stored
 from mixer_lightning.data.sources.stream import StreamImages
 from mixer_lightning.data.splits import Subset, shard_sizes
 from mixer_lightning.data.stateless_random import derive_seed
@@ -93,7 +93,7 @@ class DataModule(LightningDataModule):
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
         self.decode_on, self.memory_format = decode_on, memory_format
         train = source.splits.get("train")
-        if total_steps and isinstance(train, Streamed):
+        if total_steps and isinstance(train, StreamImages):
             train.refuse(world_size=micro_batches.world_size, repeats=repeats)
         self.start_step = 0
         #: Called with the split, its images (or some), an index of these and the reason, for each bad image.

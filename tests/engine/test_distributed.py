@@ -236,6 +236,7 @@ def test_lightning_still_has_the_question_that_a_run_silences():
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_a_stream_and_one_goes_on(tmp_path, capfd):
     for name, count in (("x-0", 40), ("x-1", 30), ("x-2", 50), ("val-0", 20)):
         with webdataset.TarWriter(str(tmp_path / f"{name}.tar")) as tar:

@@ -77,9 +77,6 @@ class Streamed(Protocol):
     def exactness(self, *, resumed: bool) -> str:
         """What is exact of a run on it, and what is not, in one sentence."""
 
-    def refuse(self, *, world_size: int, repeats: int) -> None:
-        """ValueError where so many processes cannot be fed, or images not be repeated."""
-
 
 @dataclass(frozen=True)
 class Dataset:
