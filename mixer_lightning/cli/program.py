@@ -69,7 +69,8 @@ def program(
     if code == 2 and set(codes) != {2}:
         code = 1  # 2 promises that nothing was started
     if flags.multirun:
-        missing = after_sweep({job.run_dir: job.varied for job in composition.jobs})
+        kept = [job for job in composition.jobs if not getattr(job.recipe, "fast_dev_run", None)]
+        missing = after_sweep({job.run_dir: job.varied for job in kept}) if kept else 0
         code = code or missing
     return code
 

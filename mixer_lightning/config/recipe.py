@@ -58,13 +58,16 @@ class Recipe:
     checkpoint: str | None  # weights to start from
     image_size: PositiveInt
     batch_size: PositiveInt  # global: over all devices and accumulated micro-batches
-    device_batch: PositiveInt | None  # per device and micro-batch; None: batch_size / number of devices
+    #: per device and micro-batch; None: batch_size / number of devices; auto: the largest that fits a GPU's memory
+    device_batch: PositiveInt | Literal["auto"] | None
     duration: Duration
     steps_per_epoch: Literal["floor", "ceil"] | None  # rounding of images / batch_size; None: not rounded
     eval_every: Duration
     checkpoint_every: Duration
     checkpoint_minutes: PositiveFloat | None  # and after so many minutes
     log_every_steps: PositiveInt
+    fast_dev_run: bool | PositiveInt | None  # so many batches through everything, and nothing is kept
+    overfit_batches: PositiveInt | None  # train on so many batches again and again
     clip_grad_norm: PositiveFloat | None
     ema_decay: BelowOne | None
     stochastic_depth: BelowOne
@@ -140,6 +143,7 @@ FREE_KEYS = (
     "logger",
     "choices",
     "device_batch",
+    "fast_dev_run",
     "checkpoint_minutes",
     "max_bad_fraction",
     "data.root",

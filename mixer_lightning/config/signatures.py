@@ -56,6 +56,7 @@ def signature(target: str) -> dict[str, Parameter]:
             "" if p.default is p.empty else repr(p.default),
         )
         for key, p in parameters.items()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
 
 
@@ -192,7 +193,8 @@ def describe(annotation: str, value: Any = None) -> str:
     """What an annotation takes, for a message; with the nearest of a few texts that were meant by `value`."""
     node = ast.parse(annotation.removesuffix(" | None"), mode="eval").body if annotation else None
     if node is None or not _is_literal(node):
-        return _without_ranges(annotation)
+        plain = _without_ranges(annotation)
+        return re.sub(r"Literal\[(.*?)\]", lambda one: one[1].replace("'", "").replace(", ", " | "), plain)
     texts = [str(ast.literal_eval(choice)) for choice in _elements(node)]
     texts += ["null"] if annotation.endswith(" | None") else []
     hint = did_you_mean(value, texts).removeprefix(": ") if isinstance(value, str) else ""

@@ -61,6 +61,11 @@ def split_batch(*, batch_size: int, device_batch: int | None, world_size: int) -
     return MicroBatches(batch_size, size, world_size)
 
 
+def batch_of_step(step: int, overfit_batches: int | None) -> int:
+    """Which global batch a step trains on: its own, or one of the first few, in turn."""
+    return step % overfit_batches if overfit_batches else step
+
+
 def seed_generators(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators (CPU and accelerators) with one number."""
     random.seed(seed)
@@ -198,8 +203,8 @@ class MicroBatchSampler:
     """The samples of one process: its micro-batches from `start_step` to `total_steps`, each [D, 3].
 
     With `repeats` R > 1 (repeated augmentation, arXiv 1901.09335), an epoch uses the first N / R samples of its
-    order, each R times in a row, so that the repeats meet in one global batch. Its length is the number of
-    micro-batches still to come.
+    order, each R times in a row, so that the repeats meet in one global batch. With `overfit_batches` all steps use
+    that many first batches in turn. Its length is the number of micro-batches still to come.
     """
 
     def __init__(
@@ -211,7 +216,9 @@ class MicroBatchSampler:
         start_step: int,
         total_steps: int,
         repeats: int = 1,
+        overfit_batches: int | None = None,
     ) -> None:
+        self.overfit_batches = overfit_batches
         self.order, self.micro_batches, self.rank = order, micro_batches, rank
         self.start_step, self.total_steps, self.repeats = start_step, total_steps, repeats
         # Where a batch gets its samples from: repeats as far apart as possible, or a micro-batch would be full of
@@ -225,7 +232,8 @@ class MicroBatchSampler:
     def __iter__(self) -> Iterator[Samples]:
         batch_size, size, world_size = self.micro_batches
         for step in range(self.start_step, self.total_steps):
+            number = batch_of_step(step, self.overfit_batches)
             for micro in range(self.micro_batches.accumulate):
                 first = (micro * world_size + self.rank) * size
-                positions = step * batch_size + self._spread[first : first + size]
+                positions = number * batch_size + self._spread[first : first + size]
                 yield self.order.samples(positions, self.repeats)

@@ -241,6 +241,16 @@ def shard_sizes(images: Images) -> list[int]:
     return images.shard_sizes() if isinstance(images, Stored) else [len(images)]
 
 
+def with_few_to_evaluate(data: Dataset, num_images: int) -> Dataset:
+    """`data` with at most so many images in each split but train, spread evenly over it."""
+    few = {
+        name: Subset(images, np.unique(np.linspace(0, len(images) - 1, num_images).astype(np.int64)))
+        for name, images in data.splits.items()
+        if name != "train" and len(images) > num_images
+    }
+    return replace(data, splits=data.splits | few)
+
+
 class Subset:
     """Some images of a split, in its order."""
 

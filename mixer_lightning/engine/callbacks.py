@@ -121,10 +121,13 @@ class MetricsLog(StepCallback):
         self._since = time.perf_counter()
 
     def write(self, trainer: Trainer, step: int, row: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl and one point on every dashboard."""
+        """One line of metrics.jsonl and one point on every dashboard, which the result may end with."""
         self.latest |= row
-        if trainer.global_rank != 0:
-            return
+        if trainer.global_rank == 0:
+            self.append(step, row)
+
+    def append(self, step: int, row: Mapping[str, float]) -> None:
+        """The same of figures that are not the result's; by the first process."""
         epoch = round(step / self.steps_per_epoch, 4)
         results.append_metrics(self.run_dir, {"step": step, "epoch": epoch, **row})
         self.dashboards.log_metrics(step, {"epoch": epoch, **row})

@@ -109,12 +109,17 @@ class Classifier(LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """One optimiser step at the rate of the schedule, then the average."""
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * self.schedule(self.step)
+        self.set_rate()
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.step += 1
         if self.ema is not None:
             self.ema.update_parameters(self.model)
+
+    def set_rate(self) -> None:
+        """Give the optimiser the rates that the schedule has for the next step."""
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * self.schedule(self.step)
 
     @property
     def lr(self) -> float:

@@ -20,12 +20,14 @@ from mixer_lightning.data.order import (
     MicroBatchSampler,
     Order,
     SampleOrder,
+    batch_of_step,
     seed_generators,
 )
 from mixer_lightning.data.sources import Stored
 from mixer_lightning.data.sources.stream import StreamImages
 from mixer_lightning.data.splits import Subset, shard_sizes
 from mixer_lightning.data.stateless_random import derive_seed
+from mixer_lightning.engine.source import LARGEST_EVAL_BATCH
 
 if TYPE_CHECKING:
     from mixer_lightning.data.crops import Integers
@@ -72,6 +74,7 @@ class DataModule(LightningDataModule):
         sampling: Literal["balanced"] | None = None,
         shuffle_window: int,
         max_bad_fraction: float,
+        overfit_batches: int | None = None,
         rank: int,
         threads: int,
         ahead: int,
@@ -88,13 +91,15 @@ class DataModule(LightningDataModule):
             seed,
             repeats,
         )
-        self.sampling = sampling
+        self.sampling, self.overfit_batches = sampling, overfit_batches
         self.shuffle_window, self.max_bad_fraction = shuffle_window, max_bad_fraction
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
         self.decode_on, self.memory_format = decode_on, memory_format
         train = source.splits.get("train")
         if total_steps and isinstance(train, StreamImages):
-            train.refuse(world_size=micro_batches.world_size, repeats=repeats)
+            train.refuse(
+                world_size=micro_batches.world_size, repeats=repeats, overfit_batches=overfit_batches
+            )
         self.start_step = 0
         #: Called with the split, its images (or some), an index of these and the reason, for each bad image.
         self.on_bad: Callable[[str, Images, int, str], object] | None = None
@@ -124,6 +129,7 @@ class DataModule(LightningDataModule):
             start_step=self.start_step,
             total_steps=self.total_steps,
             repeats=self.repeats,
+            overfit_batches=self.overfit_batches,
         )
         if "train" not in self._loaders:
             self._loaders["train"] = self._loader("train", images, plan, seed=self.seed)
@@ -171,7 +177,7 @@ class DataModule(LightningDataModule):
         """Which of so many images this process evaluates: its share, or all."""
         return EvalPlan(
             num_images,
-            batch_size=min(self.micro_batches.device_batch, 256),
+            batch_size=min(self.micro_batches.device_batch, LARGEST_EVAL_BATCH),
             rank=self.rank if shared else 0,
             world_size=self.micro_batches.world_size if shared else 1,
         )
@@ -198,10 +204,11 @@ class DataModule(LightningDataModule):
         All generators are seeded with (seed, step, micro-batch) first, for the random numbers here and for those
         of the forward pass: see data/order.py. Autocast is not on here: augmentation computes as it says.
         """
-        step, index = divmod(self._num_begun, self.micro_batches.accumulate)
+        done, index = divmod(self._num_begun, self.micro_batches.accumulate)
         self._num_begun += 1
+        number = batch_of_step(self.start_step + done, self.overfit_batches)
         micro_batch = index * self.micro_batches.world_size + self.rank
-        seed_generators(derive_seed(self.seed, "step", self.start_step + step, micro_batch))
+        seed_generators(derive_seed(self.seed, "step", number, micro_batch))
         assert batch.params is not None
         crops = batch.cropped(self.image_size)
         images, targets = self.augment.train_batch(
@@ -209,7 +216,7 @@ class DataModule(LightningDataModule):
             batch.labels,
             batch.params,
             len(self.source.classes),
-            batch_seed=derive_seed(self.seed, "mixing", self.start_step + step),
+            batch_seed=derive_seed(self.seed, "mixing", number),
         )
         return images.contiguous(memory_format=self.memory_format), targets
 

@@ -54,6 +54,8 @@ def ready(recipe: EvaluationRecipe, screen: Screen) -> Ready:
     parts = setup.assemble(recipe, head="auto")
     assert parts.report is not None
     checkpoint, machine = parts.report.checkpoint, parts.machine
+    if machine.profiler is not None:
+        raise ValueError("trainer.profiler is of a training: leave it out of an evaluation")
     judges = [name for name, each in parts.evals.items() if uses_head(each)]
     if parts.report.fresh and judges:
         why = (parts.report.head or "").removeprefix("stays fresh: ")

@@ -18,20 +18,34 @@ class Length(NamedTuple):
     micro_batches: MicroBatches
     steps_per_epoch: float
     total_steps: int
+    schedule_steps: int  # that the schedule is made for: more, where only a few are tried
 
 
 def length_of(recipe: Recipe, *, num_images: int, world_size: int) -> Length:
     """The length of a run on so many training images, by so many processes.
 
+    With `fast_dev_run` it is so many steps, each of one forward pass per process.
+
     Raises:
         ValueError: the processes cannot share its batches.
     """
-    steps_per_epoch = recipe.optimizer_steps_per_epoch(num_images)
-    return Length(
-        split_batch(batch_size=recipe.batch_size, device_batch=recipe.device_batch, world_size=world_size),
-        steps_per_epoch,
-        recipe.duration.to_steps(steps_per_epoch),
+    refuse_auto(recipe)
+    device_batch = None if recipe.device_batch is None else int(recipe.device_batch)
+    micro_batches = split_batch(
+        batch_size=recipe.batch_size, device_batch=device_batch, world_size=world_size
     )
+    steps_per_epoch = recipe.optimizer_steps_per_epoch(num_images)
+    planned = total = recipe.duration.to_steps(steps_per_epoch)
+    if recipe.fast_dev_run:
+        micro_batches = micro_batches._replace(batch_size=micro_batches.device_batch * world_size)
+        total = min(planned, int(recipe.fast_dev_run))
+    return Length(micro_batches, steps_per_epoch, total, planned)
+
+
+def refuse_auto(recipe: Recipe) -> None:
+    """ValueError where nobody has looked for the device_batch that fits."""
+    if recipe.device_batch == "auto":
+        raise ValueError("device_batch=auto is found when a training starts on its GPU: state a number here")
 
 
 def refuse_another_length(recipe: Recipe, state: Mapping[str, Any], length: Length, run_dir: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
@@ -39,6 +40,8 @@ class Machine:
         slightly from the CPU's.
     deterministic: only kernels that give the same bits every time; slower on GPUs.
     process_timeout_minutes: after this long without an answer from another process, the run fails.
+    profiler: Lightning's, of a training's session, into the run directory: "simple" sums up seconds of each part,
+        "pytorch" traces operators of some steps (torch.profiler), for chrome://tracing.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -50,6 +53,7 @@ class Machine:
     decode: Literal["cpu", "gpu"] = "cpu"
     deterministic: bool = False
     process_timeout_minutes: PositiveFloat = 10.0
+    profiler: Literal["simple", "pytorch"] | None = None
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
@@ -173,6 +177,14 @@ class Machine:
             gradient_as_bucket_view=True,
             timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
         )
+
+    def lightning_profiler(self, run_dir: Path | None) -> Profiler | None:
+        """The profiler of a training in `run_dir`, where it writes fit-profile*.txt and a trace; None without."""
+        if self.profiler is None or run_dir is None:
+            return None
+        if self.profiler == "simple":
+            return SimpleProfiler(dirpath=run_dir, filename="profile")
+        return PyTorchProfiler(dirpath=run_dir, filename="profile")
 
     def plugins(self) -> list[Any]:
         """Lightning's view of the launcher where its own guess would do more than we want."""

@@ -6,7 +6,10 @@ Nothing heavy is imported before there is work to do.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +48,20 @@ def finetune(recipe: Recipe, run_dir: Path) -> int:
 
 
 def _train(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
+    return (_try_out if recipe.fast_dev_run else _train_in)(recipe, run_dir, head=head)
+
+
+def _try_out(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
+    """A few batches through all that a run does, in a folder that goes away again unless it holds a traceback."""
+    folder = Path(tempfile.mkdtemp(prefix="fast_dev_run_"))
+    code = _train_in(dataclasses.replace(recipe, logger={}), folder, head=head)
+    if code != 1:
+        shutil.rmtree(folder, ignore_errors=True)
+    leave_no_empty(run_dir)
+    return code
+
+
+def _train_in(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) -> int:
     screen = Screen(silent=not launcher.is_first())
 
     def begin() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +19,15 @@ from mixer_lightning.data.order import MicroBatches, seed_generators
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.length import Length
+from mixer_lightning.engine.lightning_logger import RunLogger
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.source import open_data
 from mixer_lightning.evals import Eval, checked_eval, uses_head
 from mixer_lightning.models.presets import refuse_too_large
+from mixer_lightning.optim.groups import freeze
 from mixer_lightning.screen import last_line
 from mixer_lightning.targets import build
 
@@ -103,6 +108,37 @@ def new_model(
         raise ValueError(f"model: cannot be built with {sizes}: {last_line(error)}") from error
 
 
+def classifier(
+    recipe: Recipe,
+    model: nn.Module,
+    machine: Machine,
+    length: Length,
+    *,
+    class_counts: torch.Tensor | None = None,
+) -> Classifier:
+    """The LightningModule of a recipe around a model; `class_counts` [K] is for a loss that weighs by them.
+
+    Raises:
+        ValueError: the schedule does not take a run of this length.
+    """
+    schedule = functools.partial(
+        build(recipe.schedule), total_steps=length.schedule_steps, steps_per_epoch=length.steps_per_epoch
+    )
+    for step in (0, length.schedule_steps - 1):
+        schedule(step)
+    return Classifier(
+        model,
+        loss=build(recipe.loss, **({} if class_counts is None else {"class_counts": class_counts})),
+        optimizer=build(recipe.optimizer),
+        schedule=schedule,
+        micro_batches=length.micro_batches,
+        machine=machine,
+        clip_grad_norm=recipe.clip_grad_norm,
+        ema_decay=recipe.ema_decay,
+        frozen=freeze(model, recipe.freeze or []),
+    )
+
+
 def data_module(
     source: Dataset,
     augment: Augment,
@@ -116,6 +152,7 @@ def data_module(
     sampling: Literal["balanced"] | None = None,
     shuffle_window: int = 1,
     max_bad_fraction: float = 0.0,
+    overfit_batches: int | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> DataModule:
     """Batches of a data set for this process of a machine."""
@@ -130,6 +167,7 @@ def data_module(
         sampling=sampling,
         shuffle_window=shuffle_window,
         max_bad_fraction=max_bad_fraction,
+        overfit_batches=overfit_batches,
         rank=machine.rank,
         threads=machine.threads,
         ahead=machine.batches_ahead,
@@ -140,9 +178,19 @@ def data_module(
 
 
 def lightning_trainer(
-    machine: Machine, *, steps: int, accumulate: int, callbacks: list[Callback], run_dir: Path | None
+    machine: Machine,
+    *,
+    steps: int,
+    accumulate: int,
+    callbacks: list[Callback],
+    run_dir: Path | None,
+    logger: RunLogger | None = None,
+    log_every_steps: int = 50,
 ) -> Trainer:
-    """Lightning's Trainer for one pass of `steps` optimiser steps; evaluation, logging and saving are callbacks'."""
+    """Lightning's Trainer for one pass of `steps` optimiser steps; evaluation, logging and saving are callbacks'.
+
+    `logger` is for those callbacks of Lightning that log by themselves, every so many steps.
+    """
     trainer = Trainer(
         accelerator="gpu" if machine.device_type == "cuda" else "cpu",
         devices=machine.local_world_size,
@@ -154,7 +202,9 @@ def lightning_trainer(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         callbacks=callbacks,
-        logger=False,  # dashboards are fed by MetricsLog, which knows the step of the whole run
+        logger=logger or False,  # MetricsLog feeds the dashboards: it knows the step of the whole run
+        log_every_n_steps=log_every_steps,
+        profiler=machine.lightning_profiler(run_dir),
         default_root_dir=run_dir,
         enable_checkpointing=False,
         enable_progress_bar=False,

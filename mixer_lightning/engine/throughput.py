@@ -15,9 +15,8 @@ from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.engine import setup
 from mixer_lightning.engine.callbacks import StepCallback
 from mixer_lightning.engine.classifier import Classifier
-from mixer_lightning.engine.length import Length
+from mixer_lightning.engine.length import Length, refuse_auto
 from mixer_lightning.engine.machine import Machine
-from mixer_lightning.engine.training import classifier
 from mixer_lightning.targets import build
 
 NUM_CLASSES = 100
@@ -43,7 +42,9 @@ class _Stopwatch(StepCallback):
             trainer.should_stop = True
 
 
-def training_rate(recipe: Recipe, *, seconds: float = 5.0) -> float:
+def training_rate(
+    recipe: Recipe, *, seconds: float = 5.0, num_classes: int = NUM_CLASSES, accumulate: int = 1
+) -> float:
     """Images per second of the recipe's training steps on this machine, measured for some seconds on random images.
 
     The steps are those of a run: cropping, augmentation, forward, backward, clipping, optimiser. Images are random
@@ -51,28 +52,30 @@ def training_rate(recipe: Recipe, *, seconds: float = 5.0) -> float:
     """
     machine: Machine = build(recipe.trainer)
     machine.configure_torch()
-    batch = min(recipe.batch_size, recipe.device_batch or recipe.batch_size)
+    refuse_auto(recipe)
+    batch = min(recipe.batch_size, int(recipe.device_batch or recipe.batch_size))
     micro_batches = split_batch(
-        batch_size=batch * machine.world_size, device_batch=batch, world_size=machine.world_size
+        batch_size=accumulate * batch * machine.world_size, device_batch=batch, world_size=machine.world_size
     )
     generator = np.random.default_rng(0)
-    shape = (batch * machine.world_size, recipe.image_size, recipe.image_size, 3)
+    shape = (micro_batches.batch_size, recipe.image_size, recipe.image_size, 3)
     images = Arrays(
         "random pixels",
         generator.integers(0, 256, shape, dtype=np.uint8),
-        generator.integers(0, NUM_CLASSES, shape[0]),
+        generator.integers(0, num_classes, shape[0]),
     )
-    source = Dataset("random pixels", [str(label) for label in range(NUM_CLASSES)], {"train": images})
-    module = classifier(
+    source = Dataset("random pixels", [str(label) for label in range(num_classes)], {"train": images})
+    module = setup.classifier(
         recipe,
         setup.new_model(
             recipe,
-            num_classes=NUM_CLASSES,
+            num_classes=num_classes,
             stochastic_depth=recipe.stochastic_depth,
             head_bias=recipe.head_bias,
         ),
         machine,
-        Length(micro_batches, steps_per_epoch=1.0, total_steps=MOST_STEPS),
+        Length(micro_batches, steps_per_epoch=1.0, total_steps=MOST_STEPS, schedule_steps=MOST_STEPS),
+        class_counts=torch.ones(num_classes) if recipe.loss.get("class_weights") == "balanced" else None,
     )
     data = setup.data_module(
         source,
@@ -87,7 +90,7 @@ def training_rate(recipe: Recipe, *, seconds: float = 5.0) -> float:
     )
     stopwatch = _Stopwatch(seconds=seconds)
     trainer = setup.lightning_trainer(
-        machine, steps=MOST_STEPS, accumulate=1, callbacks=[stopwatch], run_dir=None
+        machine, steps=MOST_STEPS, accumulate=accumulate, callbacks=[stopwatch], run_dir=None
     )
     try:
         trainer.fit(module, datamodule=data)

@@ -11,30 +11,30 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints.load import Head
-from mixer_lightning.config.recipe import Recipe, refuse_differences
-from mixer_lightning.data import identity, splits
+from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.data import splits
 from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset, Streamed
-from mixer_lightning.engine import bad_images, closing, setup, startup_checks
+from mixer_lightning.engine import bad_images, closing, resumption, setup, startup_checks
 from mixer_lightning.engine.agreement import Agreement
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
-from mixer_lightning.engine.checkpoint import Checkpoints, read_last, refuse_other_groups
+from mixer_lightning.engine.checkpoint import Checkpoints, read_last
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.device_batch import settle_device_batch
 from mixer_lightning.engine.first_batch import FirstBatch
-from mixer_lightning.engine.length import Length, length_of, refuse_another_length
+from mixer_lightning.engine.length import Length, length_of
 from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks, build_callbacks, is_driven
+from mixer_lightning.engine.lightning_logger import RateOfNextStep, RunLogger
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
-from mixer_lightning.optim.groups import freeze
 from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke
 from mixer_lightning.stopping import Stopped, StopRequests, exit_code
 from mixer_lightning.targets import build
@@ -52,6 +52,7 @@ class Run:
     dashboards: Dashboards
     requests: StopRequests
     total_steps: int
+    planned_steps: int  # more than total_steps where only a few are tried
     num_parameters: int
     device: str
 
@@ -83,23 +84,19 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     earlier = read_last(run_dir)
     of_data = bad_images.record(source, run_dir, earlier and earlier[1])
     num_images = bad_images.num_images(of_data, "train")
-    length = length_of(recipe, num_images=num_images, world_size=machine.world_size)
-    module = classifier(recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source))
-    startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
-    data = setup.data_module(
-        source,
-        parts.augment,
+    recipe = settle_device_batch(
+        recipe,
         machine,
-        image_size=recipe.image_size,
-        micro_batches=length.micro_batches,
-        total_steps=length.total_steps,
-        seed=recipe.seed,
-        repeats=recipe.repeats,
-        sampling=recipe.sampling,
-        shuffle_window=recipe.shuffle_window,
-        max_bad_fraction=recipe.max_bad_fraction,
-        memory_format=module.memory_format,
+        num_classes=len(source.classes),
+        before=earlier and earlier[1]["device_batch"],
+        say=screen.say,
     )
+    length = length_of(recipe, num_images=num_images, world_size=machine.world_size)
+    module = setup.classifier(
+        recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source)
+    )
+    startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
+    data = _data_module(recipe, parts, module, length)
     if isinstance(train := source.splits["train"], Streamed):
         screen.say(train.exactness(resumed=earlier is not None))
     num_parameters = sum(p.numel() for p in parts.model.parameters())
@@ -107,8 +104,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
 
     data.on_bad = bad_images.BadImagesLog(run_dir)
     if earlier is not None:
-        _refuse_another_run(recipe, *earlier, of_data, length)
-        _go_on(module, data, earlier[1], of_data, length, screen)
+        resumption.refuse_another_run(recipe, *earlier, of_data, length)
+        resumption.go_on(module, data, earlier[1], of_data, length, screen)
     elif recipe.evals and machine.rank == 0:
         refuse_damaged(source, threads=machine.threads, say=screen.say)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
@@ -121,7 +118,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         dashboards=dashboards,
         seconds_waited=data.seconds_waited,
     )
-    others = build_callbacks(recipe, source, parts.evals)
+    others = build_callbacks(recipe, source, parts.evals, device_type=machine.device_type, say=screen.say)
     states = earlier[1].get("callbacks", {}) if earlier is not None else {}
     checkpoints = Checkpoints(
         run_dir,
@@ -140,6 +137,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         accumulate=length.micro_batches.accumulate,
         callbacks=_callbacks(recipe, parts, data, checkpoints, preemption, others, length, screen),
         run_dir=run_dir,
+        logger=RunLogger(metrics) if others else None,
+        log_every_steps=recipe.log_every_steps,
     )
     device = str(machine) if machine.device_type == "cuda" else results.cpu_name()
     return Run(
@@ -151,50 +150,28 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         dashboards,
         preemption.requests,
         length.total_steps,
+        length.schedule_steps,
         num_parameters,
         device,
     )
 
 
-def _refuse_another_run(
-    recipe: Recipe, path: Path, state: Mapping[str, Any], of_data: Mapping[str, Any], length: Length
-) -> None:
-    """See that the checkpoint at `path` is of a run of this recipe, on these data, that may end where this one does.
-
-    Raises:
-        ValueError: it is not.
-    """
-    what = f"{path} is of a run of another recipe"
-    refuse_differences(what, state["recipe"], recipe.to_dict(), free=("duration",))
-    refuse_another_length(recipe, state, length, path.parent)
-    identity.refuse_another(of_data, state, path.parent)
-
-
-def _go_on(
-    module: Classifier,
-    data: DataModule,
-    state: Mapping[str, Any],
-    of_data: Mapping[str, Any],
-    length: Length,
-    screen: Screen,
-) -> None:
-    """Put the module and the order of the data where an earlier session stood."""
-    for sentence in bad_images.newly_gone(of_data, state):
-        screen.say(sentence)
-    refuse_other_groups(module, state)
-    module.step = data.start_step = state["step"]
-    module.ended, module.evaluation_due = state.get("ended"), state.get("evaluation_due", False)
-    module.only_evaluates = module.step == length.total_steps and module.evaluation_due
-    if module.only_evaluates:
-        data.start_step -= 1  # Lightning trains on no less than a batch, which is not used
-    before = state["recipe"].get("max_bad_fraction", data.max_bad_fraction)
-    if before != data.max_bad_fraction:
-        screen.say(f"max_bad_fraction is {data.max_bad_fraction:g} from here on, {before:g} before")
-    if state["device_batch"] != length.micro_batches.device_batch:
-        screen.say(
-            f"a forward pass saw {state['device_batch']} images before, {length.micro_batches.device_batch} from "
-            "here on: BatchNorm, mixing and dropped branches will not be those of an undisturbed run"
-        )
+def _data_module(recipe: Recipe, parts: setup.Assembly, module: Classifier, length: Length) -> DataModule:
+    return setup.data_module(
+        parts.source,
+        parts.augment,
+        parts.machine,
+        image_size=recipe.image_size,
+        micro_batches=length.micro_batches,
+        total_steps=length.total_steps,
+        seed=recipe.seed,
+        repeats=recipe.repeats,
+        sampling=recipe.sampling,
+        shuffle_window=recipe.shuffle_window,
+        max_bad_fraction=recipe.max_bad_fraction,
+        overfit_batches=recipe.overfit_batches,
+        memory_format=module.memory_format,
+    )
 
 
 def _callbacks(
@@ -226,11 +203,12 @@ def _callbacks(
         Agreement(recipe, checkpoints.record),
         FirstBatch(checkpoints.run_dir, parts.augment, parts.source.classes),
         progress,
+        *([RateOfNextStep()] if others else []),
         metrics,
+        *(each for each in others.values() if not is_driven(each)),
         evaluations,
         checkpoints.driven,
         checkpoints,
-        *(each for each in others.values() if not is_driven(each)),
         preemption,  # last of a step: it ends the fit
         PendingEvaluation(evaluations, checkpoints, preemption),
     ]
@@ -248,37 +226,6 @@ def _class_counts(recipe: Recipe, source: Dataset) -> torch.Tensor | None:
     if recipe.loss.get("class_weights") != "balanced":
         return None
     return torch.from_numpy(splits.class_counts(source))
-
-
-def classifier(
-    recipe: Recipe,
-    model: nn.Module,
-    machine: Machine,
-    length: Length,
-    *,
-    class_counts: torch.Tensor | None = None,
-) -> Classifier:
-    """The LightningModule of a recipe around a model; `class_counts` [K] is for a loss that weighs by them.
-
-    Raises:
-        ValueError: the schedule does not take a run of this length.
-    """
-    schedule = functools.partial(
-        build(recipe.schedule), total_steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
-    )
-    for step in (0, length.total_steps - 1):
-        schedule(step)
-    return Classifier(
-        model,
-        loss=build(recipe.loss, **({} if class_counts is None else {"class_counts": class_counts})),
-        optimizer=build(recipe.optimizer),
-        schedule=schedule,
-        micro_batches=length.micro_batches,
-        machine=machine,
-        clip_grad_norm=recipe.clip_grad_norm,
-        ema_decay=recipe.ema_decay,
-        frozen=freeze(model, recipe.freeze or []),
-    )
 
 
 def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
@@ -329,12 +276,18 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             closing.draw_pictures(run_dir, screen)
             results.write_result(run_dir, result)
             (run_dir / results.PREVIOUS).unlink(missing_ok=True)
-            closing_table(screen, result, run_dir)
+            if recipe.fast_dev_run:
+                screen.say(
+                    f"fast_dev_run: {run.module.step} of {run.planned_steps:,} training steps, evaluations, checkpoint "
+                    "and pictures went through; nothing is kept"
+                )
+            else:
+                closing_table(screen, result, run_dir)
             closing.show_on_dashboards(run_dir, run.dashboards, screen)
         return 0
     except Stopped as stop:
         screen.stop_bars()
-        if stop.saved:
+        if stop.saved and not recipe.fast_dev_run:
             screen.say(
                 f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there"
             )

@@ -224,6 +224,8 @@ def test_what_it_cannot_give_is_refused_in_one_sentence(root, loader, tmp_path):
         loader(stream(**options, workers=3), world_size=2)
     with pytest.raises(ValueError, match=r"repeats=2"):
         loader(data, repeats=2)
+    with pytest.raises(ValueError, match=r"overfit_batches=1 .* set overfit_batches=null"):
+        loader(data, overfit_batches=1)
     for change, message in (
         ({"train": None}, "data.train is missing"),
         ({"samples_per_epoch": None}, "data.samples_per_epoch is missing"),

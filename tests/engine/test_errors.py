@@ -454,22 +454,6 @@ def test_a_full_disk_under_the_log_ends_the_log_alone(tmp_path, capsys):
     assert (run_dir / "result.json").exists()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["LearningRateMonitor"],
-        ["DeviceStatsMonitor"],
-    ],
-)
-def test_callbacks_that_wait_for_what_there_is_not_are_refused_before_the_start(tmp_path, capsys, words):
-    name, *arguments = words
-    given = [f"+callbacks.mine._target_=lightning.pytorch.callbacks.{name}"]
-    given += [f"+callbacks.mine.{argument}" for argument in arguments]
-    assert train(tmp_path / "run", *given) == 2
-    assert f"callbacks.mine: {name} needs Lightning's own logger" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "last.ckpt").exists()
-
-
 def test_a_disk_that_becomes_read_only_fails_the_run(tmp_path, capsys, monkeypatch):
     """1, since steps were made; also where the lock cannot be taken away any more."""
 

@@ -178,7 +178,7 @@ class StreamImages:
             f"is not repeatable; {again}; evaluation is exact"
         )
 
-    def refuse(self, *, world_size: int, repeats: int) -> None:
+    def refuse(self, *, world_size: int, repeats: int, overfit_batches: int | None) -> None:
         """See that every reader has a shard of its own, and that nothing is asked for that a stream cannot give.
 
         Raises:
@@ -191,10 +191,12 @@ class StreamImages:
                 f"{self.data}: {len(self.addresses)} shards do not suffice for {world_size} processes{each}: a shard "
                 f"is read by one reader at a time. Use {readers} shards or more, or fewer processes or workers"
             )
-        if repeats > 1:
-            raise ValueError(
-                f"{self.data}: repeats={repeats} takes an image several times, which a stream gives once: set repeats=1"
-            )
+        for key, value, without in (("repeats", repeats, 1), ("overfit_batches", overfit_batches, None)):
+            if value != without:
+                raise ValueError(
+                    f"{self.data}: {key}={value} takes an image several times, which a stream gives once: set "
+                    f"{key}={'null' if without is None else without}"
+                )
 
     def identity(self) -> dict[str, Any]:
         """What tells the stream from another, in the form of data/identity.py: the names of its shards."""
