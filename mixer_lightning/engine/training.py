@@ -18,7 +18,7 @@ from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data import splits
 from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
-from mixer_lightning.data.sources import BadImage, Dataset, Streamed
+from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.engine import bad_images, closing, resumption, setup, startup_checks
 from mixer_lightning.engine.agreement import Agreement
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
@@ -97,8 +97,6 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     )
     startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
     data = _data_module(recipe, parts, module, length)
-    if isinstance(train := source.splits["train"], Streamed):
-        screen.say(train.exactness(resumed=earlier is not None))
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 

@@ -74,7 +74,7 @@ class Streamed(Protocol):
     def identity(self) -> dict[str, Any]:
         """What tells this stream from another, in the form of data/identity.py."""
 
-    def exactness(self, *, resumed: bool) -> str:
+    def exactness(self) -> str:
         """What is exact of a run on it, and what is not, in one sentence."""
 
 

@@ -163,19 +163,13 @@ class StreamImages:
     def __len__(self) -> int:
         return self.samples_per_epoch
 
-    def exactness(self, *, resumed: bool) -> str:
+    def exactness(self) -> str:
         """What is exact of a run on this stream, and what is not, in one sentence."""
-        again = (
-            "resumed here, weights, optimiser and schedule go on where they stood and the stream begins anew in "
-            "another order, so that some images of this epoch come again and others not"
-            if resumed
-            else "a resumed run goes on with its weights, optimiser and schedule, and with the stream from its "
-            "beginning in another order"
-        )
         return (
-            f"{self.data}: training reads a stream of {len(self.addresses):,} shards: an epoch is {len(self):,} "
-            f"samples by count, not each image once; they are shuffled among {self.shuffle_buffer:,}, in an order that "
-            f"is not repeatable; {again}; evaluation is exact"
+            f"{self.data}: training reads a stream of {len(self.addresses):,} shards: an epoch is {len(self):,} samples by "
+            f"count, not each image once; they are shuffled among {self.shuffle_buffer:,}, in an order that is not "
+            "repeatable; a resumed run goes on with its weights, optimiser and schedule, and with the stream from its "
+            "beginning in another order, so that some images of the epoch come again and others not; evaluation is exact"
         )
 
     def refuse(self, *, world_size: int, repeats: int, overfit_batches: int | None) -> None:
