@@ -40,7 +40,7 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # since Slurm 22.05 srun 
 
 # A run that is asked to stop exits 143 on all processes, some before the first has written the checkpoint. With
 # --kill-on-bad-exit=1 (a default on some clusters) the earliest of them would have Slurm kill that one. With 0 a
-# process that fails leaves the others waiting for it; --wait ends them 300 s later.
+# process that fails has the others end by themselves within a minute; --wait is for one that cannot.
 code=0
 srun --kill-on-bad-exit=0 --wait=300 python train.py trainer=ddp "$@" || code=$?
 

@@ -105,6 +105,19 @@ def rank() -> str:
     return os.environ["SLURM_PROCID"] if is_srun() else "0"
 
 
+def is_one_of_several() -> bool:
+    """Whether a launcher has started more processes than this; what it says wrongly is refused elsewhere."""
+    try:
+        return (launched() or ALONE).world_size > 1
+    except ValueError:
+        return False
+
+
+def hush() -> None:
+    """Let torch not print pages of frames for every try of a connection; to be said before torch is imported."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def is_first() -> bool:
     """Whether this process speaks for all of its run."""
     return rank() == "0"

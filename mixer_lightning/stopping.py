@@ -17,6 +17,9 @@ from typing import Any, NoReturn
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 #: A launcher passes on what its processes have got as well: so close together, two are one.
 SAME_REQUEST_SECONDS = 0.5
+#: What to do before a process is ended that hangs: its other processes, if there are any, want to know.
+last_words: Callable[[int], None] | None = None
+PARENT_SECONDS = 1.0  # between two looks whether who started this process is there
 #: That a program which has nothing to save takes to end; what it still waits for may never come.
 ENDING_SECONDS = 5.0
 HANGING_SECONDS = 30.0  # that a stopping run waits for a read which may never come back
@@ -45,27 +48,44 @@ def install() -> None:
     lost terminal (SIGHUP) is no request: what runs goes on, and says no more.
     """
     asked = 0
-    is_asked = (
-        threading.Event()
-    )  # a thread cannot be started by a handler, which may have interrupted such a start
+    heard, told = socket.socketpair()  # by Python's C code, also while the main thread waits within a library
+    told.setblocking(False)
 
     def leave(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
             _quit(number)
         asked = number
-        is_asked.set()
         raise Stopped(number)
 
     def see_to_the_end() -> None:
-        is_asked.wait()
-        _quit_late(asked, unless=lambda: signal.getsignal(asked) != leave)
+        while True:
+            number = heard.recv(1)[0]
+            if number in SIGNALS:
+                _quit_late(number, unless=lambda number=number: signal.getsignal(number) != leave)  # type: ignore[misc]
 
     threading.Thread(target=see_to_the_end, name="ending", daemon=True).start()
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    _kept.append(told)  # not to be closed
     for number in SIGNALS:
         signal.signal(number, leave)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+_kept: list[socket.socket] = []
+
+
+def stop_with_parent() -> None:
+    """Ask this process to stop where the one that started it has gone: so torchrun ends by signals it does not take."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
 
 
 def end_soon(code: int) -> None:
@@ -81,6 +101,8 @@ def _quit_late(number: int, *, unless: Callable[[], bool] = lambda: False) -> No
     time.sleep(ENDING_SECONDS)
     if unless():
         return
+    if last_words is not None:
+        last_words(number)
     with contextlib.suppress(OSError):
         print(
             f"not all had ended after {ENDING_SECONDS:g} s: quit without waiting", file=sys.stderr, flush=True
@@ -128,9 +150,9 @@ class StopRequests:
     def __enter__(self) -> StopRequests:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
-        self._fd_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         return self
 
     def catch(self) -> None:
@@ -161,6 +183,8 @@ class StopRequests:
                 self.say(f"the terminal is gone; this goes on, and is stopped by: kill {os.getpid()}")
             elif number in self._before:
                 self._answer(number)
+            elif self._fd_before >= 0:  # whoever had the signals before still has them
+                os.write(self._fd_before, bytes([number]))
 
     def _next(self) -> int:
         """The number of the next signal; 0 at the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from mixer_lightning.config.hydra_internals import parse_flags
 from mixer_lightning.config.launch import ask_hydra, launch
 from mixer_lightning.files import CONF
 from mixer_lightning.screen import refuse
+from mixer_lightning.stopping import Stopped
 
 
 def program(
@@ -34,6 +36,42 @@ def program(
     if "--version" in argv:
         print(f"mixer-lightning {mixer_lightning.__version__}")
         return 0
+    if not launcher.is_one_of_several():
+        return _program(config_name, argv, run=run, after_sweep=after_sweep)
+    begun = False
+
+    def begin(recipe: Any, run_dir: Path) -> int:
+        nonlocal begun
+        begun = True
+        return run(recipe, run_dir)
+
+    try:
+        return _program(config_name, argv, run=begin, after_sweep=after_sweep)
+    except SystemExit as end:
+        if end.code and not begun:
+            _tell_others(end)
+        raise
+
+
+def _tell_others(end: SystemExit) -> None:
+    """The other processes of a launch may have another command line, and would wait for this one."""
+    launch, code = launcher.launched(), end.code
+    assert launch is not None
+    what = "was asked to stop" if isinstance(end, Stopped) else "refused its command line"
+    launcher.hush()
+    with contextlib.suppress(Exception):  # torch may have been interrupted in the midst of its import
+        from mixer_lightning.engine import presence  # torch: seconds
+
+        presence.tell_at_start(launch, code if isinstance(code, int) else 1, f"{what} before it began")
+
+
+def _program(
+    config_name: str,
+    argv: Sequence[str],
+    *,
+    run: Callable[[Any, Path], int],
+    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]]], int],
+) -> int:
     keys = [*groups_of(config_name), *(f.name for f in fields(ROOTS[config_name])), "hydra"]
     # `--optimizer.lr=0.1`, as agents of sweeps write it
     argv = [each[2:] if _is_dashed(each, keys) else each for each in argv]

@@ -11,6 +11,8 @@ def start(*command: str) -> int:
     """Run `command`, or what the command line names, with the arguments of the command line; the exit code."""
     stdio.secure()
     stopping.install()
+    if launcher.is_torchrun():
+        stopping.stop_with_parent()
     try:
         from mixer_lightning.cli.console import main  # late: Ctrl-C during an import is Ctrl-C
 

@@ -18,7 +18,7 @@ from mixer_lightning.checkpoints.read import Checkpoint
 from mixer_lightning.config.recipe import EvaluationRecipe
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine import setup
+from mixer_lightning.engine import presence, setup
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.inference import Network, Predictions, evaluating
 from mixer_lightning.engine.machine import Machine
@@ -27,7 +27,7 @@ from mixer_lightning.evals import Eval, metrics_of, uses_head
 from mixer_lightning.files import write_text
 from mixer_lightning.progress import PassBars
 from mixer_lightning.reports import confusion
-from mixer_lightning.screen import Screen, format_metric, last_line, say_what_broke
+from mixer_lightning.screen import Screen, format_metric, last_line
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
     try:
         _evaluate(recipe, run_dir, parts, screen)
     except torch.OutOfMemoryError as error:
-        screen.alarm(f"out of device memory: lower device_batch. {last_line(error)}")
+        presence.say_why(screen, f"out of device memory: lower device_batch. {last_line(error)}")
     except (ValueError, OSError, NonFiniteOutput) as error:  # an image that cannot be read, a full disk
-        screen.alarm(last_line(error))
+        presence.say_why(screen, last_line(error))
     except Exception as error:
-        say_what_broke(screen, error, run_dir / results.LOG)
+        presence.say_what_broke(screen, error, run_dir / results.LOG)
     else:
         return 0
     return 1

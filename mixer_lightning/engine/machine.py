@@ -40,6 +40,7 @@ class Machine:
         slightly from the CPU's.
     deterministic: only kernels that give the same bits every time; slower on GPUs.
     process_timeout_minutes: after this long without an answer from another process, the run fails.
+    silence_seconds: a process that has not come, or is not heard of, for so long is given up, and the others end.
     profiler: Lightning's, of a training's session, into the run directory: "simple" sums up seconds of each part,
         "pytorch" traces operators of some steps (torch.profiler), for chrome://tracing.
     """
@@ -53,6 +54,7 @@ class Machine:
     decode: Literal["cpu", "gpu"] = "cpu"
     deterministic: bool = False
     process_timeout_minutes: PositiveFloat = 10.0
+    silence_seconds: PositiveFloat = 45.0
     profiler: Literal["simple", "pytorch"] | None = None
 
     @property

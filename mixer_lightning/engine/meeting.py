@@ -21,6 +21,7 @@ from mixer_lightning.engine.agreement import Standing, disagreement
 from mixer_lightning.engine.distributed import gather_objects
 from mixer_lightning.engine.health import Finding
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.engine.store import open_store
 from mixer_lightning.files import existing_part
 from mixer_lightning.launcher import Launch
 
@@ -49,21 +50,7 @@ class Meeting:
 
     def __init__(self, launch: Launch, *, seconds: float) -> None:
         self.launch, self.seconds = launch, seconds
-        machine = Machine(accelerator="auto", devices=None)
-        machine.say_where_to_meet()
-        self.address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        try:
-            store = dist.TCPStore(  # type: ignore[attr-defined]
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
-                world_size=None,
-                is_master=launch.rank == 0 and not by_agent,
-                timeout=datetime.timedelta(seconds=seconds),
-                wait_for_workers=False,
-            )
-        except (RuntimeError, ValueError) as error:  # torch's DistNetworkError is a RuntimeError
-            raise ConnectionError(f"{self.address} cannot be reached within {seconds:g} s") from error
+        self.address, store = open_store(launch, seconds=seconds)
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"doctor/{restarts}", store)  # type: ignore[attr-defined]
 

@@ -9,9 +9,10 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -86,7 +87,7 @@ def _train_in(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) ->
                 work=lambda run: training.fit(recipe, run_dir, run, screen),
             )
 
-    return _exit_code(begin, run_dir, screen, unharmed="before the first step; nothing was changed")
+    return _exit_code(begin, recipe, run_dir, screen, unharmed="before the first step; nothing was changed")
 
 
 def wait_briefly() -> None:
@@ -120,7 +121,7 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path) -> int:
                 work=lambda parts: evaluation.evaluate(recipe, run_dir, parts, screen),
             )
 
-    return _exit_code(begin, run_dir, screen, unharmed="before its end; no figure was written")
+    return _exit_code(begin, recipe, run_dir, screen, unharmed="before its end; no figure was written")
 
 
 class _Closable(Protocol):
@@ -160,18 +161,32 @@ def _work(run_dir: Path, screen: Screen, *, ready: Callable[[], Parts], work: Ca
             return 1
 
 
-def _exit_code(begin: Callable[[], int], run_dir: Path, screen: Screen, *, unharmed: str) -> int:
+def _exit_code(
+    begin: Callable[[], int],
+    recipe: Recipe | EvaluationRecipe,
+    run_dir: Path,
+    screen: Screen,
+    *,
+    unharmed: str,
+) -> int:
     """The exit code of a program that says by ValueError or OSError what the user got wrong.
 
     `unharmed` says of one that was stopped, with nothing to save, what it has left alone.
     """
     try:
-        code = begin()
-    except (ValueError, OSError) as error:
-        if screen.silent:
-            time.sleep(SECONDS_FOR_THE_FIRST)
-        screen.alarm(str(error))
-        code = 2
+        with _among_others(recipe, run_dir, screen) as tell:
+            try:
+                code = begin()
+            except (ValueError, OSError) as error:
+                code = 2
+                if not screen.silent:
+                    screen.alarm(str(error))
+                tell(code, f"failed: {error}")
+                if screen.silent:
+                    time.sleep(SECONDS_FOR_THE_FIRST)
+                    screen.alarm(str(error))
+            if code:
+                tell(code, f"failed with exit code {code}")
     except Stopped as stop:  # before there was anything to save
         screen.say(f"stopped by {stop} {unharmed}")
         code = exit_code(stop.number)
@@ -180,6 +195,31 @@ def _exit_code(begin: Callable[[], int], run_dir: Path, screen: Screen, *, unhar
     if code:
         leave_no_empty(run_dir)
     return code
+
+
+@contextlib.contextmanager
+def _among_others(
+    recipe: Recipe | EvaluationRecipe, run_dir: Path, screen: Screen
+) -> Iterator[Callable[[int, str], None]]:
+    """While entered the processes of a launch watch each other; gives what tells them that this one fails."""
+    if not launcher.is_one_of_several():
+        yield lambda code, why: None
+        return
+    wait_briefly()
+    launcher.hush()
+    from mixer_lightning.engine import presence  # torch: seconds
+
+    def end(text: str, code: int) -> None:
+        screen.stop_bars()
+        screen.alarm(text)
+        if code == 2 and launcher.is_first():
+            leave_no_empty(run_dir)
+        sys.stdout.flush()
+        os._exit(code)
+
+    seconds = float(recipe.trainer.get("silence_seconds", presence.SILENCE_SECONDS))
+    with presence.among(launcher.launched(), seconds=seconds, end=end):
+        yield presence.tell
 
 
 def _locked(run_dir: Path) -> contextlib.AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from mixer_lightning.data import splits
 from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
-from mixer_lightning.engine import bad_images, closing, resumption, setup, startup_checks
+from mixer_lightning.engine import bad_images, closing, presence, resumption, setup, startup_checks
 from mixer_lightning.engine.agreement import Agreement
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
@@ -35,7 +35,7 @@ from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
-from mixer_lightning.screen import Screen, closing_table, last_line, say_what_broke
+from mixer_lightning.screen import Screen, closing_table, last_line
 from mixer_lightning.stopping import Stopped, StopRequests, exit_code
 from mixer_lightning.targets import build
 
@@ -285,6 +285,10 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         return 0
     except Stopped as stop:
         screen.stop_bars()
+        if stop.saved:
+            presence.leave()  # as all do
+        else:
+            presence.tell(exit_code(stop.number), f"was asked to stop ({stop}) before another step")
         if stop.saved and not recipe.fast_dev_run:
             screen.say(
                 f"stopped by {stop}, saved {run_dir / results.LAST}; the same command goes on from there"
@@ -294,18 +298,19 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         return exit_code(stop.number)
     except torch.OutOfMemoryError as error:
         screen.stop_bars()
-        screen.alarm(
-            f"out of device memory: lower device_batch (the global batch_size stays). {last_line(error)}"
+        presence.say_why(
+            screen,
+            f"out of device memory: lower device_batch (the global batch_size stays). {last_line(error)}",
         )
     except NonFiniteLoss as error:  # all processes find it together
         screen.stop_bars()
         screen.say(last_line(error))
     except (BadImage, OSError) as error:
         screen.stop_bars()
-        screen.alarm(last_line(error))
+        presence.say_why(screen, last_line(error))
     except Exception as error:
         screen.stop_bars()
-        say_what_broke(screen, error, run_dir / results.LOG)
+        presence.say_what_broke(screen, error, run_dir / results.LOG)
     screen.say(_where_to_go_on(run_dir, run.checkpoints))
     return 1
 
@@ -362,4 +367,5 @@ def _preemption(
     requests = StopRequests(
         screen.say, first="saving after this step", quitting=quitting, waiting=data.seconds_waiting
     )
+    presence.save_undisturbed(requests.keep_on.is_set)
     return Preemption(requests, checkpoints, timeout_minutes=machine.process_timeout_minutes)

@@ -60,9 +60,9 @@ def start(
     return started
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> list[int]:
+def finish(processes: list[subprocess.Popen[str]], *, timeout: float = 180) -> list[int]:
     try:
-        texts = [process.communicate(timeout=180)[0] for process in processes]
+        texts = [process.communicate(timeout=timeout)[0] for process in processes]
     except subprocess.TimeoutExpired:
         for process in processes:
             process.kill()
