@@ -166,10 +166,11 @@ class StreamImages:
     def exactness(self) -> str:
         """What is exact of a run on this stream, and what is not, in one sentence."""
         return (
-            f"{self.data}: training reads a stream of {len(self.addresses):,} shards: an epoch is {len(self):,} samples by "
-            f"count, not each image once; they are shuffled among {self.shuffle_buffer:,}, in an order that is not "
-            "repeatable; a resumed run goes on with its weights, optimiser and schedule, and with the stream from its "
-            "beginning in another order, so that some images of the epoch come again and others not; evaluation is exact"
+            f"{self.data}: training reads a stream of {len(self.addresses):,} shards: an epoch is {len(self):,} "
+            "samples by count, not each image once; they are shuffled among "
+            f"{self.shuffle_buffer:,}, in an order that is not repeatable; a resumed run goes on with its weights, "
+            "optimiser and schedule, and with the stream from its beginning in another order, so that some images of "
+            "the epoch come again and others not; evaluation is exact"
         )
 
     def refuse(self, *, world_size: int, repeats: int, overfit_batches: int | None) -> None:
