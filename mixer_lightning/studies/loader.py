@@ -26,6 +26,7 @@ from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, output_folder
 from mixer_lightning.data.sources.names import JPEG_ENDINGS, is_hidden
 from mixer_lightning.files import write_text
+from mixer_lightning.kernels import jpeg
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.pipelines import BATCH_SIZE, IMAGE_SIZE, PIPELINES, measure
@@ -50,16 +51,21 @@ def child(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, floa
 
 
 def lay_out(root: Path, folder: Path, *, copies: int) -> int:
-    """`files/`: links to the JPEGs under root, each `copies` times; `shards/`: the same images; their number."""
+    """`files/`: links to the JPEGs under root, each `copies` times; their number.
+
+    `shards/`: the same images; `restart/`: with a restart marker behind each 4 MCUs.
+    """
     import webdataset as wds
 
     from mixer_lightning.data.sources.folder import class_folders
 
     count, labels = 0, {each: i for i, each in enumerate(class_folders(root))}
-    (folder / "shards").mkdir(parents=True)
-    open_shards = [
-        wds.TarWriter(str(folder / "shards" / f"train-{i:05}.tar"), encoder=False, mtime=0) for i in range(8)
-    ]
+    open_shards: dict[str, list[Any]] = {}
+    for kind in ("shards", "restart"):
+        (folder / kind).mkdir(parents=True)
+        write_text(folder / kind / "dataset.json", json.dumps({"classes": list(labels)}))
+        paths = [folder / kind / f"train-{i:05}.tar" for i in range(8)]
+        open_shards[kind] = [wds.TarWriter(str(path), encoder=False, mtime=0) for path in paths]
     for copy in range(copies):
         for name, label in labels.items():
             (folder / "files" / name).mkdir(parents=True, exist_ok=True)
@@ -67,16 +73,14 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
                 if is_jpeg(path):
                     link = f"{copy}-{path.stem.replace('.', '_')}"
                     (folder / "files" / name / f"{link}.jpg").symlink_to(path.absolute())
-                    sample = {
-                        "__key__": f"{name}-{link}",
-                        "jpg": path.read_bytes(),
-                        "cls": str(label).encode(),
-                    }
-                    open_shards[count % len(open_shards)].write(sample)
+                    encoded = path.read_bytes()
+                    marked = jpeg.with_restart_markers(encoded, 4) or encoded
+                    for kind, each in (("shards", encoded), ("restart", marked)):
+                        sample = {"__key__": f"{name}-{link}", "jpg": each, "cls": str(label).encode()}
+                        open_shards[kind][count % 8].write(sample)
                     count += 1
-    for shard in open_shards:
+    for shard in (*open_shards["shards"], *open_shards["restart"]):
         shard.close()
-    write_text(folder / "shards" / "dataset.json", json.dumps({"classes": list(labels)}))
     return count
 
 

@@ -17,8 +17,10 @@ IMAGE_SIZE, BATCH_SIZE = 224, 128
 # Each yields images of one batch after the other, endlessly or for at least `batches` of them.
 
 
-def ours(folder: Path, *, workers: int, batches: int, interpolation: str, packed: bool) -> Iterator[Any]:
-    """Our loader on files, or on shards."""
+def ours(
+    folder: Path, *, workers: int, batches: int, interpolation: str, packed: str | None
+) -> Iterator[Any]:
+    """Our loader on files, or on the shards of a folder."""
     from mixer_lightning.data.loader import Loader
     from mixer_lightning.data.order import MicroBatchSampler, Order, split_batch
     from mixer_lightning.data.sources.folder import class_folders, scan
@@ -26,8 +28,8 @@ def ours(folder: Path, *, workers: int, batches: int, interpolation: str, packed
     from mixer_lightning.data.splits import shard_sizes
     from mixer_lightning.data.transforms import Augment
 
-    if packed:
-        images = shards(root=str(folder / "shards"), name="photos").splits["train"]
+    if packed is not None:
+        images = shards(root=str(folder / packed), name="photos").splits["train"]
     else:
         images = scan("photos", folder / "files", class_folders(folder / "files"))
     plan = MicroBatchSampler(
@@ -122,9 +124,10 @@ PIPELINES: dict[str, tuple[Pipeline, dict[str, Any]]] = {
     "torchvision, decode_jpeg": (torchvision, {"decoded": "torchvision"}),
     "webdataset, as documented, float32": (webdataset, {"normalise": True}),
     "webdataset, uint8": (webdataset, {"normalise": False}),
-    "ours, files, bilinear": (ours, {"interpolation": "bilinear", "packed": False}),
-    "ours, files, bicubic": (ours, {"interpolation": "bicubic", "packed": False}),
-    "ours, shards, bicubic": (ours, {"interpolation": "bicubic", "packed": True}),
+    "ours, files, bilinear": (ours, {"interpolation": "bilinear", "packed": None}),
+    "ours, files, bicubic": (ours, {"interpolation": "bicubic", "packed": None}),
+    "ours, shards, bicubic": (ours, {"interpolation": "bicubic", "packed": "shards"}),
+    "ours, shards with restart markers, bicubic": (ours, {"interpolation": "bicubic", "packed": "restart"}),
 }
 
 
