@@ -119,15 +119,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         seconds_waited=data.seconds_waited,
     )
     others = build_callbacks(recipe, source, parts.evals, device_type=machine.device_type, say=screen.say)
-    sharding.refuse_what_needs_whole_tensors(
-        machine,
-        parts.model,
-        module.make_optimizer(parts.model),
-        ema_decay=recipe.ema_decay,
-        callbacks=[
-            key for key, each in others.items() if isinstance(each, ModelCheckpoint | WeightAveraging)
-        ],
-    )
+    _check_machine(recipe, module, others)
     states = earlier[1].get("callbacks", {}) if earlier is not None else {}
     checkpoints = Checkpoints(
         run_dir,
@@ -162,6 +154,23 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         length.schedule_steps,
         num_parameters,
         device,
+    )
+
+
+def _check_machine(recipe: Recipe, module: Classifier, others: Mapping[str, Callback]) -> None:
+    """See that sharing parameters out, or recomputing activations, changes nothing of what is trained.
+
+    Raises:
+        ValueError: it would.
+    """
+    sharding.refuse_what_needs_whole_tensors(
+        module.machine,
+        module.model,
+        module.make_optimizer(module.model),
+        ema_decay=recipe.ema_decay,
+        callbacks=[
+            key for key, each in others.items() if isinstance(each, ModelCheckpoint | WeightAveraging)
+        ],
     )
 
 
