@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,6 +59,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line, or several."""
+        LAST_SAID.extend(text.splitlines())
         self._print(Text(printable(text)))
 
     def alarm(self, text: str) -> None:
@@ -207,6 +209,17 @@ def last_line(error: BaseException) -> str:
     line = lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
     name = f"{type(error).__module__}.{type(error).__qualname__}: "
     return line.removeprefix(name).rstrip(".")
+
+
+#: What screens of this process have said last: what a job of a sweep ended with.
+LAST_SAID: deque[str] = deque(maxlen=50)
+_CLOSING = ("Nothing had been saved yet", "The last good checkpoint", "The last checkpoint")
+
+
+def error_in(lines: Iterable[str]) -> str:
+    """The line in which a program that failed says why: its last, but for one that says what is left."""
+    said = [line.strip() for line in lines]
+    return next((line for line in reversed(said) if line and not line.startswith(_CLOSING)), "")
 
 
 def say_what_broke(screen: Screen, error: Exception, log: Path) -> None:

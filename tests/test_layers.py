@@ -38,6 +38,7 @@ TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()
 FLOORS = {
     "files": 0,
     "launcher": 0,
+    "children": 1,
     "ranges": 0,
     "targets": 0,
     "results": 1,
@@ -74,6 +75,7 @@ ALLOWED_ROOMS = {
     "matplotlib": {"reports"},
     "plotly": {"reports"},
     "jinja2": {"reports"},
+    "optuna": {"studies"},
 }
 WITHOUT_TORCH = {"config", "results", "screen", "progress", "stdio", "stopping", "files", "cli", "reports"}
 #: The one file that turns a dotted path into an object, and those that ask it for one that is not ours to import:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def load(path: Path) -> dict[str, Any]:
         for name, each in reader.read_metadata().state_dict_metadata.items()
         if isinstance(each, TensorStorageMetadata)
     }
-    read_parts(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is meant
+        read_parts(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     return _joined(content, tensors)
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint as it is",
     "predict": "classify image files with a checkpoint",
     "export": "write a checkpoint for other programs: timm, safetensors, ONNX, Flax",
+    "search": "search for the best setting of a training with Optuna",
     "transfer": "the Mixer paper's transfer table from one checkpoint",
     "prepare": "write any data set as shards",
     "models": "the table of backbones",
@@ -49,6 +50,8 @@ def program(command: str) -> Callable[[Sequence[str]], int]:
         from mixer_lightning.cli.export import main
     elif command == "transfer":
         from mixer_lightning.cli.transfer import main
+    elif command == "search":
+        from mixer_lightning.cli.search import main
     elif command == "prepare":
         from mixer_lightning.cli.prepare import main
     elif command == "models":

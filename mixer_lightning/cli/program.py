@@ -26,12 +26,12 @@ def program(
     argv: Sequence[str],
     *,
     run: Callable[[Any, Path], int],
-    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]]], int],
+    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]], Mapping[Path, str]], int],
 ) -> int:
     """A command-line program: help, compose, check, then `run(recipe, run_dir) -> exit code` for every job.
 
-    `after_sweep` gets the run directories of a sweep, each with what was varied: keys and their values. Ends with 2
-    when the recipe is wrong, else with the highest code of the jobs.
+    `after_sweep` gets the run directories of a sweep, each with what was varied, keys and their values, and what those
+    that failed have said. Ends with 2 when the recipe is wrong, else with the highest code of the jobs.
     """
     if "--version" in argv:
         print(f"mixer-lightning {mixer_lightning.__version__}")
@@ -70,7 +70,7 @@ def _program(
     argv: Sequence[str],
     *,
     run: Callable[[Any, Path], int],
-    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]]], int],
+    after_sweep: Callable[[Mapping[Path, Mapping[str, Any]], Mapping[Path, str]], int],
 ) -> int:
     keys = [*groups_of(config_name), *(f.name for f in fields(ROOTS[config_name])), "hydra"]
     # `--optimizer.lr=0.1`, as agents of sweeps write it
@@ -102,13 +102,14 @@ def _program(
     if flags.cfg:
         ask_hydra(config_name, [*others, *composition.overrides])
         return 0
-    codes = launch(config_name, composition, run, flags=others, multirun=flags.multirun)
+    errors: dict[Path, str] = {}
+    codes = launch(config_name, composition, run, flags=others, multirun=flags.multirun, errors=errors)
     code = max(codes, default=0)
     if code == 2 and set(codes) != {2}:
         code = 1  # 2 promises that nothing was started
     if flags.multirun:
         kept = [job for job in composition.jobs if not getattr(job.recipe, "fast_dev_run", None)]
-        missing = after_sweep({job.run_dir: job.varied for job in kept}) if kept else 0
+        missing = after_sweep({job.run_dir: job.varied for job in kept}, errors) if kept else 0
         code = code or missing
     return code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,13 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from mixer_lightning.children import Child, num_processes
 from mixer_lightning.config.compose import Composition, Job, chosen_files
 from mixer_lightning.config.hydra_internals import is_plain, run_composed
-from mixer_lightning.config.overrides import key_of
+from mixer_lightning.config.overrides import key_of, quoted
 from mixer_lightning.config.recipe import AnyRecipe, load_recipe
 from mixer_lightning.config.settle import settled
 from mixer_lightning.files import CONF
-from mixer_lightning.screen import refuse
+from mixer_lightning.screen import LAST_SAID, error_in, refuse
+from mixer_lightning.stopping import StopRequests, exit_code
 
 STOPPED = 128  # exit codes above: asked to stop, so the rest of a sweep is not wanted either
 
@@ -33,22 +36,61 @@ def launch(
     *,
     flags: Sequence[str],
     multirun: bool,
+    errors: dict[Path, str],
 ) -> list[int]:
     """Run all jobs; their exit codes, as far as they ran in this process.
 
-    `flags` are those of the command line, for a launcher or sweeper other than Hydra's basic ones.
+    A job of a sweep that has several processes is a child, started by torchrun. `errors` gets what jobs that failed
+    have said. `flags` are those of the command line, for such children, and for other launchers and sweepers of Hydra.
     """
     if not is_plain(composition.jobs[0].config):
         task = _Task(type(composition.jobs[0].recipe), run)
         _hydra_main(config_name, [*flags, f"hydra.job.name={config_name}", *composition.overrides], task)
         return task.codes
     codes = []
+    counts = [_num_processes(job) if multirun else 1 for job in composition.jobs]
     with initialize_config_dir(str(CONF), job_name=config_name, version_base="1.3"):
-        for job in composition.jobs:
-            codes.append(_run_here(job, run, multirun=multirun))
+        for job, count in zip(composition.jobs, counts, strict=True):
+            LAST_SAID.clear()
+            work = run if count == 1 else functools.partial(_run_child, config_name, job, count, flags)
+            codes.append(_run_here(job, work, multirun=multirun))
+            if codes[-1]:
+                errors[job.run_dir] = error_in(LAST_SAID)
             if codes[-1] > STOPPED:
                 raise SystemExit(codes[-1])
     return codes
+
+
+def _num_processes(job: Job[AnyRecipe]) -> int:
+    try:
+        return num_processes(job.recipe.trainer)
+    except ValueError as error:
+        refuse([str(error)])
+
+
+def _run_child(
+    config_name: str,
+    job: Job[AnyRecipe],
+    count: int,
+    flags: Sequence[str],
+    recipe: AnyRecipe,
+    run_dir: Path,
+) -> int:
+    """A job in `count` processes of its own; its exit code. Asked to stop, it asks them and waits."""
+    task: list[str] = [line for line in job.config.hydra.overrides.task if "from_checkpoint" not in line]
+    folder: list[str] = [flag for flag in flags if flag.startswith("--config-dir=")]
+
+    def hear(line: str) -> None:
+        LAST_SAID.append(line)
+        print(line, flush=True)
+
+    requests = StopRequests(lambda text: print(text, flush=True), first="stopping the job", quitting=str)
+    argv = [config_name, *folder, *task, f"hydra.run.dir={quoted(str(run_dir.absolute()))}"]
+    child = Child(argv, processes=count, hear=hear)
+    with requests:
+        requests.catch()
+        code = child.wait(requests)
+    return exit_code(requests.received) if requests.received else code
 
 
 def _run_here(job: Job[AnyRecipe], run: Callable[[AnyRecipe, Path], int], *, multirun: bool) -> int:

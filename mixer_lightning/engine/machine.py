@@ -30,7 +30,8 @@ class Machine:
     """Where and how a run computes.
 
     accelerator: auto takes a GPU where there is one.
-    devices: 1, or null for one device per process under torchrun or srun.
+    devices: 1; or null for one device per process under torchrun or srun; a number is how many processes each job of a
+        sweep or search is given, and under a launcher what it must have started on a machine.
     precision: auto is bf16-mixed on GPUs and on CPUs with bf16 instructions, else 32-true.
     channels_last: null leaves it to the model (ConvMixer gains, Mixer does not).
     compile: torch.compile of the forward and backward pass; takes a minute at the start.
@@ -50,7 +51,7 @@ class Machine:
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: Literal[1] | None = 1
+    devices: PositiveInt | None = 1
     precision: Literal["auto", Precision] = "auto"
     channels_last: bool | None = None
     compile: bool = False
@@ -89,14 +90,19 @@ class Machine:
             ValueError: the trainer wants many processes and there is no launcher, or the reverse.
         """
         launch = launched() or ALONE
-        if self.devices is None and launched() is None:
+        if self.devices != 1 and launched() is None:
             raise ValueError(
                 "trainer=ddp is started by a launcher, one process per device: "
-                "torchrun --nproc_per_node=<devices> train.py trainer=ddp ..."
+                f"torchrun --nproc_per_node={self.devices or '<devices>'} train.py trainer=ddp ..."
             )
         if self.devices == 1 and launch.world_size > 1:
             raise ValueError(
                 f"{launch.world_size} processes were launched for a trainer of one device: use trainer=ddp"
+            )
+        if self.devices not in (None, 1, launch.local_world_size):
+            raise ValueError(
+                f"trainer.devices is {self.devices}, and {launch.local_world_size} processes were launched on this "
+                "machine: leave trainer.devices out, or start as many"
             )
         return launch.world_size
 

@@ -6,12 +6,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.screen import Screen, format_metric
 
 TABLE = "sweep.csv"
+RUNS = "sweep_runs.csv"
 
 
 class SweptRun(NamedTuple):
@@ -21,10 +23,13 @@ class SweptRun(NamedTuple):
     metrics: Mapping[str, float]
 
 
-def summarise(runs: Mapping[Path, Mapping[str, Any]]) -> int:
+def summarise(
+    runs: Mapping[Path, Mapping[str, Any]], errors: Mapping[Path, str] = MappingProxyType({})
+) -> int:
     """Print the table of these runs and write it beside them; 1 if some run has no result, else 0.
 
     `runs` are run directories, each with what the sweep varied there: the value of every key, the seed among them.
+    `errors` are what runs that failed have said. Every run, its seed and its error stand in a second file.
     """
     screen = Screen()
     found = {run_dir: results.read_result(run_dir) for run_dir in runs}
@@ -38,20 +43,43 @@ def summarise(runs: Mapping[Path, Mapping[str, Any]]) -> int:
         screen.say(_title(metric))
         screen.table("", list(rows[0]), [_cells(row, metric) for row in rows])
         _write(screen, runs, [row | {"metric": metric} for row in rows])
-    elif done:
+    _write_runs(runs, found, errors, metric)
+    if metric is None and done:
         screen.say("in the order of the runs, whose evaluations have no metric in common")
         _write(screen, runs, _show_each(screen, done))
-    return _name_missing(screen, found)
+    return _name_missing(screen, found, errors)
 
 
-def summarise_evaluations(runs: Mapping[Path, Mapping[str, Any]]) -> int:
+def _write_runs(
+    runs: Mapping[Path, Mapping[str, Any]],
+    found: Mapping[Path, Mapping[str, Any] | None],
+    errors: Mapping[Path, str],
+    metric: str | None,
+) -> None:
+    """One row for each run: what was varied, its seed, its metric, or the error."""
+    rows = []
+    for run_dir, varied in runs.items():
+        result = found[run_dir]
+        keys = {key: str(value) for key, value in varied.items() if key != "seed"}
+        value = {} if metric is None else {metric: "" if result is None else result["metrics"][metric]}
+        seed = varied.get("seed", "" if result is None else result.get("seed", ""))
+        state = "failed" if result is None else "done"
+        rows.append(
+            {**keys, "seed": seed, "state": state, **value, "error": errors.get(run_dir, ""), "run": run_dir}
+        )
+    results.write_rows(_common_folder(list(runs)) / RUNS, rows)
+
+
+def summarise_evaluations(
+    runs: Mapping[Path, Mapping[str, Any]], errors: Mapping[Path, str] = MappingProxyType({})
+) -> int:
     """The same for directories of evaluations: a row for each, with all of its metrics."""
     screen = Screen()
     found = {run_dir: results.read_evaluation(run_dir) for run_dir in runs}
     done = [SweptRun(runs[run_dir], record["metrics"]) for run_dir, record in found.items() if record]
     if done:
         _write(screen, runs, _show_each(screen, done))
-    return _name_missing(screen, found)
+    return _name_missing(screen, found, errors)
 
 
 def table(runs: Sequence[SweptRun], metric: str) -> list[dict[str, Any]]:
@@ -115,10 +143,10 @@ def _write(screen: Screen, runs: Mapping[Path, Any], rows: Sequence[Mapping[str,
     screen.say(f"written to {path}")
 
 
-def _name_missing(screen: Screen, found: Mapping[Path, object]) -> int:
+def _name_missing(screen: Screen, found: Mapping[Path, object], errors: Mapping[Path, str]) -> int:
     missing = [run_dir for run_dir, record in found.items() if record is None]
     for run_dir in missing:
-        screen.say(f"no result: {run_dir}")
+        screen.say(f"no result: {run_dir}{f'  {errors[run_dir]}' if errors.get(run_dir) else ''}")
     return 1 if missing else 0
 
 

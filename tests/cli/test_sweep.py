@@ -264,7 +264,7 @@ def run(recipe, run_dir):
     print("job", recipe.seed, *([run_dir] if recipe.name == "where" else []))
     return codes[recipe.seed]
 
-def after(run_dirs):
+def after(run_dirs, errors):
     print("after", *run_dirs)
     return int(any(codes))
 
@@ -342,7 +342,7 @@ def test_settings_of_the_job_hold(tmp_path):
         "def run(recipe, run_dir):\n"
         "    print(run_dir, Path.cwd().name, os.environ['BIRD'])\n"
         "    return 0\n"
-        "sys.exit(program('train', sys.argv[1:], run=run, after_sweep=lambda run_dirs: 0))"
+        "sys.exit(program('train', sys.argv[1:], run=run, after_sweep=lambda run_dirs, errors: 0))"
     )
     words = ["hydra.job.chdir=true", "++hydra.job.env_set.BIRD=wren", "name=there", "model=mixer_digits"]
     done = subprocess.run(

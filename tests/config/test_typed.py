@@ -111,7 +111,9 @@ def test_a_switch_of_other_programs_is_no_value_here(typed: str) -> None:
 def ended(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[object, str]:
     """Exit code and what was said of `mixer train` with these arguments, which start nothing."""
     try:
-        code: object = program("train", argv, run=lambda recipe, folder: 0, after_sweep=lambda runs: 0)
+        code: object = program(
+            "train", argv, run=lambda recipe, folder: 0, after_sweep=lambda runs, errors: 0
+        )
     except SystemExit as end:
         code = end.code
     said = capsys.readouterr()

@@ -72,6 +72,17 @@ def test_many_processes_need_a_launcher():
         _ = Machine(accelerator="cpu", devices=None).world_size
 
 
+def test_a_stated_number_of_processes_is_the_launchers(monkeypatch):
+    with pytest.raises(ValueError, match=r"torchrun --nproc_per_node=8 train\.py"):
+        _ = Machine(accelerator="cpu", devices=8).world_size
+    launch(monkeypatch, TORCHRUN)
+    assert Machine(accelerator="cpu", devices=8).world_size == 32
+    with pytest.raises(
+        ValueError, match=r"trainer\.devices is 4, and 8 processes were launched on this machine"
+    ):
+        _ = Machine(accelerator="cpu", devices=4).world_size
+
+
 def test_many_processes_need_the_trainer_for_them(monkeypatch):
     launch(monkeypatch, TORCHRUN)
     with pytest.raises(
