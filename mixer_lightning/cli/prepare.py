@@ -93,6 +93,8 @@ def _parser() -> Parser:
         help=f"share of train to hold out as val; default: 0, for imagenet21k without val {VAL_SHARE_21K:.2g}")
     add("--short_side", type=int, metavar="PIXELS", help="resize larger images; default: bytes as they are")
     add("--quality", type=int, metavar="N", help=f"of resized JPEGs; default: {DEFAULTS.resized_quality}")
+    add("--restart", type=int, metavar="MCUS",
+        help="restart markers every so many blocks of JPEGs, without loss: 4 lets training decode sooner")
     add("--verify", type=_boolean, default=Options.verify, metavar="true|false",
         help=f"decode all images; default: {str(Options.verify).lower()}")
     add("--hashes", type=_path, metavar="FILE", help="difference hashes; what is near one is left out")
@@ -119,6 +121,7 @@ def _out_of_range(values: dict[str, Any]) -> list[str]:
     for key, least, most in (
         ("short_side", 1, None),
         ("quality", 1, 100),
+        ("restart", 1, 65_535),
         ("max_distance", 0, 64),
         ("shard_bytes", 1, None),
         ("shards", 1, MAX_SHARDS),

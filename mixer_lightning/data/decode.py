@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mixer_lightning.data.crops import Crops, Integers, crop_one
 from mixer_lightning.data.sources.names import RASTER_FORMATS
+from mixer_lightning.kernels import jpeg
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Pixels
@@ -72,7 +73,10 @@ def decode_crops(
         return crops_of(np.array(positions, dtype=np.int64), widths, heights)
 
     crops = crops_at(list(sizes))
+    is_done = _crop_jpegs(encoded, list(sizes), crops, out, turns) if device is None else {}
     for i, position in enumerate(sizes):
+        if is_done.get(position):
+            continue
         # One at a time: a decoded image is still in the cache when it is resized, and large ones do not add up.
         try:
             image = decoded.pop(position) if position in decoded else pixels(encoded[position])
@@ -88,6 +92,29 @@ def decode_crops(
             image = image.to(device, non_blocking=True)
         out[position].copy_(crop_one(image, crops_i, row, out[position].shape[-1]))
     return sorted(bad)
+
+
+def _crop_jpegs(
+    encoded: Sequence[bytes | Pixels],
+    positions: Sequence[int],
+    crops: Crops,
+    out: Sequence[Tensor],
+    turns: Sequence[int],
+) -> dict[int, bool]:
+    """Write the crops of plain JPEGs that are not to be turned, in one call; whether that was done, by position.
+
+    The crops are those of `positions`. Where it was not done, the file is to be decoded as a whole.
+    """
+    files, rows = [], []
+    for row, position in enumerate(positions):
+        each = encoded[position]
+        if isinstance(each, bytes) and turns[position] == UPRIGHT and _header_size(each) is not None:
+            files.append(each)
+            rows.append(row)
+    boxes = np.stack(list(vars(crops).values()), axis=1)[rows]
+    chosen = [positions[row] for row in rows]
+    is_done = jpeg.crop_files(files, boxes, [out[position] for position in chosen])
+    return dict(zip(chosen, is_done.tolist(), strict=True))
 
 
 def seen_size(encoded: bytes | Pixels, orientation: int) -> tuple[int, int]:

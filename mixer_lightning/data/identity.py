@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources import Dataset, Images, Marked, Stored
+from mixer_lightning.data.sources import Dataset, Images, Marked, Stored, Streamed
 from mixer_lightning.data.splits import Joined, Subset
 from mixer_lightning.data.stateless_random import hash32, sample_keys
 
@@ -58,6 +58,8 @@ def identity(images: Images, *, bad: Iterable[Mapping[str, Any]] = ()) -> dict[s
 
     Those of `bad` (see `record`) have no mark, and `without` says which of them are gone.
     """
+    if isinstance(images, Streamed):
+        return images.identity()
     hashes = key_hashes(images)
     known_bad = {int(each["key"]): [int(label) for label in each["labels"]] for each in bad}
     gone = np.setdiff1d(np.array([*known_bad], np.uint32), hashes).tolist() if known_bad else []

@@ -236,7 +236,7 @@ class Loader:
     def _write(self, indices: Integers, keys: Keys | None, out: list[Tensor]) -> list[tuple[int, str]]:
         """Write the crops of images to `out`; positions of those that failed, and why."""
         encoded: list[Any] = []
-        failed: list[tuple[int, str]] = []
+        failed: list[tuple[int, str]] = []  # that cannot be read
         for position, index in enumerate(indices):
             try:
                 encoded.append(self.images.read(int(index)))
@@ -244,18 +244,18 @@ class Loader:
                 failed.append((position, decode.reason(error)))
         unread = {position for position, _ in failed}
         left = np.array([i for i in range(len(indices)) if i not in unread], dtype=np.int64)
+        bad = self._decode(encoded, None if keys is None else keys[left], [out[i] for i in left])
+        return failed + [(int(left[position]), reason) for position, reason in bad]
+
+    def _decode(self, encoded: list[Any], keys: Keys | None, out: list[Tensor]) -> list[tuple[int, str]]:
+        """Write the crops of encoded images to `out`; positions of those that failed, and why."""
 
         def crops_of(positions: Integers, widths: Integers, heights: Integers) -> Crops:
-            return self._crops(None if keys is None else keys[left[positions]], widths, heights)
+            return self._crops(None if keys is None else keys[positions], widths, heights)
 
-        bad = decode.decode_crops(
-            encoded,
-            crops_of,
-            [out[i] for i in left],
-            exif_orientation=self.augment.exif_orientation,
-            device=self.decode_on,
+        return decode.decode_crops(
+            encoded, crops_of, out, exif_orientation=self.augment.exif_orientation, device=self.decode_on
         )
-        return failed + [(int(left[position]), reason) for position, reason in bad]
 
     def _crops(self, keys: Keys | None, widths: Integers, heights: Integers) -> Crops:
         if keys is None:

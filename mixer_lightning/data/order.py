@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,13 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+class SampleOrder(Protocol):
+    """Which sample stands where."""
+
+    def samples(self, positions: npt.NDArray[np.int64], repeats: int) -> Samples:
+        """Epochs, images and repeat indices [B, 3] at positions [B] of the endless sequence of samples."""
 
 
 class Order:
@@ -202,7 +209,7 @@ class MicroBatchSampler:
 
     def __init__(
         self,
-        order: Order,
+        order: SampleOrder,
         *,
         micro_batches: MicroBatches,
         rank: int,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources import Dataset, Images, Stored
+from mixer_lightning.data.sources import Dataset, Images, Stored, Streamed
 from mixer_lightning.data.sources.folder import LAYOUT
 from mixer_lightning.data.sources.imagenet_archives import is_wnid, wnids_of
 from mixer_lightning.data.sources.names import shard_key
@@ -149,7 +149,10 @@ def _by_class_names(data: Dataset, classes: Sequence[str]) -> Dataset:
         f"{len(classes):,}",
     )
     labels = np.array([label_of[name] for name in data.classes] + [-1])  # the last: no label, -1
-    splits: dict[str, Images] = {name: Relabelled(images, labels) for name, images in data.splits.items()}
+    splits: dict[str, Images] = {
+        name: images if isinstance(images, Streamed) else Relabelled(images, labels)
+        for name, images in data.splits.items()
+    }
     return replace(data, classes=list(classes), splits=splits)
 
 
@@ -160,6 +163,8 @@ def refuse_one_class(data: Dataset) -> None:
         ValueError: all training images are of one class; the message names it, and what is expected.
     """
     images = data.splits["train"]
+    if isinstance(images, Streamed) and len(data.classes) > 1:  # nobody knows before they are read
+        return
     seen: set[int] = set()
     for labels in _labels(images):
         seen.update(np.unique(labels).tolist())
@@ -185,6 +190,8 @@ def _part(data: Dataset, key: str, text: str) -> Images:
         if len(indices) == 0:
             raise ValueError(f"{data.name}: {key}={text} holds none of the {len(images):,} images.")
         parts.append(Subset(images, indices))
+    if len(parts) > 1 and any(isinstance(each, Streamed) for each in parts):
+        raise ValueError(f"{data.name}: {key}={text}: a stream cannot be joined with other images.")
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 

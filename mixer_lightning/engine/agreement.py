@@ -22,6 +22,7 @@ from mixer_lightning.data import identity
 from mixer_lightning.engine.callbacks import StepCallback
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.distributed import gather_objects, is_distributed
+from mixer_lightning.kernels.compiled import compiled
 
 PACKAGE = Path(__file__).parents[1]
 SHOWN = 5  # of what differs
@@ -34,6 +35,7 @@ class Standing:
     host: str
     code: Mapping[str, str]  # digests of the package's files
     versions: Mapping[str, str]
+    kernels: Mapping[str, bool]  # whether they could be compiled
     recipe: Mapping[str, Any]
     data: Mapping[str, Any]  # data/identity.py's record; nothing where no run is begun
     step: int
@@ -43,7 +45,15 @@ class Standing:
         cls, *, recipe: Mapping[str, Any] | None = None, data: Mapping[str, Any] | None = None, step: int = 0
     ) -> Standing:
         """Of this process: of a run, or of its host alone."""
-        return cls(socket.gethostname(), code_digests(), results.versions(), recipe or {}, data or {}, step)
+        return cls(
+            socket.gethostname(),
+            code_digests(),
+            results.versions(),
+            compiled(),
+            recipe or {},
+            data or {},
+            step,
+        )
 
     def digest(self) -> str:
         """Of all but the host."""
@@ -83,6 +93,12 @@ def disagreement(standings: Sequence[Standing]) -> str | None:
             return (
                 f"{who} runs another version of mixer_lightning than process 0 (on {first.host}): {_listed(names)} "
                 "differ. Bring all nodes to one commit"
+            )
+        if other.kernels != first.kernels:
+            names = [name for name, is_there in first.kernels.items() if other.kernels.get(name) != is_there]
+            return (
+                f"{who} and process 0 (on {first.host}) do not both have native code for {_listed(names)}: "
+                "install a C++ compiler on all nodes"
             )
         what = identity.difference(other.data, first.data) if first.data else None
         if what is not None:

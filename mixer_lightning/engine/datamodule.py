@@ -19,10 +19,12 @@ from mixer_lightning.data.order import (
     MicroBatches,
     MicroBatchSampler,
     Order,
+    SampleOrder,
     batch_of_step,
     seed_generators,
 )
 from mixer_lightning.data.sources import Stored
+from mixer_lightning.data.sources.stream import StreamImages
 from mixer_lightning.data.splits import Subset, shard_sizes
 from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.engine.source import LARGEST_EVAL_BATCH
@@ -93,6 +95,11 @@ class DataModule(LightningDataModule):
         self.shuffle_window, self.max_bad_fraction = shuffle_window, max_bad_fraction
         self.rank, self.threads, self.ahead, self.pin_memory = rank, threads, ahead, pin_memory
         self.decode_on, self.memory_format = decode_on, memory_format
+        train = source.splits.get("train")
+        if total_steps and isinstance(train, StreamImages):
+            train.refuse(
+                world_size=micro_batches.world_size, repeats=repeats, overfit_batches=overfit_batches
+            )
         self.start_step = 0
         #: Called with the split, its images (or some), an index of these and the reason, for each bad image.
         self.on_bad: Callable[[str, Images, int, str], object] | None = None
@@ -104,8 +111,13 @@ class DataModule(LightningDataModule):
         """All batches still to come."""
         self._num_begun = 0
         images = self.source.splits["train"]
-        if self.sampling == "balanced":
-            order: Order = BalancedOrder(images.labels(np.arange(len(images))), seed=self.seed)
+        order: SampleOrder
+        if isinstance(images, StreamImages):
+            from mixer_lightning.data.streaming import StreamOrder  # webdataset: half a second
+
+            order = StreamOrder(len(images))
+        elif self.sampling == "balanced":
+            order = BalancedOrder(images.labels(np.arange(len(images))), seed=self.seed)
         else:
             order = Order(shard_sizes(images), window=self.shuffle_window, seed=self.seed)
             if isinstance(images, Stored):
@@ -228,20 +240,23 @@ class DataModule(LightningDataModule):
     ) -> Loader:
         self._loading_since = time.monotonic()
         try:
+            options: dict[str, Any] = {
+                "image_size": self.image_size,
+                "threads": self.threads,
+                "ahead": self.ahead,
+                "pin_memory": self.pin_memory,
+                "max_bad_fraction": self.max_bad_fraction,
+                "on_bad": None if self.on_bad is None else functools.partial(self.on_bad, split),
+                "decode_on": self.decode_on,
+            }
+            if isinstance(images, StreamImages):
+                from mixer_lightning.data.streaming import Place, StreamLoader  # webdataset: half a second
+
+                assert seed is not None
+                place = Place(self.rank, self.micro_batches.world_size, self.start_step)
+                return StreamLoader(images, plan, self.augment, seed=seed, place=place, **options)
             return Loader(
-                images,
-                plan,
-                self.augment,
-                image_size=self.image_size,
-                seed=seed,
-                threads=self.threads,
-                ahead=self.ahead,
-                pin_memory=self.pin_memory,
-                max_bad_fraction=self.max_bad_fraction,
-                mark_bad=mark_bad,
-                on_bad=None if self.on_bad is None else functools.partial(self.on_bad, split),
-                keep_in_memory=keep,
-                decode_on=self.decode_on,
+                images, plan, self.augment, seed=seed, mark_bad=mark_bad, keep_in_memory=keep, **options
             )
         finally:
             self._loading_since = None

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from mixer_lightning import launcher, results
 from mixer_lightning.files import existing_part, fsync
-from mixer_lightning.kernels import activation_norm, depthwise
+from mixer_lightning.kernels.compiled import compiled
 
 State = Literal["ok", "warning", "failure"]
 
@@ -78,14 +78,7 @@ def _wrong_versions() -> Iterator[str]:
 
 def kernels() -> Finding:
     """Whether the native code is there, without which training on a CPU takes longer."""
-    missing = [
-        name
-        for name, function in (
-            ("depthwise", depthwise.native_weight_gradients()),
-            ("activation_norm", activation_norm.native()),
-        )
-        if function is None
-    ]
+    missing = [name for name, is_there in compiled().items() if not is_there]
     if missing:
         return Finding(
             "kernels",

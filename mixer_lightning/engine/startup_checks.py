@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from mixer_lightning.config.groups import numbers_of_other_data
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.data.sources import Dataset
+from mixer_lightning.data.sources import Dataset, Streamed
 from mixer_lightning.data.splits import refuse_one_class
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.screen import last_line
@@ -22,12 +22,14 @@ MAX_WEIGHT_OF_BEGINNING = 0.1
 def check_training(
     recipe: Recipe, module: Classifier, source: Dataset, *, total_steps: int, say: Callable[[str], object]
 ) -> None:
-    """Make all checks of this file; `say` says what may be meant and hardly is.
+    """Make all checks of this file; `say` says what may be meant and hardly is, and what is not exact.
 
     Raises:
         ValueError: there is one class only, a part does not take its numbers, or BatchNorm would have one value.
     """
     refuse_one_class(source)
+    if isinstance(train := source.splits["train"], Streamed):
+        say(train.exactness())
     try_parts(module, num_classes=len(source.classes))
     refuse_one_value(
         module.model, image_size=recipe.image_size, device_batch=module.micro_batches.device_batch

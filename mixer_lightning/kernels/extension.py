@@ -22,8 +22,10 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi"
 TIMEOUT_SECONDS = 120
 
 
-def load(name: str) -> ctypes.CDLL | None:
+def load(name: str, *flags: str) -> ctypes.CDLL | None:
     """The library of csrc/<name>.cpp, compiled if need be; None where no compiler here makes one that loads.
+
+    `flags` are for the compiler, after those of all kernels.
 
     The library is stored in the user's cache folder, under a name that changes with the source and the headers, the
     compiler's flags and the processor.
@@ -35,16 +37,16 @@ def load(name: str) -> ctypes.CDLL | None:
             line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features", "model name"))
         ]
         texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(CSRC.glob("*.h")))]
-        key = hashlib.sha256("\n".join([*texts, *FLAGS, *processor]).encode()).hexdigest()[:16]
+        key = hashlib.sha256("\n".join([*texts, *FLAGS, *flags, *processor]).encode()).hexdigest()[:16]
         library = cache_home() / f"{name}-{key}.so"
         if not library.exists():
-            _compile(source, library)
+            _compile(source, library, flags)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _compile(source: Path, library: Path) -> None:
+def _compile(source: Path, library: Path, flags: tuple[str, ...]) -> None:
     """Several processes may do this at once: each works in its own folder, then moves its file into place."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ def _compile(source: Path, library: Path) -> None:
         unlinked, linked = (Path(folder, f"{source.stem}.{suffix}") for suffix in ("o", "so"))
         # Linked without OpenMP: it then uses the OpenMP that PyTorch has loaded, and with it the same threads.
         commands = (
-            [*FLAGS, "-c", str(source), "-o", str(unlinked)],
+            [*FLAGS, *flags, "-c", str(source), "-o", str(unlinked)],
             ["-shared", str(unlinked), "-o", str(linked)],
         )
         for arguments in commands:

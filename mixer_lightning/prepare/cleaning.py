@@ -4,6 +4,9 @@ An image's bytes are kept unless it must change: CMYK JPEGs become RGB JPEGs, fo
 become PNG, as do pixels, and with `short_side` a larger image becomes a smaller JPEG. What is encoded anew holds the
 pixels as stored and the tag that says how they are turned (training applies it where asked to), without other metadata
 or a colour profile.
+
+With `restart`, JPEGs get restart markers, with which a crop of them is decoded sooner. That is done without loss: each
+one's pixels are compared.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
-from mixer_lightning.data.decode import ORIENTATION, UPRIGHT, decode, header, orientation, reason
+from mixer_lightning.data.decode import ORIENTATION, UPRIGHT, decode, header, orientation, pixels, reason
 from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
+from mixer_lightning.kernels import jpeg
 from mixer_lightning.prepare.options import CMYK_QUALITY, Options
 
 if TYPE_CHECKING:
@@ -69,6 +74,7 @@ class CleaningOptions:
     verify: bool = Options.verify
     short_side: int | None = None
     quality: int = DEFAULTS.resized_quality
+    restart: int | None = None
     near: npt.NDArray[np.uint64] | None = None  # difference hashes [H] of images to leave out
     max_distance: int = Options.max_distance
     write_hashes: bool = False
@@ -80,11 +86,20 @@ class CleaningOptions:
 
     @classmethod
     def of(cls, options: Options) -> CleaningOptions:
-        """Those of a command line; ValueError when its file of hashes is not one."""
+        """Those of a command line.
+
+        Raises:
+            ValueError: its file of hashes is not one, or restart markers are asked for without a compiler.
+        """
+        if options.restart is not None and jpeg.native_restart() is None:
+            raise ValueError(
+                "restart needs a C++ compiler: install g++, name one by CXX, or leave restart out"
+            )
         return cls(
             verify=options.verify,
             short_side=options.short_side,
             quality=options.quality or DEFAULTS.resized_quality,
+            restart=options.restart,
             near=None if options.hashes is None else read_hashes(options.hashes),
             max_distance=options.max_distance,
             write_hashes=options.write_hashes is not None,
@@ -106,7 +121,8 @@ def clean_image(read: Callable[[], bytes | Pixels], suffix: str, options: Cleani
     if not isinstance(encoded, bytes):
         return _finish(Image.fromarray(encoded), None, "png", (), encoded.nbytes, options, UPRIGHT)
     try:
-        return _clean_file(encoded, suffix, options)._replace(bytes_read=len(encoded))
+        outcome = _clean_file(encoded, suffix, options)._replace(bytes_read=len(encoded))
+        return outcome if options.restart is None else _with_restart_markers(outcome, options.restart)
     except Exception as error:  # what a decoder or an encoder says of it
         why = reason(error)
         return Outcome(b"", "", (Note(_kind(encoded, why), why, LEFT_OUT),), None, len(encoded))
@@ -132,6 +148,20 @@ def _clean_file(encoded: bytes, suffix: str, options: CleaningOptions) -> Outcom
         return _finish(image, None, "png", notes, len(encoded), options, turn)
     kept = _kept(encoded, form, suffix)
     return _finish(image, encoded, kept.suffix, () if shrinks else kept.notes, len(encoded), options, turn)
+
+
+def _with_restart_markers(outcome: Outcome, every: int) -> Outcome:
+    """A JPEG with a restart marker behind each `every` MCUs; as it is where it is of a kind that cannot have them.
+
+    Raises:
+        ValueError: it would not be the same image.
+    """
+    marked = jpeg.with_restart_markers(outcome.encoded, every) if outcome.suffix == "jpg" else None
+    if marked is None:
+        return outcome
+    if not torch.equal(pixels(marked), pixels(outcome.encoded)):
+        raise ValueError("damaged: with restart markers it would have other pixels")
+    return outcome._replace(encoded=marked)
 
 
 def _kept(encoded: bytes, form: str, suffix: str) -> Outcome:

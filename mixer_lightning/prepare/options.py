@@ -41,6 +41,7 @@ class Options:
     val_share: float | None = None  # None: as the data set is used
     short_side: int | None = None
     quality: int | None = None
+    restart: int | None = None  # MCUs between restart markers in JPEGs; None: files as they are
     verify: bool = DEFAULTS.verify
     hashes: Path | None = None
     max_distance: int = DEFAULTS.max_distance
@@ -80,6 +81,7 @@ class Options:
             "shards": self.shards,
             "seed": self.seed,
             "overrides": sorted(self.overrides),
+            **({} if self.restart is None else {"restart": self.restart}),
         }
 
 

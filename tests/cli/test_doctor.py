@@ -18,6 +18,7 @@ from mixer_lightning.cli import doctor
 from mixer_lightning.engine import health
 from mixer_lightning.engine.health import Finding
 from mixer_lightning.engine.meeting import Arrival
+from mixer_lightning.kernels import activation_norm
 
 
 def free_port() -> str:
@@ -73,7 +74,7 @@ def an_old_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finding:
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finding:
-    monkeypatch.setattr(health.activation_norm, "native", lambda: None)
+    monkeypatch.setattr(activation_norm, "native", lambda: None)
     return health.kernels()
 
 

@@ -29,6 +29,7 @@ from mixer_lightning.data.decode import (
 )
 from mixer_lightning.data.sources.names import RASTER_FORMATS
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.kernels import jpeg
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 
@@ -272,6 +273,12 @@ def test_noise_is_no_image(noise):
 # ---- crops of a part of a batch
 
 
+@pytest.fixture
+def by_libjpeg(monkeypatch):
+    """Without native code: the same bits however an image is cropped."""
+    monkeypatch.setattr(jpeg, "native", lambda: None)
+
+
 def test_crops_writes_the_crops_of_what_can_be_decoded_and_names_the_rest():
     kinds = ["baseline", "CMYK", "PNG", "16 bit", "one pixel"]
     files = [FILES[kind] for kind in kinds]
@@ -295,10 +302,11 @@ def test_crops_writes_the_crops_of_what_can_be_decoded_and_names_the_rest():
     for i in good:
         image = pixels(files[i])
         crop = Augment(eval_crop=0.875).eval_crops(np.array([image.shape[2]]), np.array([image.shape[1]]), 8)
-        assert torch.equal(out[i], crop_one(image, crop, 0, 8))
+        difference = (out[i].int() - crop_one(image, crop, 0, 8)).abs().max()
+        assert difference <= (6 if i == 0 else 0)  # crops of plain JPEGs are rounded in another order
 
 
-def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch):
+def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch, by_libjpeg):
     alive, most = weakref.WeakSet(), []
 
     def counted(encoded):
@@ -317,17 +325,17 @@ def test_crops_holds_one_decoded_jpeg_at_a_time(monkeypatch):
     assert max(most) <= 2  # the last one's name is taken when the next is there
 
 
-def test_crops_asks_again_where_a_header_lies(monkeypatch):
+def test_crops_asks_again_where_a_header_lies(monkeypatch, by_libjpeg):
     """As a decoder would see it that takes the last of several headers."""
-    monkeypatch.setattr(decoding, "jpeg_size", lambda _: (500, 400))
     out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     files = [FILES["baseline"], FILES["progressive"]]
 
     def crops_of(positions, widths, heights):
         return Augment().eval_crops(widths, heights, 8)
 
-    assert not decode_crops(files, crops_of, list(out))
-    monkeypatch.undo()
+    with monkeypatch.context() as lying:
+        lying.setattr(decoding, "jpeg_size", lambda _: (500, 400))
+        assert not decode_crops(files, crops_of, list(out))
     right = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     assert not decode_crops(files, crops_of, list(right))
     assert torch.equal(out, right)
@@ -440,7 +448,7 @@ def test_a_tiff_whose_tags_are_texts_is_damaged():
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("code", range(1, 10))
-def test_an_image_is_turned_as_pillow_turns_it(form, code):
+def test_an_image_is_turned_as_pillow_turns_it(form, code, by_libjpeg):
     exif = Image.Exif()
     exif[0x0112] = code
     file = encoded(picture(37, 29), form, exif=exif)

@@ -35,6 +35,7 @@ def standing(images: Path, **changes: Any) -> Standing:
         recipe={"seed": 0, "optimizer": {"lr": 0.1, "beta": 0.9}},
         code={"losses.py": "a", "models/mixer.py": "b"},
         versions={"python": "3.11.7", "torch": "2.15.0"},
+        kernels={"depthwise": True, "jpeg": True},
         data=identity.record(folder(root=str(images))),
         step=3,
     )
@@ -56,6 +57,7 @@ def test_the_same_on_other_hosts_may_train(images: Path) -> None:
         ({"versions": {"python": "3.11.7"}}, "torch missing and not 2.15.0 of process 0"),
         ({"code": {"losses.py": "a", "models/mixer.py": "c"}}, "another version .*: models/mixer.py differ"),
         ({"code": {"losses.py": "a"}}, "another version .*: models/mixer.py differ"),
+        ({"kernels": {"depthwise": True, "jpeg": False}}, "native code for jpeg: install a C.. compiler on all nodes"),
         ({"step": 1000}, "stands at step 1,000, process 0 at 3"),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
@@ -233,3 +234,32 @@ def test_lightning_still_has_the_question_that_a_run_silences():
     from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_a_stream_and_one_goes_on(tmp_path, capfd):
+    for name, count in (("x-0", 40), ("x-1", 30), ("x-2", 50), ("val-0", 20)):
+        with webdataset.TarWriter(str(tmp_path / f"{name}.tar")) as tar:
+            for number in range(count):
+                pixels = np.full((8, 8, 3), 25 * (number % 10), np.uint8)
+                tar.write({"__key__": f"{name}{number:03d}", "png": pixels, "cls": number % 10})
+    (tmp_path / "names.txt").write_text("\n".join(map(str, range(10))))
+    words = [
+        *("data=stream", "data.root=.", "data.train=x-{0..2}.tar", "data.classes=names.txt", "image_size=8"),
+        *(
+            "data.samples_per_epoch=120",
+            "schedule=constant",
+            "eval_every.steps=2",
+            "checkpoint_every.steps=2",
+        ),
+    ]
+    assert finish(start(tmp_path, "run", *words, "duration.steps=2")) == [0, 0]
+    said = capfd.readouterr().out
+    assert said.count("training reads a stream of 3 shards: an epoch is 120 samples by count") == 1
+    first = weights(tmp_path / "run")
+    one(tmp_path, "run", *words, "duration.steps=4")
+    state = torch.load(tmp_path / "run" / results.LAST, weights_only=True)
+    assert state["step"] == 4
+    assert any((state["state_dict"][name] != value).any() for name, value in first.items())
+    steps = [row["step"] for row in results.read_metrics(tmp_path / "run") if "val/top1" in row]
+    assert steps == [2, 4]

@@ -9,6 +9,7 @@ import pytest
 from pictures import picture
 from PIL import Image, ImageDraw
 
+from mixer_lightning.kernels import jpeg as jpeg_kernel
 from mixer_lightning.prepare.cleaning import CleaningOptions, clean_image, difference_hash, read_hashes
 
 
@@ -254,3 +255,25 @@ def test_postscript_is_left_out_unopened(monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program"))
     encoded = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
     assert [note.kind for note in cleaned(encoded).notes] == ["not an image"]
+
+
+@pytest.mark.skipif(jpeg_kernel.native_restart() is None, reason="no C++ compiler")
+def test_restart_markers_are_written_into_jpegs_alone_and_change_no_pixel():
+    for encoded in (
+        jpeg(drawing(3)),
+        jpeg(drawing(3), progressive=True),
+        picture(1, "PNG"),
+        jpeg(drawing(3).convert("CMYK")),
+    ):
+        plain, marked = cleaned(encoded), cleaned(encoded, restart=4)
+        assert opened(marked.encoded).tobytes() == opened(plain.encoded).tobytes()
+        assert marked.notes == plain.notes
+        has_markers = b"\xff\xdd\x00\x04\x00\x04" in marked.encoded
+        assert has_markers == (encoded[:2] == b"\xff\xd8" and "progressive" not in opened(encoded).info)
+
+
+def test_a_rewritten_jpeg_with_other_pixels_is_left_out(monkeypatch):
+    monkeypatch.setattr(jpeg_kernel, "with_restart_markers", lambda *_: jpeg(drawing(4)))
+    outcome = cleaned(jpeg(drawing(3)), restart=4)
+    assert not outcome.kept
+    assert "other pixels" in outcome.notes[0].reason

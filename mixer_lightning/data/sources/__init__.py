@@ -8,7 +8,7 @@ Legend: N images of a split, B images asked for, L labels an image has at most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +65,17 @@ class Marked(Protocol):
 
     def mark(self, index: int) -> int:
         """A number that hardly any other image has: a checksum, or the size of its file in bytes."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """What `Images` offer instead of images by index that only come as a stream: data/streaming.py reads them."""
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this stream from another, in the form of data/identity.py."""
+
+    def exactness(self) -> str:
+        """What is exact of a run on it, and what is not, in one sentence."""
 
 
 @dataclass(frozen=True)

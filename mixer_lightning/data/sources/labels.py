@@ -35,13 +35,8 @@ def named_classes(
             return names, {text: int(text) for text in found}
         names = sorted(found)
         return names, {name: label for label, name in enumerate(names)}
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{key}: there is no file {path}")
-    names = [line for line in read_lines(path) if line]
+    path, names = Path(file).expanduser(), read_names(file, key=key)
     label_of = {name: label for label, name in enumerate(names)}
-    if len(label_of) < len(names):
-        raise ValueError(f"{key}: a name stands twice in {path}")
     if not found <= label_of.keys() and are_numbers:
         label_of = {text: int(text) for text in found}
         if max(label_of.values()) >= len(names):
@@ -53,3 +48,18 @@ def named_classes(
         shown = ", ".join(map(repr, unknown[:SHOWN_LABELS]))
         raise ValueError(f"{key}: {len(unknown):,} labels of the list are not in {path}: {shown}")
     return names, label_of
+
+
+def read_names(file: str, *, key: str) -> list[str]:
+    """The names of a file with one a line, in its order; `key` names it in messages.
+
+    Raises:
+        ValueError: it is not there, holds none, or one twice.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{key}: there is no file {path}")
+    names = [line for line in read_lines(path) if line]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{key}: {'a name stands twice in' if names else 'there is no name in'} {path}")
+    return names

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -99,32 +99,53 @@ def samples(fd: int, labels_of: dict[str, int]) -> Samples:
 def _sample(
     fd: int, key: str, files: dict[str, Member], labels_of: dict[str, int]
 ) -> tuple[Member, list[int]]:
-    images = {suffix: file for suffix, file in files.items() if suffix in IMAGE_SUFFIXES}
-    if len(images) > 1:  # a picture and, say, a .tif of labels of its pixels
-        images = {suffix: file for suffix, file in images.items() if suffix in SHARD_SUFFIXES} or images
-    if len(images) != 1:
-        raise ValueError(
-            f"sample {key!r} has {len(images)} images among {', '.join(member.name for member in files.values())}; "
-            f"expected one, ending in {', '.join(IMAGE_SUFFIXES)}."
-        )
-    image, note = next(iter(images.values())), files.get("cls") or files.get("json")
-    if note is None:
-        raise ValueError(
-            f"sample {key!r} has no label. Expected {key}.cls or {key}.json beside {image.name}."
-        )
+    suffix, note_suffix = image_and_note(key, {each: member.name for each, member in files.items()})
+    image, note = files[suffix], files[note_suffix]
     for file, limit in ((image, MAX_IMAGE_BYTES), (note, MAX_NOTE_BYTES)):
         if file.size > limit:
             raise ValueError(f"sample {key!r}: {file.name} has {file.size:,} bytes, too many for what it is.")
-    text = readable(os.pread(fd, note.size, note.offset).decode(errors="surrogateescape")).strip()
-    labels = _labels(text, labels_of, is_json=note is files.get("json"))
-    if not labels:
-        raise ValueError(
-            f"sample {key!r}: {note.name} holds {text[:60]!r}, not a class index or a class of dataset.json."
-        )
+    labels = read_labels(
+        key, note.name, os.pread(fd, note.size, note.offset), labels_of, is_json=note_suffix == "json"
+    )
     return image, labels
 
 
-def _labels(text: str, labels_of: dict[str, int], *, is_json: bool) -> list[int]:
+def image_and_note(key: str, names: Mapping[str, str]) -> tuple[str, str]:
+    """Which suffixes of a sample are those of its image and of its labels, among the names of its files by suffix.
+
+    Raises:
+        ValueError: it has no image or several, or no labels.
+    """
+    images = [suffix for suffix in names if suffix in IMAGE_SUFFIXES]
+    if len(images) > 1:  # a picture and, say, a .tif of labels of its pixels
+        images = [suffix for suffix in images if suffix in SHARD_SUFFIXES] or images
+    if len(images) != 1:
+        raise ValueError(
+            f"sample {key!r} has {len(images)} images among {', '.join(names.values())}; "
+            f"expected one, ending in {', '.join(IMAGE_SUFFIXES)}."
+        )
+    for note in ("cls", "json"):
+        if note in names:
+            return images[0], note
+    raise ValueError(
+        f"sample {key!r} has no label. Expected {key}.cls or {key}.json beside {names[images[0]]}."
+    )
+
+
+def read_labels(
+    key: str, name: str, content: bytes, labels_of: Mapping[str, int], *, is_json: bool
+) -> list[int]:
+    """Class indices, one or more, of a sample's .cls or .json file; ValueError where they cannot be understood."""
+    text = readable(content.decode(errors="surrogateescape")).strip()
+    labels = _labels(text, labels_of, is_json=is_json)
+    if not labels:
+        raise ValueError(
+            f"sample {key!r}: {name} holds {text[:60]!r}, not a class index or a class of dataset.json."
+        )
+    return labels
+
+
+def _labels(text: str, labels_of: Mapping[str, int], *, is_json: bool) -> list[int]:
     """Class indices from a .cls or .json file; none where it cannot be understood."""
     found: Any = [text]
     if is_json:
@@ -137,7 +158,7 @@ def _labels(text: str, labels_of: dict[str, int], *, is_json: bool) -> list[int]
     return [label for label in labels if label is not None] if None not in labels else []
 
 
-def _label(written: object, labels_of: dict[str, int]) -> int | None:
+def _label(written: object, labels_of: Mapping[str, int]) -> int | None:
     """The class index that is written as a number or as a name."""
     if isinstance(written, str):
         is_number = written.isascii() and written.isdigit()

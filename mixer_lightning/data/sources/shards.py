@@ -16,7 +16,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -76,6 +76,30 @@ def shards(
 
     Raises FileNotFoundError, OSError or ValueError naming the folder, or the shard and sample, and what is wrong.
     """
+    patterns = {"train": train, "val": val, "test": test}
+    return open_shards(
+        root=root,
+        name=name,
+        num_classes=num_classes,
+        patterns=patterns,
+        verify=verify,
+        cache=cache,
+        cache_bytes=cache_bytes,
+    )
+
+
+def open_shards(
+    *,
+    root: str,
+    name: str,
+    num_classes: int | None,
+    patterns: Mapping[str, str | list[str] | None],
+    verify: Verify,
+    cache: str | None,
+    cache_bytes: int,
+    classes: list[str] | None = None,
+) -> Dataset:
+    """`shards` with those splits alone that `patterns` has; `classes` names the classes where dataset.json does not."""
     if root.startswith(remote.PIPE):
         raise ValueError(
             f"{name}: a command gives shards, no folder: set data.train='{root}' instead of data.root."
@@ -85,8 +109,11 @@ def shards(
     own = home / "indexes" / _short(base)  # for what cannot be stored under root
     store = Cache(home / "shards", max_bytes=cache_bytes)
     about = prepared.describe(name, base, verify=verify)
-    patterns = {"train": train, "val": val, "test": test}
-    described = {split: about.splits[split] for split in about.splits if patterns.get(split) is None}
+    if about.classes is None and classes is not None:
+        about = replace(about, classes=classes)
+    described = {
+        split: about.splits[split] for split in about.splits if split in patterns and patterns[split] is None
+    }
     if verify == "full" and (not described or any(pattern is not None for pattern in patterns.values())):
         raise ValueError(
             f"{name}: verify=full needs the checksums that prepare writes into {base}/dataset.json."

@@ -1,0 +1,369 @@
+"""Training batches of a stream: webdataset opens, splits and shuffles the shards, threads decode what comes.
+
+A stream has no position that could be stored, and its order depends on how fast its readers are. What is exact: every
+batch is full, all processes make the same number of steps, and the random numbers of augmentation are those of
+(seed, step, place in the batch), as for every other data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import random
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import webdataset
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from webdataset.gopen import Pipe
+from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
+from webdataset.utils import pytorch_worker_info
+
+from mixer_lightning.data.loader import Loader
+from mixer_lightning.data.sources import BadImage
+from mixer_lightning.data.sources.names import IMAGE_SUFFIXES
+from mixer_lightning.data.sources.samples import image_and_note, read_labels
+from mixer_lightning.data.sources.stream import StreamImages
+from mixer_lightning.data.stateless_random import derive_seed
+from mixer_lightning.stopping import SIGNALS
+
+TAIL_BYTES = 1024  # zeros that end a tar
+PREFETCHED = 16  # samples that a worker process has ready
+QUEUED = 256  # samples that wait to be decoded
+LOOK_SECONDS = 0.2  # between looks at whether the loader was closed
+#: How compressed files begin, which have ends of their own.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+MAX_BAD_IN_A_ROW = 100  # samples
+MAX_FAILING_SHARDS = 20  # in a row
+FAILED = "__failed__"  # of an item that stands for a shard
+
+
+class Place(NamedTuple):
+    """Which process of how many reads, from which step on."""
+
+    rank: int
+    world_size: int
+    start_step: int
+
+
+class StreamOrder:
+    """Samples of a stream by their positions: they have no other index."""
+
+    def __init__(self, samples_per_epoch: int) -> None:
+        self.samples_per_epoch = samples_per_epoch
+
+    def samples(self, positions: npt.NDArray[np.int64], repeats: int) -> npt.NDArray[np.int64]:
+        """Epochs, places in the epoch and zeros, [B, 3]."""
+        assert repeats == 1
+        epochs, places = np.divmod(positions, self.samples_per_epoch)
+        return np.stack([epochs, places, np.zeros_like(epochs)], axis=1)
+
+
+# ------------------------------------------------------------------------------------------ webdataset's part
+
+
+class EndlessShards(IterableDataset[dict[str, str]]):
+    """The shards again and again, each pass in an order of its own. Splitting it among readers keeps passes whole."""
+
+    def __init__(self, addresses: list[str], seed: int) -> None:
+        self.addresses, self.seed = addresses, seed
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for number in itertools.count():
+            order = list(self.addresses)
+            random.Random(derive_seed(self.seed, "shards", number)).shuffle(order)
+            yield from ({"url": address} for address in order)
+
+
+class Watched:
+    """An opened shard that remembers how it ended: webdataset takes one that was cut between two files for whole."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.head, self.tail, self.ended = stream, b"", b"", False
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, fewer only at the end."""
+        with self._exit_code():
+            data: bytes = self.stream.read(count)
+        self.head = self.head or data[:8]
+        self.tail = (self.tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
+        self.ended |= len(data) < count
+        return data
+
+    def close(self) -> None:
+        """Close the shard; OSError where the command that gave it failed."""
+        with self._exit_code():
+            self.stream.close()
+
+    @contextlib.contextmanager
+    def _exit_code(self) -> Iterator[None]:
+        """Say of a command that fails how it ended, and no more."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(self.stream, Pipe) and (code := self.stream.proc.returncode):
+                raise OSError(f"its command ended with exit code {code}") from error
+            raise
+
+    def refuse_cut(self) -> None:
+        """ValueError where the bytes came to an end before the tar did."""
+        if self.ended and any(self.tail[-512:]) and not self.head.startswith(COMPRESSED):
+            raise ValueError("it ends before the tar does: it was cut")
+
+    def break_off(self) -> None:
+        """Close it in the middle, without waiting for a command that may never end."""
+        if isinstance(self.stream, Pipe):
+            self.stream.proc.kill()
+        with contextlib.suppress(OSError):
+            self.stream.close()
+
+
+def read_shards(shards: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    """The samples of shards, as webdataset groups their files; one that fails gives an item that says why.
+
+    Raises:
+        BadImage: shard after shard fails.
+    """
+    failing: set[str] = set()  # since one could be read
+    for shard in shards:
+        watched: list[Watched] = []
+
+        def opened(shard: dict[str, str], watched: list[Watched] = watched) -> Iterator[dict[str, Any]]:
+            for each in url_opener(iter([dict(shard)])):
+                watched.append(Watched(each["stream"]))
+                yield {**each, "stream": watched[-1]}
+
+        is_empty = True
+        try:
+            for sample in group_by_keys(tar_file_expander(opened(shard))):
+                is_empty = False
+                yield sample
+            for each in watched:
+                each.refuse_cut()
+                each.close()
+            if is_empty:
+                raise ValueError("it holds no sample")
+            failing.clear()
+        except GeneratorExit:
+            for each in watched:
+                each.break_off()
+            raise
+        except Exception as error:  # what Python's tarfile, a command or a file system says
+            for each in watched:
+                each.break_off()
+            url, reason = shard["url"], _reason(error)
+            if url in failing or len(failing) >= MAX_FAILING_SHARDS:
+                shards_failed = f"{len(failing):,} shards" if len(failing) > 1 else "the shard"
+                raise BadImage(
+                    f"cannot read {url}: {reason}; {shards_failed} before it could not be read either"
+                ) from error
+            failing.add(url)
+            yield {FAILED: reason, "__url__": url}
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without the objects that webdataset adds to it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = [each for each in error.args[:1] if isinstance(each, str)]
+    return said[0].partition(" @ ")[0] if said else type(error).__name__
+
+
+class ShuffledSamples(IterableDataset[dict[str, Any]]):
+    """The endless samples of this process or, in a worker process, of its part of them."""
+
+    def __init__(self, addresses: list[str], *, shuffle_buffer: int, seed: int) -> None:
+        self.addresses, self.shuffle_buffer, self.seed = addresses, shuffle_buffer, seed
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rank, _, worker, _ = pytorch_worker_info()
+        seed, size = derive_seed(self.seed, rank, worker), self.shuffle_buffer
+        pipeline = webdataset.DataPipeline(
+            EndlessShards(self.addresses, self.seed),
+            webdataset.split_by_node,
+            webdataset.split_by_worker,
+            read_shards,
+            webdataset.shuffle(size, initial=size, seed=seed),
+        )
+        yield from pipeline
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _set_up_worker(place: Place, worker: int) -> None:
+    """In a worker process: say which process it reads for, and leave signals to that."""
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of the stream, or why there is none."""
+
+    shard: str
+    key: str
+    encoded: bytes = b""
+    labels: tuple[int, ...] = ()
+    reason: str = ""
+
+
+class Reader:
+    """Takes samples from the stream in a thread of its own, before they are asked for."""
+
+    def __init__(self, images: StreamImages, place: Place, seed: int) -> None:
+        self.images, self.place = images, place
+        self.seed = derive_seed(seed, "stream", place.start_step)
+        self._queue: queue.Queue[Sample | Exception] = queue.Queue(QUEUED)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Sample:
+        """The next sample, waited for.
+
+        Raises:
+            BadImage: none of the shards can be read.
+            OSError: the loader was closed.
+        """
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Empty):
+                found = self._queue.get(timeout=LOOK_SECONDS)
+                if isinstance(found, Exception):
+                    self._put(found)  # for the other threads
+                    raise found
+                return found
+        raise OSError("the stream was closed")
+
+    def close(self) -> None:
+        """End the thread, after the sample that it waits for."""
+        self._closed.set()
+
+    def _put(self, item: Sample | Exception) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=LOOK_SECONDS)
+                return
+
+    def _run(self) -> None:
+        try:
+            items = iter(self._items())
+            for item in items:
+                if self._closed.is_set():
+                    break
+                if (sample := self._sample(item)) is not None:
+                    self._put(sample)
+            if hasattr(items, "close"):
+                items.close()
+        except Exception as error:
+            self._put(error)
+
+    def _items(self) -> Iterable[dict[str, Any]]:
+        samples = ShuffledSamples(
+            self.images.addresses, shuffle_buffer=self.images.shuffle_buffer, seed=self.seed
+        )
+        found = pytorch_worker_info()[:2]
+        if not self.images.workers:
+            if found != self.place[:2]:
+                raise BadImage(
+                    f"{self.images.data}: webdataset takes this for process {found[0]} of {found[1]}, and it is "
+                    f"{self.place.rank} of {self.place.world_size}: start it with torchrun or srun"
+                )
+            return samples
+        return DataLoader(
+            samples,
+            batch_size=None,
+            collate_fn=_same,
+            num_workers=self.images.workers,
+            prefetch_factor=PREFETCHED,
+            multiprocessing_context="spawn",
+            worker_init_fn=partial(_set_up_worker, self.place),
+        )
+
+    def _sample(self, item: dict[str, Any]) -> Sample | None:
+        """What an item of webdataset is to training; None for what is no sample."""
+        shard, key = item["__url__"], item.get("__key__", "")
+        if FAILED in item:
+            return Sample(shard, "", reason=item[FAILED])
+        names = {suffix: f"{key}.{suffix}" for suffix in item if not suffix.startswith("__")}
+        if "cls" not in names and not any(suffix in IMAGE_SUFFIXES for suffix in names):
+            return None
+        try:
+            image, note = image_and_note(key, names)
+            labels = read_labels(key, names[note], item[note], self.images.labels_of, is_json=note == "json")
+            if max(labels) >= len(self.images.labels_of):
+                raise ValueError(f"label {max(labels)}, but there are {len(self.images.labels_of):,} classes")
+            if len(labels) > self.images.labels_per_image:
+                raise ValueError(
+                    f"{len(labels)} labels, and data.labels_per_image={self.images.labels_per_image}"
+                )
+        except ValueError as error:
+            return Sample(shard, key, reason=str(error))
+        return Sample(shard, key, item[image], tuple(labels))
+
+
+class StreamLoader(Loader):
+    """Training batches of a stream; in the place of a bad image stands the next one that comes."""
+
+    def __init__(
+        self, images: StreamImages, plan: Any, augment: Any, *, seed: int, place: Place, **options: Any
+    ) -> None:
+        super().__init__(images, plan, augment, seed=seed, keep_in_memory=False, **options)
+        self.stream = images
+        self.reader = Reader(images, place, seed)
+        self._bad_in_a_row = 0
+
+    def close(self) -> None:
+        """End the threads, and the reading."""
+        self.reader.close()
+        super().close()
+
+    def _fill(self, indices: npt.NDArray[np.int64], keys: Any, out: Tensor) -> npt.NDArray[np.int64]:
+        """Write the crops of the next samples to `out`; return their labels."""
+        labels = np.full((len(indices), self.stream.labels_per_image), -1, np.int64)
+        todo = np.arange(len(indices))
+        while len(todo):
+            samples = [self._next_good() for _ in todo]
+            failed = dict(
+                self._decode([each.encoded for each in samples], keys[todo], [out[i] for i in todo])
+            )
+            for position, (i, sample) in enumerate(zip(todo, samples, strict=True)):
+                if position in failed:
+                    self._add_bad(sample, failed[position])
+                else:
+                    self._bad_in_a_row = 0
+                    labels[i, : len(sample.labels)] = sample.labels
+            todo = todo[sorted(failed)]
+        self.bad.count_read(len(indices))
+        return labels if self.stream.labels_per_image > 1 else labels[:, 0]
+
+    def _next_good(self) -> Sample:
+        while (sample := self.reader.take()).reason:
+            self._add_bad(sample, sample.reason)
+        return sample
+
+    def _add_bad(self, sample: Sample, reason: str) -> None:
+        self.bad.add(self.stream.note(sample.shard, sample.key), reason)
+        self._bad_in_a_row += 1  # each is recorded once, so a few that come again and again are no more
+        if self._bad_in_a_row > MAX_BAD_IN_A_ROW:
+            where = ": ".join(each for each in (sample.shard, sample.key) if each)
+            raise BadImage(
+                f"{self.stream.data}: more than {MAX_BAD_IN_A_ROW} samples of the stream in a row are bad, "
+                f"the last {where}: {reason}"
+            )

@@ -1,0 +1,123 @@
+// Antialiased resizing of a part of an image, one axis after the other, with Pillow's weights and rounding.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "bytes.h"
+
+namespace resample {
+
+enum Filter : int { BILINEAR = 0, BICUBIC = 1 };
+
+static inline double triangle(double x) { return std::max(0.0, 1 - std::abs(x)); }
+
+static inline double cubic(double x) {  // Keys', a = -1/2
+    constexpr double a = -0.5;
+    x = std::abs(x);
+    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+    if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
+    return 0;
+}
+
+// One axis of a crop: `extent` pixels from `first` on become `to_extent`, of which `size` from `offset` on are seen.
+struct Axis {
+    long first, extent, to_extent, offset, size;
+};
+
+// Output j is the sum of inputs begin[j] + t times weight[j * taps + t] / 2^BITS, t below taps.
+struct Taps {
+    static constexpr int BITS = 22;
+    long taps = 0;
+    std::vector<int> begin;
+    std::vector<int> weight;
+    std::vector<double> scratch;
+
+    long first() const { return *std::min_element(begin.begin(), begin.end()); }
+    long last() const { return *std::max_element(begin.begin(), begin.end()) + taps - 1; }
+
+    // For samples of a component that has `samples` of them along the axis: one for each pixel, or with `is_halved` one
+    // for two, between which libjpeg interpolates ("fancy upsampling": 3/4 of the nearer one, 1/4 of the other).
+    void set(const Axis& axis, Filter filter, bool is_halved, long samples) {
+        const double scale = static_cast<double>(axis.extent) / axis.to_extent, wide = std::max(scale, 1.0);
+        const double reach = (filter == BICUBIC ? 2 : 1) * wide, narrow = 1 / wide;
+        const long pixels = static_cast<long>(std::ceil(reach)) * 2 + 1;
+        taps = std::min(is_halved ? pixels / 2 + 3 : pixels, samples);
+        begin.resize(axis.size);
+        weight.assign(axis.size * taps, 0);
+        scratch.resize(pixels);
+        std::vector<double>& of_pixel = scratch;
+        double sums[MAX_TAPS];
+        for (long j = 0; j < axis.size; j++) {
+            const double centre = (j + axis.offset + 0.5) * scale;
+            const long from = std::max(0L, static_cast<long>(centre - reach + 0.5));
+            const long count = std::min(axis.extent, static_cast<long>(centre + reach + 0.5)) - from;
+            double total = 0;
+            for (long t = 0; t < count; t++) {
+                const double x = (t + from - centre + 0.5) * narrow;
+                total += of_pixel[t] = filter == BICUBIC ? cubic(x) : triangle(x);
+            }
+            const double share = total == 0 ? 0 : 1 / total;
+            const long pixel = axis.first + from, edge = samples - taps;
+            int* to = &weight[j * taps];
+            if (!is_halved) {
+                begin[j] = std::min(pixel, edge);
+                for (long t = 0; t < count; t++) to[pixel - begin[j] + t] = fixed(of_pixel[t] * share);
+                continue;
+            }
+            begin[j] = std::max(0L, std::min((pixel - 1) >> 1, edge));
+            std::fill(sums, sums + taps, 0.0);
+            for (long t = 0; t < count; t++) {
+                const long near = (pixel + t) >> 1, other = near + ((pixel + t) & 1 ? 1 : -1);
+                sums[near - begin[j]] += 0.75 * of_pixel[t] * share;
+                sums[std::min(std::max(other, 0L), samples - 1) - begin[j]] += 0.25 * of_pixel[t] * share;
+            }
+            for (long t = 0; t < taps; t++) to[t] = fixed(sums[t]);
+        }
+    }
+
+    static constexpr long MAX_TAPS = 512;  // larger reductions are left to others
+
+    static bool is_possible(const Axis& axis) {
+        return axis.first >= 0 && axis.extent > 0 && axis.to_extent > 0 && axis.offset >= 0 && axis.size > 0 &&
+               axis.offset + axis.size <= axis.to_extent && axis.extent / axis.to_extent < MAX_TAPS / 4 - 2;
+    }
+
+  private:
+    static int fixed(double w) { return static_cast<int>(w < 0 ? w * (1 << BITS) - 0.5 : w * (1 << BITS) + 0.5); }
+};
+
+using bytes::Ints, bytes::LANES;
+
+// to[i] = sum over t of from[t * stride + i] * weight[t], i below `length` rounded up to whole vectors; what lies
+// behind is read and written, and is not used.
+static inline void weighted_sum(const uint8_t* from, long stride, const int* weight, long taps, uint8_t* to, long length) {
+    long i = 0;
+    for (; i + 2 * LANES <= length + LANES - 1; i += 2 * LANES) {
+        Ints a = Ints{} + (1 << (Taps::BITS - 1)), b = a;
+        const uint8_t* row = from + i;
+        for (long t = 0; t < taps; t++, row += stride) {
+            a += bytes::load(row) * weight[t];
+            b += bytes::load(row + LANES) * weight[t];
+        }
+        bytes::store(a >> Taps::BITS, to + i);
+        bytes::store(b >> Taps::BITS, to + i + LANES);
+    }
+    for (; i < length; i += LANES) {
+        Ints a = Ints{} + (1 << (Taps::BITS - 1));
+        const uint8_t* row = from + i;
+        for (long t = 0; t < taps; t++, row += stride) a += bytes::load(row) * weight[t];
+        bytes::store(a >> Taps::BITS, to + i);
+    }
+}
+
+// to[x, y] = from[y, x] for y below `rows`, x below `columns`, in tiles of 8 x 8 as they come, the last ones beyond both.
+static inline void transpose(const uint8_t* from, long from_stride, long rows, long columns, uint8_t* to, long to_stride) {
+    for (long y = 0; y < rows; y += 8)
+        for (long x = 0; x < columns; x += 8)
+            bytes::transpose_tile(from + y * from_stride + x, from_stride, to + x * to_stride + y, to_stride);
+}
+
+}  // namespace resample
