@@ -14,14 +14,15 @@ import yaml
 
 from conftest import ROOT
 from mixer_lightning import results
-from mixer_lightning.cli import export, predict, prepare, report, search, transfer
+from mixer_lightning.cli import doctor, export, plan, predict, prepare, report, search, transfer
 from mixer_lightning.cli.console import COMMANDS as COMMANDS_OF_THE_CONSOLE
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.config.compose import compose
 from mixer_lightning.config.groups import groups
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+CLUSTERS = (ROOT / "docs" / "clusters.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README + CLUSTERS, flags=re.DOTALL)
 LINES = [
     line.split("  #")[0].strip()
     for language, text in BLOCKS
@@ -34,28 +35,46 @@ COMMANDS = [*LINES, *INLINE]
 LAYOUT = README.partition("## Layout\n\n```\n")[2].partition("```")[0]
 
 
+SCRIPTS = ("docker/torchrun.sh", "docker/slurm.sh")  # they hand their arguments to train.py
+
+
 def arguments(command: str) -> list[str]:
     """What stands behind the program's name; "..." and options of torchrun left out."""
     argv = shlex.split(command)
-    first = next(i for i, word in enumerate(argv) if word in ("mixer", "train.py", "finetune.py"))
+    programs = ("mixer", "mixer_lightning", "train.py", "finetune.py", *SCRIPTS)
+    first = next(i for i, word in enumerate(argv) if word in programs)
     return [word for word in argv[first + 1 :] if word not in ("...", "experiment=...")]
 
 
-TRAINING = [c for c in COMMANDS if "train.py" in c]
+TRAINING = [c for c in COMMANDS if "train.py" in c or any(script in c for script in SCRIPTS)]
 WITH_A_RECIPE = [c for c in COMMANDS if re.match(r"python finetune.py|mixer (train|finetune|evaluate)\b", c)]
-OTHERS = [c for c in COMMANDS if c.startswith("mixer ") and c not in WITH_A_RECIPE]
+OTHERS = [
+    c for c in COMMANDS if re.match(r"mixer |torchrun .*-m mixer_lightning ", c) and c not in WITH_A_RECIPE
+]
 
 
 def test_there_are_commands_to_check():
     assert len(TRAINING) >= 7
     assert len(WITH_A_RECIPE) >= 4
-    assert {shlex.split(c)[1] for c in OTHERS} >= {"predict", "export", "transfer", "prepare", "study"}
+    assert {arguments(c)[0] for c in OTHERS} >= {
+        "doctor",
+        "predict",
+        "export",
+        "transfer",
+        "prepare",
+        "study",
+    }
     assert {"make train", "make test"} <= set(LINES)
+
+
+def run(recipe: object, run_dir: Path) -> int:
+    raise AssertionError("it is composed and no more")
 
 
 @pytest.mark.parametrize("command", TRAINING)
 def test_training_commands_compose(command):
-    argv = [word for word in arguments(command) if word not in ("--help", "--cfg", "job", "--resolve")]
+    flags = ("--help", "--cfg", "job", "--resolve")
+    argv, _ = plan.choose("train", [word for word in arguments(command) if word not in flags], run)
     composition = compose("train", [word for word in argv if word != "-m"], multirun="-m" in argv)
     assert composition.messages == []
     assert len(composition.jobs) == (12 if "-m" in argv else 1)
@@ -88,8 +107,9 @@ def test_the_python_example_runs(tmp_path):
 
 
 def test_files_and_folders_that_it_names_exist():
-    for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for page, text in ((ROOT / "README.md", README), (ROOT / "docs" / "clusters.md", CLUSTERS)):
+        for path in re.findall(r"\]\(((?!http|#)[^)]+)\)", text):
+            assert (page.parent / path).exists(), path
     for path in re.findall(r"`((?:conf|docker|results|tests|mixer_lightning)/[\w./]*)`", README):
         assert (ROOT / path).exists(), path
 
@@ -141,6 +161,7 @@ def test_commands_without_a_recipe_parse(command, tmp_path, monkeypatch):
         "transfer": transfer.settings,
         "prepare": prepare.parse,
         "report": report.settings,
+        "doctor": doctor.settings,
         "search": lambda words: search.settings(words[0], words[1:]),
     }
     if name == "study":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import flax, hub, metadata, run_format, state_dicts, torch_file
+from mixer_lightning.checkpoints import flax, hub, metadata, run_format, sharded, state_dicts, torch_file
 from mixer_lightning.checkpoints.describe import Description, describe
 from mixer_lightning.checkpoints.families import (
     PREPROCESSING,
@@ -120,7 +120,7 @@ def read(path: str | Path) -> Checkpoint:
 def _read_torch(path: Path) -> dict[str, Any]:
     """The content of a torch file; where one of a run is damaged, it is said which of its others is whole."""
     try:
-        return torch_file.load(path)
+        return sharded.load(path)
     except torch_file.Damaged as error:
         names = (results.BEST, results.LAST, results.PREVIOUS)
         for other in (path.with_name(name) for name in names if path.name in names and name != path.name):

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import run_format, torch_file
+from mixer_lightning.checkpoints import run_format, sharded, torch_file
+from mixer_lightning.engine import sharding
 from mixer_lightning.engine.callbacks import MetricsLog, StepCallback
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks
@@ -42,7 +44,7 @@ def read_last(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
         if not path.exists():
             continue
         try:
-            state = torch_file.load(path)
+            state = sharded.load(path)
             if missing := [key for key in STATE_KEYS if key not in state]:
                 raise ValueError(f"{path} is no checkpoint of a run: it does not hold {', '.join(missing)}")
         except (ValueError, OSError) as error:
@@ -163,11 +165,16 @@ class Checkpoints(StepCallback):
         is_last = module.step == self.total_steps or module.ended is not None
         if is_last and self.best is None:
             self._write(trainer, results.BEST, self.record | best_state(module))
+        in_parts = sharded.is_sharded(state)
+        if in_parts:
+            state = sharded.save(state, self.run_dir)
         if trainer.global_rank == 0:
             results.flush_metrics(self.run_dir)  # a power cut must not take what a checkpoint has seen
             if self._last_is_good:
                 _keep_previous(self.run_dir)
         self._write(trainer, results.LAST, state)
+        if in_parts and trainer.global_rank == 0:
+            sharded.remove_unused(self.run_dir)
         self.saved_step, self._evaluation_was_due = module.step, module.evaluation_due
         self._last_is_good, self._saved_at = True, time.perf_counter()
         self.metrics.resume()
@@ -245,7 +252,8 @@ def snapshot(module: Classifier) -> dict[str, Any]:
 
 def best_state(module: Classifier) -> dict[str, Any]:
     """The weights that were evaluated, without what only training needs."""
-    return {"step": module.step, **run_format.with_weights(module.weights.state_dict())}
+    weights = {name: sharding.whole(tensor) for name, tensor in module.weights.state_dict().items()}
+    return {"step": module.step, **run_format.with_weights(weights)}
 
 
 def refuse_other_groups(module: Classifier, state: Mapping[str, Any]) -> None:
@@ -274,13 +282,23 @@ def restore_session(module: Classifier, state: Mapping[str, Any]) -> None:
     """Put a module where `snapshot` stood."""
     module.step = state["step"]
     module.evaluation_due = state.get("evaluation_due", False)  # not in checkpoints of earlier versions
-    module.model.load_state_dict(run_format.trained_weights(state))
+    weights, here = run_format.trained_weights(state), module.model.state_dict()
+    module.model.load_state_dict(
+        {
+            name: sharding.like(tensor, here[name]) if name in here else tensor
+            for name, tensor in weights.items()
+        }
+    )
     optimizer = module.configure_optimizers()
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(_shared_out(state["optimizer"], optimizer))
     for parameter, slots in optimizer.state.items():
         for name, value in slots.items():
             # Fused kernels walk over memory: the layout must be the parameter's.
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if (
+                isinstance(value, Tensor)
+                and value.shape == parameter.shape
+                and not sharding.is_shared_out(value)
+            ):
                 slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     if state["precision"]:  # empty unless the earlier session scaled its loss
         module.trainer.precision_plugin.load_state_dict(state["precision"])
@@ -291,13 +309,30 @@ def restore_session(module: Classifier, state: Mapping[str, Any]) -> None:
         module.accumulator.restore(state["window"])
 
 
+def _shared_out(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """An optimiser's whole state, its tensors shared out as the parameters are that they belong to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    slots = {
+        number: {
+            name: sharding.like(value, parameters[number]) if isinstance(value, Tensor) else value
+            for name, value in each.items()
+        }
+        for number, each in state["state"].items()
+    }
+    return {**state, "state": slots}
+
+
 def _check_weights(module: Classifier) -> None:
     """A finite loss may still have made a step to infinity; statistics and averages of such a step are no better."""
     tensors = [*module.model.state_dict().values()]
     if module.ema is not None:
         tensors += module.ema.module.state_dict().values()
-    norms = torch._foreach_norm([tensor.detach() for tensor in tensors if tensor.is_floating_point()])
-    if not torch.isfinite(torch.stack(norms)).all():
+    mine = [sharding.local(tensor).detach() for tensor in tensors if tensor.is_floating_point()]
+    bad = ~torch.isfinite(torch.stack(torch._foreach_norm(mine))).all()
+    if any(map(sharding.is_shared_out, tensors)):  # each process sees its part alone
+        bad = bad.int()
+        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+    if bad:
         raise NonFiniteLoss(
             f"step {module.step:,} made weights that are not finite. Lower optimizer.lr, lengthen the warm-up, "
             "or set clip_grad_norm"

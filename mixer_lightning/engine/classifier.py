@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixer_lightning.data.order import MicroBatches
+from mixer_lightning.engine import sharding
 from mixer_lightning.engine.distributed import average_batch_norm
 from mixer_lightning.engine.inference import Network, evaluating
 from mixer_lightning.engine.machine import Machine
@@ -58,6 +59,15 @@ class Classifier(LightningModule):
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
             self._outside["ema"] = average.requires_grad_(False)
 
+    def configure_model(self) -> None:
+        """Lightning's hook, once the processes have met: recompute blocks, share parameters out, as is asked for."""
+        if self.machine.activation_checkpointing:
+            sharding.recompute_blocks(self.model)
+        if self.machine.fully_shard and self.machine.world_size > 1:
+            self._outside["skeleton"] = sharding.skeleton(self.model)
+            assert self.device_mesh is not None
+            sharding.shard(self.model, self.device_mesh["data_parallel"])
+
     @property
     def ema(self) -> AveragedModel | None:
         """The exponential moving average of the backbone, if the recipe asks for one."""
@@ -99,7 +109,7 @@ class Classifier(LightningModule):
         """Clip by the global norm, and keep the norm for the log."""
         if self.clip_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-            self.accumulator.add_grad_norm(norm)
+            self.accumulator.add_grad_norm(sharding.whole(norm))
 
     def optimizer_step(
         self,
@@ -131,8 +141,11 @@ class Classifier(LightningModule):
     def evaluating(self) -> Iterator[Network]:
         """The network as evaluations use it, in evaluation mode and without gradients."""
         self.average_batch_norm()
-        with evaluating(self.weights):
-            yield Network(self.weights, self.machine)
+        weights, bare = self.weights, self._outside.get("skeleton")
+        if bare is not None:  # processes with fewer images would not take part in gathering a block
+            weights = sharding.whole_copy(weights, bare, self.device)
+        with evaluating(weights):
+            yield Network(weights, self.machine)
 
     def average_batch_norm(self) -> None:
         """Give all processes the same BatchNorm statistics."""

@@ -16,7 +16,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.profilers import Profiler, PyTorchProfiler, SimpleProfiler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
 from mixer_lightning.launcher import ALONE, is_torchrun, launched, shares_cores
@@ -41,6 +41,10 @@ class Machine:
         slightly from the CPU's.
     deterministic: only kernels that give the same bits every time; slower on GPUs.
     process_timeout_minutes: after this long without an answer from another process, the run fails.
+    fully_shard: share parameters, gradients and optimiser state out over the processes (FSDP2), for models that are too
+        large for one device.
+    activation_checkpointing: keep of each block its input alone, and compute the rest anew for the backward pass: less
+        memory, about a third more time, the same numbers.
     silence_seconds: a process that has not come, or is not heard of, for so long is given up, and the others end.
     profiler: Lightning's, of a training's session, into the run directory: "simple" sums up seconds of each part,
         "pytorch" traces operators of some steps (torch.profiler), for chrome://tracing.
@@ -56,6 +60,8 @@ class Machine:
     deterministic: bool = False
     process_timeout_minutes: PositiveFloat = 10.0
     silence_seconds: PositiveFloat = 45.0
+    fully_shard: bool = False
+    activation_checkpointing: bool = False
     profiler: Literal["simple", "pytorch"] | None = None
 
     @property
@@ -142,6 +148,8 @@ class Machine:
 
     def memory_format(self, model: nn.Module) -> torch.memory_format:
         """Layout of images and weights in memory: what the trainer states, else what suits the model."""
+        if self.fully_shard:  # which takes contiguous parameters alone
+            return torch.contiguous_format
         channels_last = model.channels_last if self.channels_last is None else self.channels_last
         return torch.channels_last if channels_last else torch.contiguous_format
 
@@ -177,13 +185,18 @@ class Machine:
         return 0 if self.device_type == "cpu" else 3
 
     def strategy(self) -> Strategy:
-        """Lightning's strategy: one device, or DistributedDataParallel with buffers left to each process."""
+        """Lightning's strategy: one device, FSDP2, or DistributedDataParallel with buffers left to each process."""
         if self.world_size == 1:
             return SingleDeviceStrategy(self.device)
+        timeout = datetime.timedelta(minutes=self.process_timeout_minutes)
+        if self.fully_shard:  # by Classifier.configure_model
+            return ModelParallelStrategy(
+                data_parallel_size=self.world_size, tensor_parallel_size=1, timeout=timeout
+            )
         return DDPStrategy(
             broadcast_buffers=False,  # BatchNorm statistics are averaged when they are used: see distributed.py
             gradient_as_bucket_view=True,
-            timeout=datetime.timedelta(minutes=self.process_timeout_minutes),
+            timeout=timeout,
         )
 
     def lightning_profiler(self, run_dir: Path | None) -> Profiler | None:

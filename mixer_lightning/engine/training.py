@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from mixer_lightning import results
+from mixer_lightning.checkpoints import sharded
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data import splits
 from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
 from mixer_lightning.data.order import refuse_several_labels
 from mixer_lightning.data.sources import BadImage, Dataset
-from mixer_lightning.engine import bad_images, closing, presence, resumption, setup, startup_checks
+from mixer_lightning.engine import bad_images, closing, presence, resumption, setup, sharding, startup_checks
 from mixer_lightning.engine.agreement import Agreement
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
 from mixer_lightning.engine.checkpoint import Checkpoints, read_last
@@ -117,6 +119,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         seconds_waited=data.seconds_waited,
     )
     others = build_callbacks(recipe, source, parts.evals, device_type=machine.device_type, say=screen.say)
+    _check_machine(recipe, module, others)
     states = earlier[1].get("callbacks", {}) if earlier is not None else {}
     checkpoints = Checkpoints(
         run_dir,
@@ -151,6 +154,23 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         length.schedule_steps,
         num_parameters,
         device,
+    )
+
+
+def _check_machine(recipe: Recipe, module: Classifier, others: Mapping[str, Callback]) -> None:
+    """See that sharing parameters out, or recomputing activations, changes nothing of what is trained.
+
+    Raises:
+        ValueError: it would.
+    """
+    sharding.refuse_what_needs_whole_tensors(
+        module.machine,
+        module.model,
+        module.make_optimizer(module.model),
+        ema_decay=recipe.ema_decay,
+        callbacks=[
+            key for key, each in others.items() if isinstance(each, ModelCheckpoint | WeightAveraging)
+        ],
     )
 
 
@@ -274,6 +294,7 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             closing.draw_pictures(run_dir, screen)
             results.write_result(run_dir, result)
             (run_dir / results.PREVIOUS).unlink(missing_ok=True)
+            sharded.remove_unused(run_dir)
             if recipe.fast_dev_run:
                 screen.say(
                     f"fast_dev_run: {run.module.step} of {run.planned_steps:,} training steps, evaluations, checkpoint "
