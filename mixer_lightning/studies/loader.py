@@ -26,7 +26,6 @@ from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, output_folder
 from mixer_lightning.data.sources.names import JPEG_ENDINGS, is_hidden
 from mixer_lightning.files import write_text
-from mixer_lightning.kernels import jpeg
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.pipelines import BATCH_SIZE, IMAGE_SIZE, PIPELINES, measure
@@ -58,6 +57,7 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
     import webdataset as wds
 
     from mixer_lightning.data.sources.folder import class_folders
+    from mixer_lightning.kernels import jpeg
 
     count, labels = 0, {each: i for i, each in enumerate(class_folders(root))}
     open_shards: dict[str, list[Any]] = {}

@@ -30,6 +30,8 @@ OPERATION = {
     "checkpoint_every",
     "checkpoint_minutes",
     "log_every_steps",
+    "fast_dev_run",
+    "overfit_batches",
     "shuffle_window",
     "max_bad_fraction",
 }

@@ -31,7 +31,9 @@ def test_the_targets_are_found():
     assert len(targets()) > 20
     elsewhere = [target for target in targets() if not target.startswith("mixer_lightning.")]
     assert elsewhere == [
+        "lightning.pytorch.callbacks.device_stats_monitor.DeviceStatsMonitor",
         "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
+        "lightning.pytorch.callbacks.lr_monitor.LearningRateMonitor",
         "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
         "lightning.pytorch.callbacks.rich_model_summary.RichModelSummary",
     ]
