@@ -1,8 +1,8 @@
 """Decoding of image files to RGB, for every program: nothing else decodes.
 
-`decode_crops` is given the encoded files of a part of a batch, asks for their crops once their sizes are known (from the
-header where it states them), and writes finished pixels. Crops of plain JPEGs are made by kernels/jpeg.py, which decodes
-no more than they need; all other images, and what that leaves, are decoded whole.
+`decode_crops` is given the encoded files of a part of a batch, asks for their crops once their sizes are known (from
+the header where it states them), and writes finished pixels. Crops of plain JPEGs are made by kernels/jpeg.py, which
+decodes no more than they need; all other images, and what that leaves, are decoded whole.
 """
 
 from __future__ import annotations
