@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from mixer_lightning.files import cache_home
@@ -20,6 +21,8 @@ from mixer_lightning.files import cache_home
 CSRC = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi")
 TIMEOUT_SECONDS = 120
+
+_compiling = threading.Lock()  # decoding threads need a kernel at the same time
 
 
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
@@ -39,8 +42,9 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
         texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(CSRC.glob("*.h")))]
         key = hashlib.sha256("\n".join([*texts, *FLAGS, *flags, *processor]).encode()).hexdigest()[:16]
         library = cache_home() / f"{name}-{key}.so"
-        if not library.exists():
-            _compile(source, library, flags)
+        with _compiling:
+            if not library.exists():
+                _compile(source, library, flags)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError):
         return None
