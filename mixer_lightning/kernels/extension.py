@@ -16,6 +16,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import torch  # noqa: F401  (its OpenMP is the kernels')
+
 from mixer_lightning.files import cache_home
 
 CSRC = Path(__file__).parent / "csrc"
