@@ -250,6 +250,7 @@ def test_boxes_beyond_the_image_and_other_filters_are_left_alone() -> None:
 def test_bits_are_the_same_for_any_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     levels = ["x86-64"] + ["x86-64-v3"] * (" avx2 " in cpuinfo and " fma " in cpuinfo)
+    levels += ["x86-64-v4"] * (" avx512bw " in cpuinfo and " avx512vl " in cpuinfo)
     files = [encoded(PHOTO, subsampling=0), encoded(PHOTO, quality=70), encoded(PHOTO.convert("L"))]
     boxes = np.array([[31, 17, 202, 131, 77, 77, 0, 0, filter] for filter in (0, 1, 0)])
 
@@ -275,8 +276,9 @@ def test_bits_are_the_same_for_any_processor(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_damaged_files_do_no_harm_under_sanitizers(tmp_path: Path) -> None:
-    """10,000,000 executions of the same program, with seeds 1 to 10, found nothing."""
+@pytest.mark.parametrize("name", ["jpeg_mutations", "jpeg_restart_mutations"])
+def test_damaged_files_do_no_harm_under_sanitizers(name: str, tmp_path: Path) -> None:
+    """Crops of damaged files, and the same files written anew with restart markers."""
     image, files = PHOTO.resize((90, 70)), [SAMPLED_440]
     for subsampling in (0, 1, 2):
         files += [
@@ -298,7 +300,7 @@ def test_damaged_files_do_no_harm_under_sanitizers(tmp_path: Path) -> None:
         "-fno-sanitize-recover=all",
         "-Wno-psabi",
     ]
-    program, source = tmp_path / "mutations", Path(__file__).with_name("jpeg_mutations.cpp")
+    program, source = tmp_path / name, Path(__file__).with_name(f"{name}.cpp")
     built = subprocess.run(
         ["g++", *flags, f"-I{extension.CSRC}", str(source), "-o", str(program)],
         check=False,

@@ -52,16 +52,16 @@ static inline Ints load(const uint8_t* from) {
 }
 #endif
 
-#if defined __AVX512VNNI__ && defined __AVX512VL__
+#if defined __AVX512VNNI__ && defined __AVX512BW__ && defined __AVX512VL__
 #define BYTES_HAVE_DOT
-// 32 sums of bytes times weights, four at a time, where the processor adds four products of bytes at once. A weight of 24
+// 64 sums of bytes times weights, four at a time, where the processor adds four products of bytes at once. A weight of 24
 // bits is three digits of 8 bits with a sign; each has its sum.
 class Weighted {
   public:
     explicit Weighted(int first) {
         for (int part = 0; part < 4; part++) {
-            sums[0][part] = _mm256_set1_epi32(first);
-            sums[1][part] = sums[2][part] = _mm256_setzero_si256();
+            sums[0][part] = _mm512_set1_epi32(first);
+            sums[1][part] = sums[2][part] = _mm512_setzero_si512();
         }
     }
 
@@ -81,32 +81,32 @@ class Weighted {
     };
 
     void add(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, const Digits& weights) {
-        const __m256i ra = row(a), rb = row(b), rc = row(c), rd = row(d);
-        const __m256i ab[2] = {_mm256_unpacklo_epi8(ra, rb), _mm256_unpackhi_epi8(ra, rb)};
-        const __m256i cd[2] = {_mm256_unpacklo_epi8(rc, rd), _mm256_unpackhi_epi8(rc, rd)};
-        const __m256i fours[4] = {_mm256_unpacklo_epi16(ab[0], cd[0]), _mm256_unpackhi_epi16(ab[0], cd[0]),
-                                  _mm256_unpacklo_epi16(ab[1], cd[1]), _mm256_unpackhi_epi16(ab[1], cd[1])};
+        const __m512i ra = row(a), rb = row(b), rc = row(c), rd = row(d);
+        const __m512i ab[2] = {_mm512_unpacklo_epi8(ra, rb), _mm512_unpackhi_epi8(ra, rb)};
+        const __m512i cd[2] = {_mm512_unpacklo_epi8(rc, rd), _mm512_unpackhi_epi8(rc, rd)};
+        const __m512i fours[4] = {_mm512_unpacklo_epi16(ab[0], cd[0]), _mm512_unpackhi_epi16(ab[0], cd[0]),
+                                  _mm512_unpacklo_epi16(ab[1], cd[1]), _mm512_unpackhi_epi16(ab[1], cd[1])};
         for (int digit = 0; digit < 3; digit++)
             for (int part = 0; part < 4; part++)
                 sums[digit][part] =
-                    _mm256_dpbusd_epi32(sums[digit][part], fours[part], _mm256_set1_epi32(weights.of[digit]));
+                    _mm512_dpbusd_epi32(sums[digit][part], fours[part], _mm512_set1_epi32(weights.of[digit]));
     }
 
     template <int BITS>
     void store(uint8_t* to) const {
-        __m256i whole[4];
+        __m512i whole[4];
         for (int part = 0; part < 4; part++) {
-            const __m256i upper = _mm256_add_epi32(_mm256_slli_epi32(sums[2][part], 8), sums[1][part]);
-            whole[part] = _mm256_srai_epi32(_mm256_add_epi32(_mm256_slli_epi32(upper, 8), sums[0][part]), BITS);
+            const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(sums[2][part], 8), sums[1][part]);
+            whole[part] = _mm512_srai_epi32(_mm512_add_epi32(_mm512_slli_epi32(upper, 8), sums[0][part]), BITS);
         }
-        const __m256i words[2] = {_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3])};
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_packus_epi16(words[0], words[1]));
+        const __m512i words[2] = {_mm512_packs_epi32(whole[0], whole[1]), _mm512_packs_epi32(whole[2], whole[3])};
+        _mm512_storeu_si512(to, _mm512_packus_epi16(words[0], words[1]));
     }
 
   private:
-    __m256i sums[3][4];
+    __m512i sums[3][4];
 
-    static __m256i row(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+    static __m512i row(const uint8_t* from) { return _mm512_loadu_si512(from); }
 };
 #endif
 
@@ -129,6 +129,14 @@ static inline Words both(const uint16_t* first, const uint16_t* second) {
 #endif
 }
 
+// Words of a and b in turn: the first four of each eight, or the last four.
+static inline Words first_halves(Words a, Words b) {
+    return __builtin_shuffle(a, b, Words{0, 16, 1, 17, 2, 18, 3, 19, 8, 24, 9, 25, 10, 26, 11, 27});
+}
+static inline Words last_halves(Words a, Words b) {
+    return __builtin_shuffle(a, b, Words{4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31});
+}
+
 // Of each two signed words the first one times a plus the second one times b.
 static inline Longs products(Words v, int a, int b) {
 #ifdef __AVX2__
@@ -148,6 +156,37 @@ static inline Words packed(Longs a, Longs b) {
         const int32_t from = (i & 4 ? b : a)[(i & 3) | (i >> 1 & 4)];
         v[i] = from < -32768 ? -32768 : from > 32767 ? 32767 : from;
     }
+    return v;
+#endif
+}
+
+static inline Words words(const uint8_t* from) {
+#ifdef __AVX2__
+    return (Words)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+    Words v;
+    for (int i = 0; i < 16; i++) v[i] = from[i];
+    return v;
+#endif
+}
+
+// Signed words, cut off.
+static inline void store(Words v, uint8_t* to) {
+#ifdef __AVX2__
+    const __m128i last = _mm256_extracti128_si256((__m256i)v, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(_mm256_castsi256_si128((__m256i)v), last));
+#else
+    for (int i = 0; i < 16; i++) to[i] = cut(static_cast<int16_t>(v[i]));
+#endif
+}
+
+// Signed words times a factor / 2^16, rounded.
+static inline Words scaled(Words v, int factor) {
+#ifdef __AVX2__
+    const __m256i f = _mm256_set1_epi16(factor);
+    return (Words)_mm256_mulhi_epi16((__m256i)v, f) + ((Words)_mm256_mullo_epi16((__m256i)v, f) >> 15);
+#else
+    for (int i = 0; i < 16; i++) v[i] = (static_cast<int16_t>(v[i]) * factor + 32768) >> 16;
     return v;
 #endif
 }

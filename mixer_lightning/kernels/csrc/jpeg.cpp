@@ -88,7 +88,7 @@ void Context::narrow_plane(int component, long size) {
 
 // Resize down, row by row, and convert each to RGB [3, size, size].
 void Context::write(long size, uint8_t* out) {
-    using bytes::Ints, bytes::load;
+    using bytes::Words;
     const long stride = turned_stride(size);
     rows.resize(6 * stride + jpeg::Plane::SLACK);
     uint8_t* row[3] = {&rows[0], &rows[stride], &rows[2 * stride]};
@@ -100,11 +100,16 @@ void Context::write(long size, uint8_t* out) {
             resample::weighted_sum(from, stride, &lines.weight[i * lines.taps], lines.count[i], row[c], size);
         }
         if (header.components == 3)
-            for (long j = 0; j < size; j += bytes::LANES) {  // libjpeg's factors, of 16 bits
-                const Ints y = load(row[0] + j), cb = load(row[1] + j) - 128, cr = load(row[2] + j) - 128;
-                bytes::store(y + ((91881 * cr + 32768) >> 16), colour[0] + j);
-                bytes::store(y + ((-22554 * cb - 46802 * cr + 32768) >> 16), colour[1] + j);
-                bytes::store(y + ((116130 * cb + 32768) >> 16), colour[2] + j);
+            for (long j = 0; j < size; j += 16) {  // libjpeg's factors, of 16 bits: 91881, -22554, -46802 and 116130
+                const Words y = bytes::words(row[0] + j);
+                const Words cb = bytes::words(row[1] + j) - 128, cr = bytes::words(row[2] + j) - 128;
+                const auto green = [](Words both) {
+                    return bytes::shifted_right(bytes::products(both, -22554, 65536 - 46802) + 32768, 16);
+                };
+                bytes::store(y + cr + bytes::scaled(cr, 91881 - 65536), colour[0] + j);
+                bytes::store(y - cr + bytes::packed(green(bytes::first_halves(cb, cr)), green(bytes::last_halves(cb, cr))),
+                             colour[1] + j);
+                bytes::store(y + cb + cb + bytes::scaled(cb, 116130 - 2 * 65536), colour[2] + j);
             }
         for (int c = 0; c < 3; c++)
             std::memcpy(out + (c * size + i) * size, header.components == 3 ? colour[c] : row[0], size);

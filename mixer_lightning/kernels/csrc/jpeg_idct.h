@@ -21,15 +21,7 @@ struct Pair {
 
 namespace idct {
 
-using bytes::Words, bytes::Longs;
-
-// One row of both blocks and another, in turn: the first four places of each block, or the last four.
-static inline Words first_halves(Words a, Words b) {
-    return __builtin_shuffle(a, b, Words{0, 16, 1, 17, 2, 18, 3, 19, 8, 24, 9, 25, 10, 26, 11, 27});
-}
-static inline Words last_halves(Words a, Words b) {
-    return __builtin_shuffle(a, b, Words{4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31});
-}
+using bytes::first_halves, bytes::last_halves, bytes::Longs, bytes::Words;
 
 // Sixteen transforms at once, one in each lane; each sum is rounded and loses BITS bits.
 template <int BITS>

@@ -2,8 +2,10 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
+#include "jpeg_ac.h"
 #include "jpeg_header.h"
 #include "jpeg_huffman.h"
 #include "jpeg_idct.h"
@@ -31,6 +33,31 @@ struct Plane {
     static constexpr long SLACK = 64;  // bytes that a vector may reach beyond a column
 };
 
+// Tables of the files before: many have the same ones. The one asked for last stands first.
+template <class Table>
+class TableCache {
+  public:
+    const Table& get(const Codes& codes) {
+        size_t i = 0;
+        while (i < kept.size() && !(kept[i]->codes == codes)) i++;
+        if (i == kept.size()) {
+            if (kept.size() == KEPT) kept.pop_back(), i--;
+            kept.push_back(std::make_unique<Table>(codes));
+        }
+        std::rotate(kept.begin(), kept.begin() + i, kept.begin() + i + 1);
+        return *kept.front();
+    }
+
+  private:
+    static constexpr size_t KEPT = 8;  // one file has 4 of a kind at most, which stay
+    std::vector<std::unique_ptr<Table>> kept;
+};
+
+struct Tables {
+    TableCache<DcTable> dc;
+    TableCache<AcTable> ac;
+};
+
 class Scan {
   public:
     Bits bits;  // of the segment that is open
@@ -56,17 +83,21 @@ class Scan {
         if (total * header.blocks_of_an_mcu() > 4 * (file_end - header.entropy)) return DAMAGED;
         const uint8_t* at = header.entropy;
         begins.assign(1, at);
+        stuffed.reserve((file_end - at) / 128);
         for (;;) {
             at = static_cast<const uint8_t*>(std::memchr(at, 0xff, file_end - at));
             if (!at || file_end - at < 2) return DAMAGED;
+            const uint8_t* const first = at;
+            while (file_end - at > 2 && at[1] == 0xff) at++;  // fill bytes
             const int marker = at[1];
-            if (marker == 0) { at += 2; continue; }
-            if (marker == 0xff) { at++; continue; }
-            const long segment = begins.size();
-            if (marker == 0xd9) {
-                ends_at = at;
-                return segment == expected ? DONE : DAMAGED;
+            if (marker == 0 && at == first) {
+                stuffed.push_back(at);
+                at += 2;
+                continue;
             }
+            const long segment = begins.size();
+            ends.push_back(first);
+            if (marker == 0xd9) return segment == expected ? DONE : DAMAGED;
             if (marker != (0xd0 | ((segment - 1) & 7)) || segment == expected) return DAMAGED;
             begins.push_back(at += 2);
         }
@@ -74,17 +105,15 @@ class Scan {
 
     // Put the bits of a segment, without stuffed bytes, into the scratch memory.
     void open(size_t segment) {
-        const uint8_t* from = begins[segment];
-        const uint8_t* end = segment + 1 < begins.size() ? begins[segment + 1] - 2 : ends_at;
+        const uint8_t *from = begins[segment], *const end = ends[segment];
         scratch.resize(std::max<size_t>(scratch.size(), end - from + PADDING));
         uint8_t* to = scratch.data();
-        while (from < end) {
-            const void* found = std::memchr(from, 0xff, end - from);
-            // behind 0xff stands 0, or fill bytes at the end
-            const uint8_t* stop = found ? static_cast<const uint8_t*>(found) + 1 : end;
+        for (auto next = std::lower_bound(stuffed.begin(), stuffed.end(), from); from < end; next++) {
+            const bool is_behind_one = next != stuffed.end() && *next < end;
+            const uint8_t* stop = is_behind_one ? *next + 1 : end;
             std::memcpy(to, from, stop - from);
             to += stop - from;
-            from = found ? stop + 1 : end;
+            from = stop + is_behind_one;
         }
         std::memset(to, 0, PADDING);
         bits = Bits();
@@ -117,8 +146,8 @@ class Scan {
     const Header& header;
     std::vector<uint8_t>& scratch;
     long across;
-    std::vector<const uint8_t*> begins;
-    const uint8_t* ends_at = nullptr;
+    std::vector<const uint8_t*> begins, ends;  // of segments
+    std::vector<const uint8_t*> stuffed;       // bytes of 0xff that a 0 follows
     Pair waiting = {};  // blocks whose inverse transform is still to be done
     Place places[2];
     int number_waiting = 0;

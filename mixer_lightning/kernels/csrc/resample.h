@@ -104,7 +104,7 @@ static inline void weighted_sum(const uint8_t* from, long stride, const int* wei
 #ifdef BYTES_HAVE_DOT
     bytes::Weighted::Digits digits[Taps::MAX_TAPS / 4];
     for (long t = 0; t < taps; t += 4) digits[t / 4] = bytes::Weighted::Digits(weight + t);
-    for (long i = 0; i < length; i += 32) {
+    for (long i = 0; i < length; i += 64) {
         bytes::Weighted sum(1 << (Taps::BITS - 1));
         for (long t = 0; t < taps; t += 4) {
             const uint8_t* row = from + t * stride + i;  // where there is no further one, the same again, times 0
