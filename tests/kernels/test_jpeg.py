@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import io
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -182,6 +183,19 @@ def test_a_file_cut_anywhere_is_left_to_the_decoder_that_says_so() -> None:
         file = encoded(PHOTO.resize((40, 24)), **options)
         assert square(file, 8) is not None
         assert all(square(file[:length], 8) is None for length in range(len(file)))
+
+
+def test_fill_bytes_before_markers_are_passed_over() -> None:
+    file = encoded(PHOTO.resize((96, 96)), subsampling=0, quality=97, restart_marker_blocks=4)
+    begin = file.index(b"\xff\xda") + 14
+    head, scan = file[:begin], file[begin:]
+    filled = head + re.sub(rb"\xff([\xd0-\xd9])", rb"\xff\xff\xff\1", scan)
+    assert len(filled) > len(file) + 50
+    np.testing.assert_array_equal(planar(pillows(filled)), planar(pillows(file)))
+    np.testing.assert_array_equal(square(filled, 96), planar(pillows(file)))
+    # within data they are odd enough to leave the file alone
+    assert b"\xff\x00" in scan
+    assert square(head + scan.replace(b"\xff\x00", b"\xff\xff\x00", 1), 96) is None
 
 
 def other_kinds() -> Iterator[tuple[str, bytes]]:

@@ -26,6 +26,21 @@ static inline void store(Eight v, uint8_t* to) {
 #endif
 }
 
+// Call found(place) for each byte of 0xff in [from, end), until it says that it is enough.
+template <class Found>
+static inline void each_ff(const uint8_t* from, const uint8_t* end, const Found& found) {
+#ifdef __AVX2__
+    for (; end - from >= 32; from += 32) {
+        const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        uint32_t places = _mm256_movemask_epi8(_mm256_cmpeq_epi8(v, _mm256_set1_epi8(-1)));
+        for (; places; places &= places - 1)
+            if (found(from + __builtin_ctz(places))) return;
+    }
+#endif
+    while (from < end && (from = static_cast<const uint8_t*>(std::memchr(from, 0xff, end - from))))
+        if (found(from++)) return;
+}
+
 #if defined __AVX512F__ && defined __AVX512BW__
 constexpr long LANES = 16;
 typedef int32_t Ints __attribute__((vector_size(64)));

@@ -9,7 +9,8 @@ namespace jpeg {
 
 // ---------------------------------------------------------------------------------------------------- bits
 
-constexpr long PADDING = 2048;  // zeros behind a segment, more than the symbols of an MCU: 6 * 64 * 31 bits
+// Bytes that may be read behind a segment, whatever they are: more than the symbols of an MCU, 6 * 64 * 31 bits.
+constexpr long PADDING = 2048;
 
 // Bits of a segment without stuffed bytes, from the highest on. Reads up to PADDING bytes beyond its end:
 // `is_beyond` is to be asked after each MCU.

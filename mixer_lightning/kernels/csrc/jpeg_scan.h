@@ -81,26 +81,29 @@ class Scan {
         const long expected = (total + interval - 1) / interval;
         // A block takes 2 bits at least: whoever promises more blocks than there are bits for is not believed.
         if (total * header.blocks_of_an_mcu() > 4 * (file_end - header.entropy)) return DAMAGED;
-        const uint8_t* at = header.entropy;
+        const uint8_t* at = header.entropy;  // what is before it is seen
         begins.assign(1, at);
         stuffed.reserve((file_end - at) / 128);
-        for (;;) {
-            at = static_cast<const uint8_t*>(std::memchr(at, 0xff, file_end - at));
-            if (!at || file_end - at < 2) return DAMAGED;
-            const uint8_t* const first = at;
+        Code code = DAMAGED;
+        bytes::each_ff(at, file_end, [&](const uint8_t* first) {
+            if (first < at) return false;
+            at = first;
             while (file_end - at > 2 && at[1] == 0xff) at++;  // fill bytes
+            if (file_end - at < 2) return true;
             const int marker = at[1];
-            if (marker == 0 && at == first) {
-                stuffed.push_back(at);
-                at += 2;
-                continue;
+            at += 2;
+            if (marker == 0 && at == first + 2) {
+                stuffed.push_back(first);
+                return false;
             }
             const long segment = begins.size();
             ends.push_back(first);
-            if (marker == 0xd9) return segment == expected ? DONE : DAMAGED;
-            if (marker != (0xd0 | ((segment - 1) & 7)) || segment == expected) return DAMAGED;
-            begins.push_back(at += 2);
-        }
+            if (marker == 0xd9 && segment == expected) code = DONE;
+            if (marker != (0xd0 | ((segment - 1) & 7)) || segment == expected) return true;
+            begins.push_back(at);
+            return false;
+        });
+        return code;
     }
 
     // Put the bits of a segment, without stuffed bytes, into the scratch memory.
@@ -108,21 +111,22 @@ class Scan {
         const uint8_t *from = begins[segment], *const end = ends[segment];
         scratch.resize(std::max<size_t>(scratch.size(), end - from + PADDING));
         uint8_t* to = scratch.data();
-        for (auto next = std::lower_bound(stuffed.begin(), stuffed.end(), from); from < end; next++) {
+        auto next = std::lower_bound(stuffed.begin(), stuffed.end(), from);
+        while (from < end) {
             const bool is_behind_one = next != stuffed.end() && *next < end;
             const uint8_t* stop = is_behind_one ? *next + 1 : end;
             std::memcpy(to, from, stop - from);
             to += stop - from;
-            from = stop + is_behind_one;
+            from = stop + is_behind_one, next += is_behind_one;
         }
-        std::memset(to, 0, PADDING);
         bits = Bits();
         bits.at = scratch.data(), bits.end = to;
     }
 
     // Decode the samples of a part into planes [components]; they are to be set to it.
     Code decode(const Part& part, Plane* planes) {
-        for (size_t s = 0; s < begins.size(); s++) {
+        const long last_segment = (std::min(part.bottom * across, total) - 1) / interval;
+        for (long s = part.top * across / interval; s <= last_segment; s++) {
             const long first = s * interval, last = last_needed(first, std::min(first + interval, total), part);
             if (last < 0) continue;
             open(s);
