@@ -37,3 +37,5 @@ def show_on_dashboards(run_dir: Path, dashboards: Dashboards, screen: Screen) ->
         screen.say(f"no tables for the dashboards: {error}")
         found = {}
     dashboards.log_report(found, pictures(run_dir))
+    if (run_dir / results.CONFUSION).exists():
+        dashboards.log_confusion(run_dir / results.CONFUSION)

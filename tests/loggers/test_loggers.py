@@ -23,7 +23,8 @@ from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
 from mixer_lightning.loggers import dashboards as loggers
-from mixer_lightning.loggers.wandb import log_report, settings_of_wandb, wandb_logger, why_no_key
+from mixer_lightning.loggers.wandb import log_report, wandb_logger
+from mixer_lightning.loggers.wandb_keys import settings_of_wandb, why_no_key
 
 SHORT = (*TINY, "duration.steps=6", "evals=none")
 
@@ -272,7 +273,7 @@ def test_a_later_session_goes_on_in_the_same_run(opened, tmp_path):
 def test_a_real_run_keeps_its_id_and_says_how_to_upload(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     seen, said = [], []
-    for _ in range(2):
+    for session in range(2):
         dashboards = loggers.Dashboards(
             {"wandb": lambda: wandb_logger(tmp_path / "run", "a/b", project="tests")}, say=said.append
         )
@@ -281,18 +282,24 @@ def test_a_real_run_keeps_its_id_and_says_how_to_upload(tmp_path, monkeypatch):
         folder = Path(wandb.run.dir).parent
         assert folder.is_relative_to(tmp_path / "run")
         dashboards.advise(tmp_path / "run")
-        assert said == [f"W&B is offline here; upload with: wandb sync {folder}"]
+        shown = folder if session == 0 else folder.parent / "offline-run-*"  # both, in their order
+        assert said == [f"W&B is offline here; upload with: wandb sync {shown}"]
         said.clear()
         dashboards.log_metrics(3, {"x": 1.0})
         dashboards.close()
         assert wandb.run is None
+        (folder.parent / "offline-run-20200101_000000-earlier").mkdir(
+            exist_ok=True
+        )  # within a second two are one
     assert seen[0] == seen[1] == (tmp_path / "run" / "wandb" / "id.txt").read_text()
     assert said == []
 
 
 def test_wandb_is_given_numbers_as_numbers_and_pictures(tmp_path):
     given: dict[str, Any] = {}
-    logger: Any = SimpleNamespace(experiment=SimpleNamespace(log=given.update))
+    logger: Any = SimpleNamespace(
+        experiment=SimpleNamespace(log=lambda found, step: given.update(found), step=3)
+    )
     Image.new("RGB", (5, 3)).save(tmp_path / "curves.png")
     rows = [["run", "images", "top1", "note"], ["a", "1,200", "", ""], ["b", "7", "0.5", ""]]
     log_report(logger, {"runs": rows, "none": [["a"]]}, {"curves": tmp_path / "curves.png"})
