@@ -342,7 +342,9 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
 
 def _dashboards(recipe: Recipe | None, run_dir: Path, screen: Screen) -> Dashboards:
     """The recipe's loggers, not yet opened; none without a recipe."""
-    nodes = recipe.logger.items() if recipe is not None else []
+    if recipe is None:
+        return Dashboards({}, say=screen.say)
+    nodes = recipe.logger.items()
     makers = {key: functools.partial(make_logger, node, recipe, run_dir) for key, node in nodes}
     return Dashboards(makers, say=screen.say)
 

@@ -93,7 +93,7 @@ def wandb_logger(
     folder = run_dir / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     is_trial = launcher.is_trial()
-    given = {} if is_trial else {"project": project, "entity": entity, "id": _run_id(folder)}
+    wandb_id = None if is_trial else _run_id(folder)  # of a trial the agent says project, entity and id
     labels = labels or Labels(run_name.partition("/")[0], "", ())
     shown = dict.fromkeys(tag[:TAG_LENGTH] for tag in [*labels.tags, *(tags or ())] if tag)
 
@@ -102,7 +102,9 @@ def wandb_logger(
             init_timeout=init_timeout_seconds, console="off", silent=True, stop_fn=_ask_to_stop
         )
         run = client.init(
-            **given,
+            project=None if is_trial else project,
+            entity=None if is_trial else entity,
+            id=wandb_id,
             name=run_name,
             group=group or labels.group,
             job_type=labels.job_type or None,

@@ -38,7 +38,7 @@ def mode_here(mode: Mode, settings: Any) -> tuple[Mode, str]:
 
 def server_of(settings: Any) -> str:
     """The host and port that wandb talks to."""
-    return urlsplit(settings.base_url).netloc
+    return urlsplit(str(settings.base_url)).netloc
 
 
 def why_no_key(settings: Any) -> str | None:

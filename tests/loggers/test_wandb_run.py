@@ -95,11 +95,10 @@ def test_the_summary_has_last_and_best(run_dir, stored):
 
 def test_pictures_and_predictions_come_at_the_end(run_dir, stored):
     assert not stored[0].names() & {"pictures/confusion", "charts/confusion_table"}
-    (folder,) = (path.parent for path in run_dir.glob("wandb/*/files/media"))
-    (chart,) = folder.glob("media/table/charts/confusion_table*.json")
+    (chart,) = run_dir.glob("wandb/*/files/media/table/charts/confusion_table*.json")
     counts = json.loads(chart.read_text())["data"]
     assert sum(row[2] for row in counts) == 360  # the test images
-    (table,) = folder.glob("media/table/examples/misclassified*.json")
+    (table,) = run_dir.glob("wandb/*/files/media/table/examples/misclassified*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["image", "name", "true", "predicted", "probability"]
     assert len(content["data"]) == 25
