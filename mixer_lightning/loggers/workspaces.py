@@ -130,7 +130,10 @@ def sections(kind: str, metric: str = "val/top1", keys: Sequence[str] = VARIED) 
             ),
         )
         pictures = Pictures("at the end of a run", ("pictures/curves", "pictures/first_batch"))
-        return found, LOSS, OPTIMISATION, MACHINE, Section("Pictures", "", (pictures,))
+        weights = Pictures(
+            "weights that mix places; stem", ("pictures/weights_mixing", "pictures/weights_stem")
+        )
+        return found, LOSS, OPTIMISATION, MACHINE, Section("Pictures", "", (pictures, weights))
     if kind == TRANSFER:
         found = Section(
             "Accuracy",

@@ -40,7 +40,10 @@ EXPECTED: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         **LOSS,
         **OPTIMISATION,
         **MACHINE,
-        "Pictures": [("Media Browser", ["pictures/curves", "pictures/first_batch"])],
+        "Pictures": [
+            ("Media Browser", ["pictures/curves", "pictures/first_batch"]),
+            ("Media Browser", ["pictures/weights_mixing", "pictures/weights_stem"]),
+        ],
     },
     "transfer": {
         "Accuracy": [
