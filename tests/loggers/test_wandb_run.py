@@ -95,10 +95,10 @@ def test_the_summary_has_last_and_best(run_dir, stored):
 
 def test_pictures_and_predictions_come_at_the_end(run_dir, stored):
     assert not stored[0].names() & {"pictures/confusion", "charts/confusion_table"}
-    (chart,) = run_dir.glob("wandb/*/files/media/table/charts/confusion_table*.json")
+    (chart,) = run_dir.glob("wandb/offline-run-*/files/media/table/charts/confusion_table*.json")
     counts = json.loads(chart.read_text())["data"]
     assert sum(row[2] for row in counts) == 360  # the test images
-    (table,) = run_dir.glob("wandb/*/files/media/table/examples/misclassified*.json")
+    (table,) = run_dir.glob("wandb/offline-run-*/files/media/table/examples/misclassified*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["image", "name", "true", "predicted", "probability"]
     assert len(content["data"]) == 25
@@ -135,7 +135,7 @@ def test_settings_are_keys_of_the_recipe(run_dir):
 @pytest.mark.parametrize(
     ("words", "tables"),
     [
-        (("experiment=mixer_b16_imagenet1k",), ["mixer_table3"]),
+        (("experiment=mixer_b16_imagenet1k",), ["mixer_table3", "convmixer_imagenet"]),
         (("experiment=mixer_h14_jft300m",), ["mixer_table2", "mixer_table3"]),
         (("experiment=convmixer_768_32_imagenet1k",), ["convmixer_imagenet"]),
         (("experiment=convmixer_256_8_p1_k9_cifar10_200ep",), ["convmixer_ablation"]),
