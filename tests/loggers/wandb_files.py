@@ -17,6 +17,7 @@ class Stored(NamedTuple):
     history: list[dict[str, Any]]  # with the step as `_step`, keys of media as `name._type` and so on
     summary: dict[str, Any]
     exit_code: int | None
+    artifacts: dict[str, list[str]]  # name without the run's id: files
 
     def names(self) -> set[str]:
         """All that was logged; of media without what W&B keeps about them."""
@@ -40,6 +41,7 @@ def read(file: Path) -> Stored:
     history: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
     exit_code = None
+    artifacts: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         record = json.loads(line)
         kind = record["type"]
@@ -52,6 +54,9 @@ def read(file: Path) -> Stored:
             history.append(content["item"])
         elif kind == "summary":
             summary |= content.get("update", {})
+        elif kind == "artifact":
+            _, _, name = content["name"].split("-", 2)
+            artifacts[name.rpartition("-")[0]] = [each["path"] for each in content["manifest"]["contents"]]
         elif kind == "exit":
             exit_code = content.get("exit_code", 0)
-    return Stored(run, config, history, summary, exit_code)
+    return Stored(run, config, history, summary, exit_code, artifacts)
