@@ -109,6 +109,7 @@ MACHINE = Section(
     (
         Lines("images/s", (results.IMAGES_PER_SECOND,)),
         Lines("share of the time waiting for images", (results.DATA_WAIT,)),
+        Lines("model FLOPs utilisation", (results.MFU,)),
         Lines("memory, GB", (results.MEMORY_GB,)),
         Lines("device days", (results.DEVICE_DAYS,)),
     ),

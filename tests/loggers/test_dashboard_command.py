@@ -19,6 +19,7 @@ MACHINE = {
     "Machine": [
         ("Run History Line Plot", ["train/images_per_second"]),
         ("Run History Line Plot", ["train/data_wait"]),
+        ("Run History Line Plot", ["train/mfu"]),
         ("Run History Line Plot", ["train/memory_gb"]),
         ("Run History Line Plot", ["train/device_days"]),
     ]
