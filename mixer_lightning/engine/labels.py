@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from lightning.pytorch.loggers import Logger
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.loggers import PRETRAINING, TRANSFER, Labels
 from mixer_lightning.reports import published
-from mixer_lightning.targets import build, locate
+from mixer_lightning.targets import build, takes
 
 
 def make_logger(node: Mapping[str, Any], recipe: Recipe, run_dir: Path) -> Logger:
     """A logger of a recipe; `labels` is for those that take it."""
     given: dict[str, Any] = {"run_dir": run_dir, "run_name": "/".join(run_dir.parts[-2:])}
-    if "labels" in inspect.signature(locate(node["_target_"])).parameters:
+    if takes(node["_target_"], "labels"):
         given["labels"] = labels_of(recipe)
     logger: Logger = build(node, **given)
     return logger
