@@ -281,9 +281,6 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
 def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
-    run.dashboards.open()
-    run.dashboards.log_recipe(recipe.to_dict())
-    run.dashboards.advise(run_dir)
     is_first = run.module.machine.rank == 0
     try:
         if is_first:
@@ -295,6 +292,9 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             if damaged:
                 lines = ", ".join(map(str, damaged))
                 screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
+        run.dashboards.open()
+        run.dashboards.log_recipe(recipe.to_dict())
+        run.dashboards.advise(run_dir)
         if run.is_unfinished:
             with run.requests, run.checkpoints.settled():
                 run.trainer.fit(run.module, datamodule=run.data)

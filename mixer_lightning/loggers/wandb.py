@@ -29,17 +29,20 @@ MOST_CELLS = 10_000  # rows of a table that W&B plots
 class StepLogger(WandbLogger):
     """Logs at the run's own steps, so that a resumed run goes on where it was, and keeps the best in the summary.
 
-    Lightning's own would log at the number of the row, and the step as one more metric. A step that W&B has already is
-    left out: a resumed run makes the same once more.
+    Lightning's own would log at the number of the row, and the step as one more metric. Rows of earlier sessions that
+    W&B lacks come first: a process that was killed takes with it what W&B had not written yet, and offline W&B knows
+    of none, so that the last session alone is to be uploaded. A step that W&B has already is left out.
     """
 
     def __init__(self, experiment: Any, *, before: Sequence[Mapping[str, float]] = ()) -> None:
         super().__init__(experiment=experiment)
         self.best: dict[str, float] = {}
         for row in before:
-            self._note_best(row)
-        if self.best:  # a session that is uploaded alone has them too
-            self.experiment.summary.update(self.best)
+            step = int(row["step"])
+            if step >= experiment.step:
+                self.log_metrics({name: value for name, value in row.items() if name != "step"}, step)
+            else:
+                self._note_best(row)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One row at a step; several at the same are one."""
@@ -147,14 +150,12 @@ def _ask_to_stop() -> None:
 
 
 def where(logger: WandbLogger) -> str:
-    """Where a run is to be seen, or the command that uploads it, of all its sessions."""
+    """Where a run is to be seen, or the command that uploads it."""
     run = logger.experiment
     if getattr(run, "disabled", False):
         return "W&B is disabled here"
     if getattr(run, "offline", False):
-        folder = Path(run.dir).parent
-        several = len(list(folder.parent.glob("offline-run-*"))) > 1
-        return f"W&B is offline here; upload with: wandb sync {folder.parent / 'offline-run-*' if several else folder}"
+        return f"W&B is offline here; upload with: wandb sync {Path(run.dir).parent}"
     return f"W&B: {getattr(run, 'url', None)}"
 
 

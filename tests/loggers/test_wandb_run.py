@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,17 +71,28 @@ def test_the_config_is_the_recipe(run_dir, stored):
         assert {key: value for key, value in each.config.items() if key in recipe} == recipe
 
 
-def test_it_goes_on_at_its_step(run_dir, stored):
+def test_it_goes_on_at_its_step_and_the_last_session_has_it_all(run_dir, stored):
+    """The first session had saved step 3: the row of step 2 is given once more, that of step 4 made once more."""
     first, second = ([row["_step"] for row in each.history] for each in stored)
     assert first == [2, 4]
-    assert second == [4, 6, 8]  # the session began at step 3
+    assert second == [2, 4, 6, 8]
     rows: dict[int, dict[str, float]] = {}
     for row in results.read_metrics(run_dir):
         rows.setdefault(int(row.pop("step")), {}).update(row)
-    found = {row["_step"]: row for each in stored for row in each.history}
+    found = {row["_step"]: row for row in stored[-1].history}
+    assert found.keys() == rows.keys()
     for step, row in rows.items():
-        here = {name: value for name, value in row.items() if name not in results.PACE or step > 3}
-        assert {name: found[step][name] for name in here} == pytest.approx(here), step
+        assert {name: found[step].get(name) for name in row} == pytest.approx(row), step
+
+
+def test_what_the_server_has_is_not_sent_again():
+    """A run that W&B knows up to step 4 is given the rows of later steps, and its best of all."""
+    sent: list[tuple[int, dict[str, float]]] = []
+    run = SimpleNamespace(step=5, summary={}, log=lambda row, step: sent.append((step, row)))
+    before = [{"step": 2, "val/top1": 0.9}, {"step": 4, "val/top1": 0.5}, {"step": 6, "val/top1": 0.6}]
+    logger = wandb_dashboard.StepLogger(run, before=before)
+    assert sent == [(6, {"val/top1": 0.6})]
+    assert logger.best == {"best/val/top1": 0.9}
 
 
 def test_the_summary_has_last_and_best(run_dir, stored):
