@@ -41,6 +41,16 @@ static inline void each_ff(const uint8_t* from, const uint8_t* end, const Found&
         if (found(from++)) return;
 }
 
+static inline Eight load_eight(const uint8_t* from) {
+#ifdef __AVX2__
+    return (Eight)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+    Eight v;
+    for (int i = 0; i < 8; i++) v[i] = from[i];
+    return v;
+#endif
+}
+
 #if defined __AVX512F__ && defined __AVX512BW__
 constexpr long LANES = 16;
 typedef int32_t Ints __attribute__((vector_size(64)));
@@ -56,15 +66,7 @@ static inline void store(Ints v, uint8_t* to) {
 constexpr long LANES = 8;
 typedef Eight Ints;
 
-static inline Ints load(const uint8_t* from) {
-#ifdef __AVX2__
-    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
-#else
-    Ints v;
-    for (int i = 0; i < 8; i++) v[i] = from[i];
-    return v;
-#endif
-}
+static inline Ints load(const uint8_t* from) { return load_eight(from); }
 #endif
 
 #if defined __AVX512VNNI__ && defined __AVX512BW__ && defined __AVX512VL__
