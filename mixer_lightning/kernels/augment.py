@@ -1,4 +1,4 @@
-"""RandAugment's and colour jitter's operations on images of bytes, on a CPU.
+"""Flips, RandAugment's and colour jitter's operations on images of bytes, on a CPU.
 
 csrc/augment.cpp takes an image through all of its operations while it is in the cache, by vectors of bytes where it
 can, and gives the numbers of data/image_ops.py, which says what the operations are and does without it elsewhere: the
@@ -44,6 +44,7 @@ def augmented(images: Tensor, steps: npt.NDArray[np.void], fill: npt.NDArray[np.
     function = native()
     assert function is not None
     assert images.is_contiguous()
+    assert images.shape[1:] == (3, images.shape[-1], images.shape[-1])
     assert images.dtype == torch.uint8
     assert steps.dtype == STEP
     assert all(np.isfinite(steps[name]).all() for name in ("argument", "centre", "matrix"))

@@ -99,6 +99,17 @@ def test_an_operation_gives_pytorchs_numbers(operation: Operation) -> None:
     assert differing <= 1e-4 * count
 
 
+def test_only_what_is_to_be_flipped_is() -> None:
+    images, which = photos(33), np.array([True, False, True, False])
+    before = images.clone()
+    wanted = torch.stack([images[0].flip(-1), images[1], images[2].flip(-1), images[3]])
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        found = operations.flipped(given, which)
+        assert torch.equal(found, wanted)
+        assert found.stride() == given.stride()
+    assert torch.equal(images, before)
+
+
 def test_operations_have_the_same_numbers_on_both_sides() -> None:
     source = (extension.CSRC / "augment.cpp").read_text()
     names = re.findall(r"\w+", source.partition("enum Operation : int64_t {")[2].partition("}")[0])
