@@ -71,6 +71,12 @@ def launched() -> Launch | None:
         raise ValueError(f"the launcher's variables are no whole numbers: {said}") from None
 
 
+def is_of_torchrun(name: str) -> bool:
+    """Whether a variable is one that torchrun sets for its processes."""
+    others = ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
+    return name in (*TORCHRUN, *others) or name.startswith("TORCHELASTIC_")
+
+
 def is_torchrun() -> bool:
     """Whether torchrun speaks, even inside srun.
 
