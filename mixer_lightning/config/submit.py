@@ -73,7 +73,9 @@ class Task:
             JobFailed: it failed.
             SystemExit: it was asked to stop. Where the time was up, submitit has queued the job again.
         """
-        queue_again = signal.getsignal(PREEMPTION)
+        # The second where the job did not inherit the variable that says PREEMPTION
+        handlers = [signal.getsignal(each) for each in (PREEMPTION, signal.SIGUSR2)]
+        queue_again = next((each for each in handlers if callable(each)), None)
         stdio.secure()
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         stopping.install()
@@ -86,7 +88,7 @@ class Task:
         if stopping.stopped_by:
             for each in stopping.SIGNALS:
                 signal.signal(each, signal.SIG_IGN)  # Slurm ends what it queues again
-            if stopping.stopped_by == PREEMPTION and launcher.is_first() and callable(queue_again):
+            if stopping.stopped_by == PREEMPTION and launcher.is_first() and queue_again is not None:
                 queue_again(PREEMPTION, None)  # exits, or says that the time has been up too often
             raise SystemExit(code)
         if code:
@@ -116,7 +118,10 @@ def _take_the_place_of_a_launcher() -> None:
     stopping.stop_with_parent()
     if job.num_tasks > 1:
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "TORCHELASTIC_RUN_ID": job.job_id,
+        }  # by which Lightning knows
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // job.num_tasks)))
 
