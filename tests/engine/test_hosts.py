@@ -80,6 +80,7 @@ class Host:
             "--mount-proc",
         ]
         env = os.environ | {"GLOO_SOCKET_IFNAME": self.cable, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/clusters.md has it
         self.log = (folder / f"node{self.number}.txt").open("w+")
         self.process = subprocess.Popen(
             [*space, "--mount-proc", "sh", "-c", inside, "sh", *command], cwd=folder, env=env, text=True,
