@@ -52,7 +52,13 @@ _LOWER_IS_BETTER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "ece", 
 
 
 #: Metrics of the machine, which no two sessions share.
-PACE = ("train/images_per_second", "train/data_wait", "train/memory_gb")
+PACE = (
+    "train/images_per_second",
+    "train/data_wait",
+    "train/memory_gb",
+    "train/mfu",
+    "train/device_days",
+)
 
 
 def main_metric(names: Iterable[str]) -> str | None:

@@ -1,7 +1,7 @@
 """Operations on uint8 image batches, wherever the batch is; the pixels come out as Pillow's, or as big_vision's.
 
-Images with the same kind of operation go through it together: a look-up table per channel, a blend, or an affine
-resampling.
+This says what they mean, and a GPU does them so; on a CPU data/operations.py takes native code. Images with the same
+kind of operation go through it together: a look-up table per channel, a blend, or an affine resampling.
 
 Legend: B images of a batch, G of them with one kind of operation, S side in pixels, N operations in a row.
 """
@@ -164,13 +164,13 @@ def _apply_kind(
             return _within(images, tensorflow_ops.outside(_to_device(edges, images.device), side), colour)
         case operation if operation < Operation.COLOR:
             return _look_up(images, operations, arguments)
-    matrices = _matrices(operations, arguments, side)
+    sources = matrices(operations, arguments, side)
     if operations[0] in _TF_AFFINE:
-        line, column = tensorflow_ops.nearest(_to_device(matrices.astype(np.float32), images.device), side)
+        line, column = tensorflow_ops.nearest(_to_device(sources.astype(np.float32), images.device), side)
         return _moved(images, line, column, colour)
     if across == down == 1:
-        return _nearest(images, matrices, colour)
-    return _interpolated(images, matrices, colour, across=across, down=down)
+        return _nearest(images, sources, colour)
+    return _interpolated(images, sources, colour, across=across, down=down)
 
 
 def _to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -310,9 +310,9 @@ def _blur(images: Tensor, deviations: Floats) -> Tensor:
 # ---- affine
 
 
-def _matrices(operations: Integers, arguments: Floats, side: int) -> Floats:
+def matrices(operations: Integers, arguments: Floats, side: int) -> Floats:
     """Source positions of pixels: rows a, b, c, d, e, f of x' = a x + b y + c, y' = d x + e y + f, [G, 6]."""
-    matrices = np.tile([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], (len(operations), 1))
+    rows = np.tile([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], (len(operations), 1))
     for operation, column, values in (
         (Operation.SHEAR_X, 1, arguments),
         (Operation.SHEAR_Y, 3, arguments),
@@ -326,15 +326,15 @@ def _matrices(operations: Integers, arguments: Floats, side: int) -> Floats:
         (Operation.TF_TRANSLATE_Y, 5, arguments),
     ):
         these = operations == operation
-        matrices[these, column] = values[these]
+        rows[these, column] = values[these]
     these = operations == Operation.TF_ROTATE
-    matrices[these] = tensorflow_ops.rotations(arguments[these], side)
+    rows[these] = tensorflow_ops.rotations(arguments[these], side)
     these = operations == Operation.ROTATE
     radians = -np.radians(arguments[these] % 360.0)
     cos, sin, centre = np.round(np.cos(radians), 15), np.round(np.sin(radians), 15), side / 2
     c, f = cos * -centre + sin * -centre + centre, -sin * -centre + cos * -centre + centre
-    matrices[these] = np.stack([cos, sin, c, -sin, cos, f], axis=1)
-    return matrices
+    rows[these] = np.stack([cos, sin, c, -sin, cos, f], axis=1)
+    return rows
 
 
 def _nearest(images: Tensor, matrices: Floats, fill: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """RandAugment and colour jitter on whole uint8 batches: which operations an image gets, and how strong.
 
 Both are sampled on the CPU from the image's key (data/stateless_random.py) and applied where the batch is
-(data/image_ops.py).
+(data/operations.py).
 
 Legend: B images of a batch, S side in pixels, N operations in a row.
 """
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_lightning.data.image_ops import TAPS, Floats, Integers, Operation, apply_operations
+from mixer_lightning.data.image_ops import TAPS, Floats, Integers, Operation
+from mixer_lightning.data.operations import apply_operations
 from mixer_lightning.data.stateless_random import Keys, uniform
 
 Argument = Callable[[Floats, Floats], Floats]  # of an operation, from magnitudes and signs

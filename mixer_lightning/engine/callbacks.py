@@ -16,8 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mixer_lightning import results
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.device import matrix_rate
 from mixer_lightning.engine.inference import Predictions
-from mixer_lightning.engine.memory import taken_bytes
+from mixer_lightning.engine.memory import release_memory, taken_bytes
 from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.progress import Bar
@@ -25,6 +26,8 @@ from mixer_lightning.screen import Screen
 
 #: From this share of the time on, the progress says that training waits for images.
 SLOW_DATA = 0.1
+#: For which a device multiplies matrices when a session begins.
+PEAK_SECONDS = 0.1
 
 
 class StepCallback(Callback):
@@ -63,10 +66,13 @@ class MetricsLog(StepCallback):
         num_devices: int,
         dashboards: Dashboards,
         seconds_waited: Callable[[], float] = float,
+        macs: int | None = None,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
         self.steps_per_epoch, self.num_devices, self.dashboards = steps_per_epoch, num_devices, dashboards
         self.seconds_waited = seconds_waited  # for images, since the session began
+        self.macs = macs  # multiply-accumulates that an image in training takes; None: no MFU
+        self._peak: float | None = None  # of a device in a second
         self.latest: dict[str, float] = {}
         self.train_seconds = 0.0  # of all sessions, without evaluations and checkpoints
         self.device_seconds = 0.0  # the same, times the devices of each session
@@ -77,7 +83,10 @@ class MetricsLog(StepCallback):
         self._since = time.perf_counter()
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
-        """Start the clock."""
+        """See what a device can do, and start the clock."""
+        if self.macs is not None and module.machine.rank == 0:
+            self._peak = matrix_rate(module.machine, at_least=PEAK_SECONDS)
+            release_memory(module.machine)
         self._since = time.perf_counter()
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
@@ -92,7 +101,11 @@ class MetricsLog(StepCallback):
             self._window_seconds, self._window_steps = 0.0, 0
 
     def _pace(self, module: Classifier) -> dict[str, float]:
-        """Images per second since the last row, the share of that time that images were waited for, and memory."""
+        """Images per second since the last row, the share of that time that images were waited for, memory, days.
+
+        And model FLOPs utilisation: multiply-accumulates of the model, without what is computed anew, of those that
+        as many devices would do of products of large matrices, as one of them did when the session began.
+        """
         seconds = max(self._window_seconds, 1e-9)
         waited = self.seconds_waited()
         found = {
@@ -100,6 +113,10 @@ class MetricsLog(StepCallback):
             "train/data_wait": min(1.0, (waited - self._waited_before) / seconds),
         }
         self._waited_before = waited
+        found["train/device_days"] = self.device_seconds / 86400
+        if self._peak is not None and self.macs is not None:
+            done = found["train/images_per_second"] * self.macs
+            found["train/mfu"] = done / (self._peak * self.num_devices)
         taken = taken_bytes(module.machine)
         return found | ({} if taken is None else {"train/memory_gb": taken / 1e9})
 
@@ -285,6 +302,8 @@ def format_progress(metrics: Mapping[str, float]) -> list[str]:
     ]
     if "train/images_per_second" in metrics:
         parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
+    if "train/mfu" in metrics:
+        parts.append(f"MFU {100 * metrics['train/mfu']:.0f} %")
     if metrics.get("train/data_wait", 0.0) >= SLOW_DATA:
         parts.append(f"{100 * metrics['train/data_wait']:.0f} % waiting for images")
     return parts

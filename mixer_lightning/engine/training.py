@@ -37,6 +37,7 @@ from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
+from mixer_lightning.models.presets import PASSES, count
 from mixer_lightning.screen import Screen, closing_table, last_line
 from mixer_lightning.stopping import Stopped, StopRequests, exit_code
 from mixer_lightning.targets import build
@@ -109,14 +110,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     elif recipe.evals and machine.rank == 0:
         refuse_damaged(source, threads=machine.threads, say=screen.say)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
-    metrics = MetricsLog(
-        run_dir,
-        every_steps=recipe.log_every_steps,
-        total_steps=length.total_steps,
-        steps_per_epoch=length.steps_per_epoch,
-        num_devices=machine.world_size,
-        dashboards=dashboards,
-        seconds_waited=data.seconds_waited,
+    metrics = _metrics_log(
+        recipe, run_dir, machine, data, length, dashboards, num_classes=len(source.classes)
     )
     others = build_callbacks(recipe, source, parts.evals, device_type=machine.device_type, say=screen.say)
     _check_machine(recipe, module, others)
@@ -189,6 +184,32 @@ def _data_module(recipe: Recipe, parts: setup.Assembly, module: Classifier, leng
         max_bad_fraction=recipe.max_bad_fraction,
         overfit_batches=recipe.overfit_batches,
         memory_format=module.memory_format,
+    )
+
+
+def _metrics_log(
+    recipe: Recipe,
+    run_dir: Path,
+    machine: Machine,
+    data: DataModule,
+    length: Length,
+    dashboards: Dashboards,
+    *,
+    num_classes: int,
+) -> MetricsLog:
+    macs = None
+    if recipe.freeze is None and machine.rank == 0:  # what is frozen has no backward pass, or half of one
+        forward = count(recipe.model, num_classes=num_classes, image_size=recipe.image_size).macs
+        macs = PASSES["training"] * forward
+    return MetricsLog(
+        run_dir,
+        every_steps=recipe.log_every_steps,
+        total_steps=length.total_steps,
+        steps_per_epoch=length.steps_per_epoch,
+        num_devices=machine.world_size,
+        dashboards=dashboards,
+        seconds_waited=data.seconds_waited,
+        macs=macs,
     )
 
 
@@ -274,7 +295,7 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
                 lines = ", ".join(map(str, damaged))
                 screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
         if run.is_unfinished:
-            with run.requests:
+            with run.requests, run.checkpoints.settled():
                 run.trainer.fit(run.module, datamodule=run.data)
         screen.stop_bars()
         if run.module.ended is not None:

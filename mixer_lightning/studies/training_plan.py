@@ -18,8 +18,7 @@ from mixer_lightning.engine.memory import PeakMemory
 from mixer_lightning.engine.source import open_data
 from mixer_lightning.engine.throughput import training_rate
 from mixer_lightning.evals import is_at_end
-from mixer_lightning.models.presets import count
-from mixer_lightning.studies.throughput_table import PASSES
+from mixer_lightning.models.presets import PASSES, count
 from mixer_lightning.studies.transfer_plan import format_time
 from mixer_lightning.targets import build
 

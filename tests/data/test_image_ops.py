@@ -14,8 +14,8 @@ from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, AugmentOp
 from torchvision import transforms
 
-from mixer_lightning.data import image_ops
-from mixer_lightning.data.image_ops import TAPS, Operation, apply_operations
+from mixer_lightning.data import image_ops, operations
+from mixer_lightning.data.image_ops import TAPS, Operation
 from mixer_lightning.data.policies import TIMM, TORCHVISION
 
 FILL = (124, 116, 104)
@@ -23,12 +23,19 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 AFFINE = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
+@pytest.fixture(params=["pytorch", "native"], autouse=True)
+def _by(request, monkeypatch):
+    """Either way is Pillow's; without a compiler both are PyTorch."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(operations, "apply_operations", image_ops.apply_operations)
+
+
 def apply(
     images: torch.Tensor, operation: Operation, argument: float, *, taps: int = 1, fill=FILL
 ) -> torch.Tensor:
     """One operation, the same for every image."""
     count = len(images)
-    return apply_operations(
+    return operations.apply_operations(
         images,
         np.full((count, 1), int(operation)),
         np.full((count, 1), float(argument)),

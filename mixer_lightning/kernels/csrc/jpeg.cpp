@@ -25,12 +25,14 @@ struct Context {
     jpeg::Header header;
     std::vector<uint8_t> entropy;
     jpeg::Plane planes[3];
-    resample::Taps across[2], down[2];  // luma's and chroma's
+    resample::Taps across[2], down[2];  // of components at full and at half resolution
     std::vector<uint8_t> narrow, turned[3], rows;
 
     Code crop(const uint8_t* file, long length, const Crop& crop, long size, uint8_t* out);
 
   private:
+    const resample::Taps& columns_of(int component) const { return across[header.component[component].h < header.h]; }
+    const resample::Taps& lines_of(int component) const { return down[header.component[component].v < header.v]; }
     void narrow_plane(int component, long size);
     void write(long size, uint8_t* out);
     long turned_stride(long size) const { return (size + 63) / 64 * 64; }
@@ -51,12 +53,14 @@ Code Context::crop(const uint8_t* file, long length, const Crop& crop, long size
     jpeg::Part part{header.mcus_across(), 0, header.mcus_down(), 0};
     for (int i = 0; i < (header.components == 3 ? 2 : 1); i++) {
         const jpeg::Component& each = header.component[i];
-        across[i].set(x, filter, each.h < header.h, each.width);
-        down[i].set(y, filter, each.v < header.v, each.height);
-        part.left = std::min(part.left, across[i].first() / (8 * each.h));
-        part.right = std::max(part.right, across[i].last() / (8 * each.h) + 1);
-        part.top = std::min(part.top, down[i].first() / (8 * each.v));
-        part.bottom = std::max(part.bottom, down[i].last() / (8 * each.v) + 1);
+        const bool is_narrow = each.h < header.h, is_low = each.v < header.v;
+        if (i == 0 || is_narrow) across[is_narrow].set(x, filter, is_narrow, each.width);
+        if (i == 0 || is_low) down[is_low].set(y, filter, is_low, each.height);
+        const resample::Taps &columns = columns_of(i), &lines = lines_of(i);
+        part.left = std::min(part.left, columns.first() / (8 * each.h));
+        part.right = std::max(part.right, columns.last() / (8 * each.h) + 1);
+        part.top = std::min(part.top, lines.first() / (8 * each.v));
+        part.bottom = std::max(part.bottom, lines.last() / (8 * each.v) + 1);
     }
     for (int c = 0; c < header.components; c++) planes[c].set(header.component[c], part);
     if (const Code code = scan.decode(part, planes)) return code;
@@ -68,14 +72,14 @@ Code Context::crop(const uint8_t* file, long length, const Crop& crop, long size
 // Resize a plane across, and turn it so that its rows are rows: `turned` [rows that count, size].
 void Context::narrow_plane(int component, long size) {
     const jpeg::Plane& plane = planes[component];
-    const resample::Taps &columns = across[component > 0], &lines = down[component > 0];
+    const resample::Taps &columns = columns_of(component), &lines = lines_of(component);
     const long first = lines.first(), rows = lines.last() - first + 1;
     const long stride = (rows / 64 | 1) * 64 + 64, turned_to = turned_stride(size);
     const long wide = (size + 7) / 8 * 8;
     narrow.resize(std::max<size_t>(narrow.size(), wide * stride + jpeg::Plane::SLACK));
     for (long j = 0; j < size; j++) {
         const uint8_t* from = &plane.samples[(columns.begin[j] - plane.left) * plane.stride + first - plane.top];
-        resample::weighted_sum(from, plane.stride, &columns.weight[j * columns.taps], columns.taps, &narrow[j * stride], rows);
+        resample::weighted_sum(from, plane.stride, &columns.weight[j * columns.taps], columns.count[j], &narrow[j * stride], rows);
     }
     auto& to = turned[component];
     to.resize(std::max<size_t>(to.size(), (rows + 7) / 8 * 8 * turned_to + jpeg::Plane::SLACK));
@@ -91,9 +95,9 @@ void Context::write(long size, uint8_t* out) {
     uint8_t* colour[3] = {&rows[3 * stride], &rows[4 * stride], &rows[5 * stride]};
     for (long i = 0; i < size; i++) {
         for (int c = 0; c < header.components; c++) {
-            const resample::Taps& lines = down[c > 0];
+            const resample::Taps& lines = lines_of(c);
             const uint8_t* from = &turned[c][(lines.begin[i] - lines.first()) * stride];
-            resample::weighted_sum(from, stride, &lines.weight[i * lines.taps], lines.taps, row[c], size);
+            resample::weighted_sum(from, stride, &lines.weight[i * lines.taps], lines.count[i], row[c], size);
         }
         if (header.components == 3)
             for (long j = 0; j < size; j += bytes::LANES) {  // libjpeg's factors, of 16 bits

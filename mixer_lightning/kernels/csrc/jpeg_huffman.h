@@ -31,55 +31,31 @@ struct Bits {
         at += (63 - count) >> 3;
         count |= 56;
     }
-    uint32_t peek(int n) const { return buffer >> (64 - n); }
     void skip(int n) { buffer <<= n, count -= n; }
     bool is_beyond() const { return at - (count >> 3) > end; }
 };
 
 // --------------------------------------------------------------------------------------------------- tables
 
-// What a look-up finds: a symbol, and its value where that is within the bits looked up.
-//   bits 0 to 4     of code and value together; 0: the code is longer than a look-up
-//   bits 5 to 8     of the value that are still to be read
-//   bits 9 to 15    coefficients from the last one to this; those of END end a block
-//   bits 16 to 31   the value
-using Entry = uint32_t;
-constexpr int LOOKED_UP = 11;
-constexpr int END = 127;
+// The number that `size` bits stand for, 0 to 15 of them, which are the highest of `bits`: without a branch, because
+// signs and sizes cannot be foretold.
+static inline int extended(uint64_t bits, int size) {
+    const int64_t is_negative = ~(static_cast<int64_t>(bits) >> 63);
+    const int64_t distance = (bits ^ is_negative) >> 1 >> (63 - size);
+    return (distance ^ is_negative) - is_negative;
+}
 
-static inline int bits_of(Entry e) { return e & 31; }
-static inline int value_bits_of(Entry e) { return e >> 5 & 15; }
-static inline int steps_of(Entry e) { return e >> 9 & 127; }
-static inline int value_of(Entry e) { return static_cast<int32_t>(e) >> 16; }
-
-// The number that `size` bits stand for.
-static inline int extended(int bits, int size) { return bits < 1 << (size - 1) ? bits - (1 << size) + 1 : bits; }
-
-class Table {
+// Codes by their canonical order: whatever their length, but slowly.
+class Codebook {
   public:
     Codes codes;
 
-    Table(const Codes& codes, bool is_ac) : codes(codes), is_ac(is_ac), entries(1 << LOOKED_UP) {
+    explicit Codebook(const Codes& codes) : codes(codes) {
         int code = 0, symbol = 0;
         for (int length = 1; length <= 16; length++, code <<= 1) {
             first_code[length] = code, first_symbol[length] = symbol;
-            for (int i = 0; i < codes.counts[length - 1]; i++, code++, symbol++)
-                if (length <= LOOKED_UP) fill(code, length, codes.symbols[symbol]);
+            code += codes.counts[length - 1], symbol += codes.counts[length - 1];
         }
-        if (is_ac) fill_skips();
-    }
-
-    // The next symbol, its value not yet read; 0 where there is none.
-    Entry find(uint64_t buffer) const {
-        const Entry e = find_short(buffer);
-        return __builtin_expect(bits_of(e) != 0, 1) ? e : find_long(buffer);
-    }
-    Entry find_short(uint64_t buffer) const { return entries[buffer >> (64 - LOOKED_UP)]; }
-
-    Entry find_long(uint64_t buffer) const {
-        int length = LOOKED_UP + 1;
-        const int symbol = find_symbol(buffer, length);
-        return symbol < 0 ? 0 : entry(length, symbol, (symbol & 15) == 0, 0);
     }
 
     // The symbol whose code, of `length` bits or more, comes next, and the code's length; -1 where there is none.
@@ -91,65 +67,243 @@ class Table {
         return -1;
     }
 
-    // Whole symbols of AC coefficients within the bits looked up: bits 0 to 3 how many bits (0: not one), 4 to 10
-    // the coefficients passed, 11 whether the block ends there.
-    uint32_t find_skip(uint64_t buffer) const { return skips[buffer >> (64 - LOOKED_UP)]; }
+  protected:
+    // Call found(code, length, symbol) for all codes up to a length.
+    template <class Found>
+    void each_code(int longest, const Found& found) const {
+        for (int length = 1; length <= longest; length++)
+            for (int i = 0; i < codes.counts[length - 1]; i++)
+                found(first_code[length] + i, length, codes.symbols[first_symbol[length] + i]);
+    }
 
   private:
-    bool is_ac;
-    std::vector<Entry> entries;
-    std::vector<uint16_t> skips;
     int first_code[17], first_symbol[17];
+};
 
-    Entry entry(int length, int symbol, bool with_value, int value) const {
-        const int size = symbol & 15, run = symbol >> 4;
-        int steps = run + 1;
-        if (is_ac && size == 0) steps = run == 15 ? 16 : END;  // 16 zeros; nothing more
-        return static_cast<uint32_t>(value) << 16 | steps << 9 | (with_value ? 0 : size) << 5 | (length + size);
+// Codes of the sizes of DC differences.
+class DcTable : public Codebook {
+  public:
+    explicit DcTable(const Codes& codes) : Codebook(codes) {
+        each_code(LOOKED_UP, [this](int code, int length, int symbol) {
+            const int left = LOOKED_UP - length;
+            std::memset(&entries[code << left], length | symbol << 4, 1 << left);
+        });
     }
 
-    void fill(int code, int length, int symbol) {
-        const int size = symbol & 15, left = LOOKED_UP - length;
-        Entry* to = &entries[code << left];
-        if (size > left || size == 0) {
-            const Entry e = entry(length, symbol, size == 0, 0);
-            for (int i = 0; i < 1 << left; i++) to[i] = e;
-            return;
+    // The difference that comes next; false where there is no such code.
+    bool read(Bits& bits, int& difference) const {
+        bits.refill();
+        const int entry = entries[bits.buffer >> (64 - LOOKED_UP)];
+        int length = entry & 15, size = entry >> 4;
+        if (__builtin_expect(length == 0, 0)) {
+            length = LOOKED_UP + 1;
+            size = find_symbol(bits.buffer, length);
+            if (size < 0) return false;
         }
-        for (int bits = 0; bits < 1 << size; bits++) {
-            const Entry e = entry(length, symbol, true, extended(bits, size));
-            for (int i = 0; i < 1 << (left - size); i++) *to++ = e;
-        }
+        difference = extended(bits.buffer << length, size);
+        bits.skip(length + size);
+        return true;
     }
 
-    void fill_skips() {
-        skips.resize(1 << LOOKED_UP);
-        for (uint32_t window = 0; window < 1 << LOOKED_UP; window++) {
-            int bits = 0, steps = 0;
-            bool ends = false;
-            while (!ends) {
-                const Entry e = entries[window << bits & ((1 << LOOKED_UP) - 1)];
-                if (bits_of(e) == 0 || bits + bits_of(e) > LOOKED_UP) break;
-                ends = steps_of(e) == END;
-                if (!ends && steps + steps_of(e) > 64) break;
-                bits += bits_of(e);
-                if (!ends) steps += steps_of(e);
+  private:
+    static constexpr int LOOKED_UP = 10;
+    uint8_t entries[1 << LOOKED_UP] = {};  // of the code, bits 0 to 3: its length, 0: it is longer; from 4 on: the size
+};
+
+// Places of coefficients in a Pair, in the order of the file.
+struct Places {
+    uint8_t of[64];
+    constexpr Places() : of() {
+        for (int k = 0; k < 64; k++) of[k] = NATURAL[k] / 8 * 16 + NATURAL[k] % 8;
+    }
+    constexpr int operator[](int k) const { return of[k]; }
+};
+constexpr Places PLACES;
+
+// Codes of AC coefficients: of runs of zeros and the sizes of what ends them.
+class AcTable : public Codebook {
+  public:
+    explicit AcTable(const Codes& codes) : Codebook(codes) {
+        uint32_t single[1 << LOOKED_UP] = {};
+        each_code(LOOKED_UP, [&](int code, int length, int symbol) {
+            const int left = LOOKED_UP - length, size = symbol & 15, run = symbol >> 4;
+            uint32_t* to = &single[code << left];
+            const uint32_t entry = is_end(symbol) ? END : (run + 1) << 5;
+            if (size == 0 || size > std::min(left, LARGEST_SIZE)) {
+                std::fill_n(to, 1 << left, static_cast<uint32_t>(size) << 21 | entry | (length + size));
+                if (size && size <= left) std::fill_n(to, 1 << left, 0);  // rare: read slowly
+                return;
             }
-            skips[window] = bits | steps << 4 | ends << 11;
+            for (int bits = 0; bits < 1 << size; bits++, to += 1 << (left - size)) {
+                const uint32_t value = extended(static_cast<uint64_t>(bits) << (64 - size), size);
+                std::fill_n(to, 1 << (left - size), (value & 1023) << 21 | entry | (length + size));
+            }
+        });
+        for (uint32_t window = 0; window < 1 << LOOKED_UP; window++) compose(window, single);
+    }
+
+    // Write AC coefficients that are not 0 to a block of zeros; whether there are any is told by `any`. False where a
+    // code is none, or coefficients are too many.
+    bool read(Bits& of_segment, int16_t* block, bool& any) const {
+        Bits bits = of_segment;  // in registers
+        int k = 0;
+        for (;;) {
+            bits.refill();
+            for (int i = 0; i < 5; i++) {  // 11 bits each, of 56
+                const uint32_t entry = entries[bits.buffer >> (64 - LOOKED_UP)];
+                const int used = entry & 31;
+                if (__builtin_expect(used == 0 || used > LOOKED_UP, 0)) {
+                    bits.refill();
+                    if (used == 0) {
+                        of_segment = bits;
+                        any = true;
+                        return read_slowly(of_segment, block, k);
+                    }
+                    k += entry >> 5 & 31;
+                    if (k > 63) return false;
+                    const int size = entry >> 21;
+                    block[PLACES[k]] = extended(bits.buffer << (used - size), size);
+                    bits.skip(used);
+                    if (k == 63) {
+                        of_segment = bits;
+                        return any = true;
+                    }
+                    break;
+                }
+                const int first = k + (entry >> 5 & 31), second = first + (entry >> 10 & 31);
+                const int16_t first_value = static_cast<int32_t>(entry << 1) >> 22;
+                const int16_t second_value = static_cast<int32_t>(entry << 11) >> 26;
+                if (entry & END || second >= 63) {
+                    if (second + (entry & END ? 1 : 0) > 63) {  // what comes second is of the next block
+                        of_segment = bits;
+                        any = true;
+                        return read_slowly(of_segment, block, k);
+                    }
+                    const bool is_alone = first == k;  // an end writes 0, where there is none yet
+                    block[PLACES[is_alone ? 63 : second]] = second_value;
+                    block[PLACES[is_alone ? 63 : first]] = first_value;
+                    any = second > 0;
+                    bits.skip(used);
+                    of_segment = bits;
+                    return true;
+                }
+                block[PLACES[second]] = second_value;
+                block[PLACES[first]] = first_value;  // where there is no second one, it is what stays
+                k = second;
+                bits.skip(used);
+            }
         }
+    }
+
+    // Pass over the AC coefficients of a block.
+    bool skip(Bits& of_segment) const {
+        Bits bits = of_segment;  // in registers
+        int k = 0;
+        for (;;) {
+            bits.refill();
+            for (int i = 0; i < 5; i++) {  // 11 bits each, of 56
+                const int group = skips[bits.buffer >> (64 - LOOKED_UP)];
+                const int passed = k + (group >> 5);
+                if (__builtin_expect(passed > 63, 0)) {
+                    bits.refill();
+                    const uint32_t entry = entries[bits.buffer >> (64 - LOOKED_UP)];
+                    int length = 1, symbol;
+                    if ((entry & 31) > LOOKED_UP) {
+                        bits.skip(entry & 31);
+                        k += entry >> 5 & 31;
+                    } else if ((symbol = find_symbol(bits.buffer, length)) >= 0) {
+                        bits.skip(length + (symbol & 15));
+                        k = is_end(symbol) ? 63 : k + (symbol >> 4) + 1;
+                    } else {
+                        return false;
+                    }
+                    if (k >= 63) {
+                        of_segment = bits;
+                        return k == 63;
+                    }
+                    break;
+                }
+                bits.skip(group & 15);
+                k = passed;
+                if (group & SKIPPED_END || k == 63) {
+                    of_segment = bits;
+                    return true;
+                }
+            }
+        }
+    }
+
+  private:
+    static constexpr int LOOKED_UP = 11;
+
+    // One or two coefficients, and perhaps the block's end, within the bits looked up:
+    //   bits 0 to 4     of all codes and values; 0: a code is longer than a look-up; more than LOOKED_UP: the value of
+    //                   the one coefficient is still to be read, and its size stands in its place
+    //   bits 5 to 9     steps from the last coefficient to the first; 0: there is none, the block ends
+    //   bits 10 to 14   steps from the first to the second; 0: there is none
+    //   bits 15 to 20   the second one's value
+    //   bits 21 to 30   the first one's value
+    //   bit 31          whether the block ends behind them
+    uint32_t entries[1 << LOOKED_UP];
+    static constexpr uint32_t END = 1u << 31;
+    static constexpr int LARGEST_SIZE = 9;
+
+    // Whole symbols within the bits looked up:
+    //   bits 0 to 3     of all codes and values
+    //   bit 4           whether the block ends there
+    //   bits 5 to 11    steps over coefficients, the end's among them; 64 where not one symbol is whole
+    uint16_t skips[1 << LOOKED_UP];
+    static constexpr int SKIPPED_END = 16;
+
+    static bool is_end(int symbol) { return (symbol & 15) == 0 && symbol != 0xf0; }
+
+    void compose(uint32_t window, const uint32_t* single) {
+        const auto after = [&](int bits) { return single[window << bits & ((1 << LOOKED_UP) - 1)]; };
+        const auto is_whole = [](uint32_t e, int bits) { return e & 31 && (e & 31) + bits <= LOOKED_UP; };
+        uint32_t& entry = entries[window] = single[window];
+        int used = 0, steps = 0, number = 0;
+        bool ends = false;
+        for (uint32_t next = entry; is_whole(next, used) && !ends; next = after(used), number++) {
+            const int wide = next & 31, step = next >> 5 & 31, value = static_cast<int32_t>(next << 1) >> 22;
+            if (number == 1 && !(next & END) && value >= -32 && value < 32)
+                entry = (entry + wide) | step << 10 | (value & 63) << 15;
+            else if (next & END && number == (entry >> 10 & 31 ? 2 : 1))
+                entry = (entry + wide) | END;
+            if (steps + step + (next & END ? 1 : 0) > 63) break;
+            used += wide, steps += step, ends = next & END;
+        }
+        skips[window] = used ? used | ends * SKIPPED_END | (steps + ends) << 5 : 64 << 5;
+    }
+
+    // What is left of a block from coefficient k on, symbol by symbol.
+    bool read_slowly(Bits& bits, int16_t* block, int k) const {
+        while (k < 63) {
+            bits.refill();
+            int length = 1;
+            const int symbol = find_symbol(bits.buffer, length);
+            if (symbol < 0) return false;
+            const int size = symbol & 15;
+            const int value = extended(bits.buffer << length, size);
+            bits.skip(length + size);
+            if (is_end(symbol)) return true;
+            k += (symbol >> 4) + 1;
+            if (k > 63) return false;
+            block[PLACES[k]] = value;
+        }
+        return true;
     }
 };
 
 // Tables of the files before: many have the same ones. The one asked for last stands first.
-class Tables {
+template <class Table>
+class TableCache {
   public:
-    const Table& get(const Codes& codes, bool is_ac) {
-        auto& kept = tables[is_ac];
+    const Table& get(const Codes& codes) {
         size_t i = 0;
         while (i < kept.size() && !(kept[i]->codes == codes)) i++;
         if (i == kept.size()) {
             if (kept.size() == KEPT) kept.pop_back(), i--;
-            kept.push_back(std::make_unique<Table>(codes, is_ac));
+            kept.push_back(std::make_unique<Table>(codes));
         }
         std::rotate(kept.begin(), kept.begin() + i, kept.begin() + i + 1);
         return *kept.front();
@@ -157,85 +311,12 @@ class Tables {
 
   private:
     static constexpr size_t KEPT = 8;  // one file has 4 of a kind at most, which stay
-    std::vector<std::unique_ptr<Table>> tables[2];
+    std::vector<std::unique_ptr<Table>> kept;
 };
 
-// ------------------------------------------------------------------------------------------------- blocks
-
-// The difference of a block's DC coefficient to the one before; false where there is no such code.
-static inline bool read_dc(Bits& bits, const Table& table, int& difference) {
-    bits.refill();
-    const Entry e = table.find(bits.buffer);
-    if (bits_of(e) == 0) return false;
-    const int size = value_bits_of(e);
-    difference = value_of(e);
-    if (size) difference = extended(bits.buffer << (bits_of(e) - size) >> (64 - size), size);
-    bits.skip(bits_of(e));
-    return true;
-}
-
-// Write AC coefficients that are not 0 to a block of zeros. `last` is the number of the last one, in file order.
-static inline bool read_ac(Bits& of_segment, const Table& table, int16_t* block, int& last) {
-    Bits bits = of_segment;  // in registers
-    int k = 0;
-    for (;;) {
-        bits.refill();
-        for (int i = 0; i < 2; i++) {  // 26 bits each, of 56
-            Entry e = table.find_short(bits.buffer);
-            const bool is_short = bits_of(e) != 0;
-            if (__builtin_expect(!is_short, 0)) {
-                bits.refill();
-                e = table.find_long(bits.buffer);
-                if (bits_of(e) == 0) return false;
-            }
-            k += steps_of(e);
-            const int size = value_bits_of(e);
-            int value = value_of(e);
-            if (size) value = extended(bits.buffer << (bits_of(e) - size) >> (64 - size), size);
-            bits.skip(bits_of(e));
-            if (k >= 63) {
-                of_segment = bits;
-                if (k > 63) return k >= END;  // the block's end, unless there are too many coefficients
-                block[63] = value, last = 63;
-                return true;
-            }
-            block[NATURAL[k]] = value, last = k;
-            if (!is_short) bits.refill();
-        }
-    }
-}
-
-// Pass over the AC coefficients of a block.
-static inline bool skip_ac(Bits& of_segment, const Table& table) {
-    Bits bits = of_segment;  // in registers
-    int k = 0;
-    for (;;) {
-        bits.refill();
-        for (int i = 0; i < 3; i++) {  // 11 bits each, of 56
-            const uint32_t group = table.find_skip(bits.buffer);
-            const int used = group & 15, steps = group >> 4 & 127;
-            const bool ends = group >> 11;
-            if (__builtin_expect(used && k + steps + ends <= 63, 1)) {
-                bits.skip(used);
-                k += steps;
-                if (ends || k == 63) {
-                    of_segment = bits;
-                    return true;
-                }
-                continue;
-            }
-            bits.refill();
-            const Entry e = table.find(bits.buffer);
-            if (bits_of(e) == 0) return false;
-            bits.skip(bits_of(e));
-            k += steps_of(e);
-            if (k >= 63) {
-                of_segment = bits;
-                return k == 63 || k >= END;
-            }
-            break;
-        }
-    }
-}
+struct Tables {
+    TableCache<DcTable> dc;
+    TableCache<AcTable> ac;
+};
 
 }  // namespace jpeg

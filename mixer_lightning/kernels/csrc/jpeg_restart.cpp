@@ -136,7 +136,7 @@ class Tokens {
     }
 
     // A symbol and the bits behind it; false where there is none.
-    static bool next(Bits& bits, const Table& table, int& symbol, int& value) {
+    static bool next(Bits& bits, const Codebook& table, int& symbol, int& value) {
         bits.refill();
         int length = 1;
         symbol = table.find_symbol(bits.buffer, length);
@@ -147,10 +147,10 @@ class Tokens {
         return true;
     }
 
-    bool read_mean(Bits& bits, const Table& table, int number, int& read, int& written) {
+    bool read_mean(Bits& bits, const Codebook& table, int number, int& read, int& written) {
         int symbol, value;
         if (!next(bits, table, symbol, value)) return false;
-        if (symbol) read += extended(value, symbol);
+        if (symbol) read += extended(static_cast<uint64_t>(value) << (64 - symbol), symbol);
         const int change = read - written, size = size_of(change);
         if (size > 11) return false;  // more than baseline files may have
         written = read;
@@ -158,7 +158,7 @@ class Tokens {
         return true;
     }
 
-    bool read_rest(Bits& bits, const Table& table, int number) {
+    bool read_rest(Bits& bits, const Codebook& table, int number) {
         int symbol, value;
         for (int k = 0; k < 63;) {
             if (!next(bits, table, symbol, value)) return false;

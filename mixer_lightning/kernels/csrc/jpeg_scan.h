@@ -34,7 +34,8 @@ struct Plane {
 class Scan {
   public:
     Bits bits;  // of the segment that is open
-    const Table *dc_tables[3], *ac_tables[3];  // of the components
+    const DcTable* dc_tables[3];  // of the components
+    const AcTable* ac_tables[3];
     long total;  // MCUs
     long interval = 0;  // MCUs in a segment
 
@@ -42,8 +43,8 @@ class Scan {
         : file_end(file_end), header(header), scratch(scratch), across(header.mcus_across()) {
         total = across * header.mcus_down();
         for (int c = 0; c < header.components; c++) {
-            dc_tables[c] = &tables.get(header.dc[header.component[c].dc], false);
-            ac_tables[c] = &tables.get(header.ac[header.component[c].ac], true);
+            dc_tables[c] = &tables.dc.get(header.dc[header.component[c].dc]);
+            ac_tables[c] = &tables.ac.get(header.ac[header.component[c].ac]);
         }
     }
 
@@ -106,6 +107,8 @@ class Scan {
                 if (++column == across) column = 0, row++;
             }
         }
+        uint8_t unseen[64];
+        if (number_waiting) inverse_dct(waiting, places[0], {places[0].steps, unseen, 8});
         return DONE;
     }
 
@@ -116,6 +119,9 @@ class Scan {
     long across;
     std::vector<const uint8_t*> begins;
     const uint8_t* ends_at = nullptr;
+    Pair waiting = {};  // blocks whose inverse transform is still to be done
+    Place places[2];
+    int number_waiting = 0;
 
     // The last MCU of [first, end) that is in the part; -1 where there is none.
     long last_needed(long first, long end, const Part& part) const {
@@ -127,35 +133,45 @@ class Scan {
     }
 
     bool read_mcu(int16_t* means, Plane* planes, long column, long row) {
+        Bits bits = this->bits;  // in registers
         for (int c = 0; c < header.components; c++) {
             const Component& each = header.component[c];
-            const uint16_t* steps = header.quantisation[each.quantisation];
             Plane& plane = planes[c];
             for (int v = 0; v < each.v; v++)
                 for (int h = 0; h < each.h; h++) {
-                    int difference, last = 0;
-                    if (!read_dc(bits, *dc_tables[c], difference)) return false;
+                    int difference;
+                    bool any;
+                    if (!dc_tables[c]->read(bits, difference)) return false;
                     means[c] = static_cast<uint16_t>(means[c]) + difference;
-                    alignas(64) int16_t block[64] = {};
-                    block[0] = means[c];
-                    if (!read_ac(bits, *ac_tables[c], block, last)) return false;
+                    int16_t* block = waiting.coefficients + number_waiting * Pair::SECOND;
+                    if (!ac_tables[c]->read(bits, block, any)) return false;
                     const long x = (column * each.h + h) * 8 - plane.left, y = (row * each.v + v) * 8 - plane.top;
-                    uint8_t* to = &plane.samples[x * plane.stride + y];
-                    if (last) inverse_dct(block, steps, to, plane.stride);
-                    else inverse_dct_of_a_mean(block[0], steps[0], to, plane.stride);
+                    const Place place{header.quantisation[each.quantisation], &plane.samples[x * plane.stride + y],
+                                      plane.stride};
+                    if (!any) {
+                        inverse_dct_of_a_mean(means[c], place);
+                        continue;
+                    }
+                    block[0] = means[c];
+                    places[number_waiting] = place;
+                    if (number_waiting == 1) inverse_dct(waiting, places[0], places[1]);
+                    number_waiting ^= 1;
                 }
         }
+        this->bits = bits;
         return true;
     }
 
     bool skip_mcu(int16_t* means) {
+        Bits bits = this->bits;
         for (int c = 0; c < header.components; c++)
             for (int b = header.component[c].h * header.component[c].v; b > 0; b--) {
                 int difference;
-                if (!read_dc(bits, *dc_tables[c], difference)) return false;
+                if (!dc_tables[c]->read(bits, difference)) return false;
                 means[c] = static_cast<uint16_t>(means[c]) + difference;
-                if (!skip_ac(bits, *ac_tables[c])) return false;
+                if (!ac_tables[c]->skip(bits)) return false;
             }
+        this->bits = bits;
         return true;
     }
 };

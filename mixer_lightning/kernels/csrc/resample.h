@@ -27,16 +27,20 @@ struct Axis {
     long first, extent, to_extent, offset, size;
 };
 
-// Output j is the sum of inputs begin[j] + t times weight[j * taps + t] / 2^BITS, t below taps.
+// Output j is the sum of inputs begin[j] + t times weight[j * taps + t] / 2^BITS, t below count[j].
 struct Taps {
     static constexpr int BITS = 22;
-    long taps = 0;
-    std::vector<int> begin;
-    std::vector<int> weight;
+    long taps = 0;  // at most, and a multiple of 4; weights behind the last input are 0
+    std::vector<int> begin, count;
+    std::vector<int> weight;  // below 1.25 * 2^BITS, whatever part of a filter an edge leaves
     std::vector<double> scratch;
 
     long first() const { return *std::min_element(begin.begin(), begin.end()); }
-    long last() const { return *std::max_element(begin.begin(), begin.end()) + taps - 1; }
+    long last() const {
+        int end = 0;
+        for (size_t j = 0; j < begin.size(); j++) end = std::max(end, begin[j] + count[j]);
+        return end - 1;
+    }
 
     // For samples of a component that has `samples` of them along the axis: one for each pixel, or with `is_halved` one
     // for two, between which libjpeg interpolates ("fancy upsampling": 3/4 of the nearer one, 1/4 of the other).
@@ -44,8 +48,8 @@ struct Taps {
         const double scale = static_cast<double>(axis.extent) / axis.to_extent, wide = std::max(scale, 1.0);
         const double reach = (filter == BICUBIC ? 2 : 1) * wide, narrow = 1 / wide;
         const long pixels = static_cast<long>(std::ceil(reach)) * 2 + 1;
-        taps = std::min(is_halved ? pixels / 2 + 3 : pixels, samples);
-        begin.resize(axis.size);
+        taps = ((is_halved ? pixels / 2 + 3 : pixels) + 3) / 4 * 4;
+        begin.resize(axis.size), this->count.resize(axis.size);
         weight.assign(axis.size * taps, 0);
         scratch.resize(pixels);
         std::vector<double>& of_pixel = scratch;
@@ -60,21 +64,24 @@ struct Taps {
                 total += of_pixel[t] = filter == BICUBIC ? cubic(x) : triangle(x);
             }
             const double share = total == 0 ? 0 : 1 / total;
-            const long pixel = axis.first + from, edge = samples - taps;
+            const long pixel = axis.first + from;
             int* to = &weight[j * taps];
             if (!is_halved) {
-                begin[j] = std::min(pixel, edge);
-                for (long t = 0; t < count; t++) to[pixel - begin[j] + t] = fixed(of_pixel[t] * share);
-                continue;
+                begin[j] = pixel;
+                for (long t = 0; t < count; t++) to[t] = fixed(of_pixel[t] * share);
+            } else {
+                begin[j] = std::max(0L, (pixel - 1) >> 1);
+                std::fill(sums, sums + taps, 0.0);
+                for (long t = 0; t < count; t++) {
+                    const long near = (pixel + t) >> 1, other = near + ((pixel + t) & 1 ? 1 : -1);
+                    sums[near - begin[j]] += 0.75 * of_pixel[t] * share;
+                    sums[std::min(std::max(other, 0L), samples - 1) - begin[j]] += 0.25 * of_pixel[t] * share;
+                }
+                for (long t = 0; t < taps; t++) to[t] = fixed(sums[t]);
             }
-            begin[j] = std::max(0L, std::min((pixel - 1) >> 1, edge));
-            std::fill(sums, sums + taps, 0.0);
-            for (long t = 0; t < count; t++) {
-                const long near = (pixel + t) >> 1, other = near + ((pixel + t) & 1 ? 1 : -1);
-                sums[near - begin[j]] += 0.75 * of_pixel[t] * share;
-                sums[std::min(std::max(other, 0L), samples - 1) - begin[j]] += 0.25 * of_pixel[t] * share;
-            }
-            for (long t = 0; t < taps; t++) to[t] = fixed(sums[t]);
+            long used = taps;
+            while (used > 1 && to[used - 1] == 0) used--;
+            this->count[j] = used;
         }
     }
 
@@ -92,8 +99,21 @@ struct Taps {
 using bytes::Ints, bytes::LANES;
 
 // to[i] = sum over t of from[t * stride + i] * weight[t], i below `length` rounded up to whole vectors; what lies
-// behind is read and written, and is not used.
+// behind is read and written, and is not used. Weights are 0 from `taps` on to the next multiple of 4.
 static inline void weighted_sum(const uint8_t* from, long stride, const int* weight, long taps, uint8_t* to, long length) {
+#ifdef BYTES_HAVE_DOT
+    bytes::Weighted::Digits digits[Taps::MAX_TAPS / 4];
+    for (long t = 0; t < taps; t += 4) digits[t / 4] = bytes::Weighted::Digits(weight + t);
+    for (long i = 0; i < length; i += 32) {
+        bytes::Weighted sum(1 << (Taps::BITS - 1));
+        for (long t = 0; t < taps; t += 4) {
+            const uint8_t* row = from + t * stride + i;  // where there is no further one, the same again, times 0
+            const long left = taps - t, second = left > 1 ? stride : 0, third = left > 2 ? 2 * stride : 0;
+            sum.add(row, row + second, row + third, row + (left > 3 ? 3 * stride : 0), digits[t / 4]);
+        }
+        sum.store<Taps::BITS>(to + i);
+    }
+#else
     long i = 0;
     for (; i + 2 * LANES <= length + LANES - 1; i += 2 * LANES) {
         Ints a = Ints{} + (1 << (Taps::BITS - 1)), b = a;
@@ -111,6 +131,7 @@ static inline void weighted_sum(const uint8_t* from, long stride, const int* wei
         for (long t = 0; t < taps; t++, row += stride) a += bytes::load(row) * weight[t];
         bytes::store(a >> Taps::BITS, to + i);
     }
+#endif
 }
 
 // to[x, y] = from[y, x] for y below `rows`, x below `columns`, in tiles of 8 x 8 as they come, the last ones beyond both.
