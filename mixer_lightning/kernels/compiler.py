@@ -18,8 +18,11 @@ from pathlib import Path
 CSRC = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "prebuilt"
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-Wno-psabi")
-#: More for some; the weights of a crop are computed in float64, and their last bits may not depend on the processor.
-FLAGS_OF = {"jpeg": ("-ffp-contract=off",)}
+#: More for those whose results may not depend on the processor: products are rounded one by one, and not fused.
+FLAGS_OF = {
+    "jpeg": ("-ffp-contract=off",),
+    "augment": ("-ffp-contract=off", "-fno-trapping-math"),
+}
 TIMEOUT_SECONDS = 120
 
 #: Levels of the x86-64 psABI, the most capable first, and what of /proc/cpuinfo tells that a processor has them.
