@@ -14,7 +14,7 @@ import yaml
 
 from conftest import ROOT
 from mixer_lightning import results
-from mixer_lightning.cli import doctor, export, plan, predict, prepare, report, search, transfer
+from mixer_lightning.cli import dashboard, doctor, export, plan, predict, prepare, report, search, transfer
 from mixer_lightning.cli.console import COMMANDS as COMMANDS_OF_THE_CONSOLE
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.config.compose import compose
@@ -163,6 +163,7 @@ def test_commands_without_a_recipe_parse(command, tmp_path, monkeypatch):
         "report": report.settings,
         "doctor": doctor.settings,
         "search": lambda words: search.settings(words[0], words[1:]),
+        "dashboard": lambda words: dashboard.settings(words[0], words[1:]),
     }
     if name == "study":
         study, *argv = argv

@@ -97,7 +97,7 @@ class MetricsLog(StepCallback):
         if module.step % self.every_steps == 0 or module.step == self.total_steps:
             row = module.accumulator.read()  # waits for the device: the clock must see that
             self.pause()
-            self.write(trainer, module.step, row | {"train/lr": module.lr} | self._pace(module))
+            self.write(trainer, module.step, row | {results.LEARNING_RATE: module.lr} | self._pace(module))
             self._window_seconds, self._window_steps = 0.0, 0
 
     def _pace(self, module: Classifier) -> dict[str, float]:
@@ -109,16 +109,16 @@ class MetricsLog(StepCallback):
         seconds = max(self._window_seconds, 1e-9)
         waited = self.seconds_waited()
         found = {
-            "train/images_per_second": self._window_steps * module.micro_batches.batch_size / seconds,
-            "train/data_wait": min(1.0, (waited - self._waited_before) / seconds),
+            results.IMAGES_PER_SECOND: self._window_steps * module.micro_batches.batch_size / seconds,
+            results.DATA_WAIT: min(1.0, (waited - self._waited_before) / seconds),
+            results.DEVICE_DAYS: self.device_seconds / 86400,
         }
         self._waited_before = waited
-        found["train/device_days"] = self.device_seconds / 86400
         if self._peak is not None and self.macs is not None:
-            done = found["train/images_per_second"] * self.macs
-            found["train/mfu"] = done / (self._peak * self.num_devices)
+            done = found[results.IMAGES_PER_SECOND] * self.macs
+            found[results.MFU] = done / (self._peak * self.num_devices)
         taken = taken_bytes(module.machine)
-        return found | ({} if taken is None else {"train/memory_gb": taken / 1e9})
+        return found | ({} if taken is None else {results.MEMORY_GB: taken / 1e9})
 
     def pause(self) -> None:
         """Add the time since the last call to the training time."""
@@ -294,16 +294,16 @@ class Progress(StepCallback):
 
 def format_progress(metrics: Mapping[str, float]) -> list[str]:
     """'loss 0.61', 'val/top1 98.3 %', 'train/top1 97.1 %', '3,100 images/s': what matters most comes first."""
-    parts = [f"loss {metrics['train/loss']:.4g}"] if "train/loss" in metrics else []
+    parts = [f"loss {metrics[results.TRAIN_LOSS]:.4g}"] if results.TRAIN_LOSS in metrics else []
     accuracies = [name for name in metrics if name.endswith("/top1")]
     parts += [
         f"{name} {100 * metrics[name]:.1f} %"
-        for name in sorted(accuracies, key=lambda name: name == "train/top1")
+        for name in sorted(accuracies, key=lambda name: name == results.TRAIN_TOP1)
     ]
-    if "train/images_per_second" in metrics:
-        parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
-    if "train/mfu" in metrics:
-        parts.append(f"MFU {100 * metrics['train/mfu']:.0f} %")
-    if metrics.get("train/data_wait", 0.0) >= SLOW_DATA:
-        parts.append(f"{100 * metrics['train/data_wait']:.0f} % waiting for images")
+    if results.IMAGES_PER_SECOND in metrics:
+        parts.append(f"{metrics[results.IMAGES_PER_SECOND]:,.0f} images/s")
+    if results.MFU in metrics:
+        parts.append(f"MFU {100 * metrics[results.MFU]:.0f} %")
+    if metrics.get(results.DATA_WAIT, 0.0) >= SLOW_DATA:
+        parts.append(f"{100 * metrics[results.DATA_WAIT]:.0f} % waiting for images")
     return parts
