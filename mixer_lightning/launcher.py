@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,6 +70,26 @@ def launched() -> Launch | None:
     except ValueError:
         said = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise ValueError(f"the launcher's variables are no whole numbers: {said}") from None
+
+
+def is_of_torchrun(name: str) -> bool:
+    """Whether a variable is one that torchrun sets for its processes."""
+    others = ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
+    return name in (*TORCHRUN, *others) or name.startswith("TORCHELASTIC_")
+
+
+def is_trial() -> bool:
+    """Whether `wandb agent` has started this process, with settings that its sweep proposes."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
+def suffix_of_trial() -> str:
+    """What tells the run directory of a trial of `wandb agent` from those of others: "-<id of its W&B run>".
+
+    Its settings need not show in the name: the agent, which may start a trial once more, knows it by the id.
+    """
+    run_id = re.sub(r"[^\w-]", "_", os.environ.get("WANDB_RUN_ID", ""))
+    return f"-{run_id}" if is_trial() and run_id else ""
 
 
 def is_torchrun() -> bool:

@@ -51,8 +51,16 @@ Row = TypeVar("Row")
 _LOWER_IS_BETTER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "ece", "brier", "perplexity"}
 
 
+#: What training logs; every name stands here alone. Evaluations say theirs by `metric_names`.
+TRAIN_LOSS, TRAIN_TOP1 = "train/loss", "train/top1"
+LEARNING_RATE, GRAD_NORM = "train/lr", "train/grad_norm"
+IMAGES_PER_SECOND = "train/images_per_second"  # global
+DATA_WAIT = "train/data_wait"  # share of the time that images were waited for
+MEMORY_GB = "train/memory_gb"  # 1e9 bytes
+MFU = "train/mfu"  # multiply-accumulates of the model, of those that its devices could do
+DEVICE_DAYS = "train/device_days"  # of training steps, all sessions, times devices
 #: Metrics of the machine, which no two sessions share.
-PACE = ("train/images_per_second", "train/data_wait", "train/memory_gb")
+PACE = (IMAGES_PER_SECOND, DATA_WAIT, MEMORY_GB, MFU, DEVICE_DAYS)
 
 
 def main_metric(names: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_SECONDS = 0.5
 #: What to do before a process is ended that hangs: its other processes, if there are any, want to know.
 last_words: Callable[[int], None] | None = None
+#: The signal that this process has stopped for, or its run, whose processes agree; 0 while it goes on.
+stopped_by = 0
 PARENT_SECONDS = 1.0  # between two looks whether who started this process is there
 #: That a program which has nothing to save takes to end; what it still waits for may never come.
 ENDING_SECONDS = 5.0
@@ -29,6 +32,8 @@ class Stopped(SystemExit):
     """A signal asked to stop; the program's exit code is 130 after Ctrl-C, else 143. `saved` says whether it has."""
 
     def __init__(self, number: int, *, where: str = "", saved: bool = False) -> None:
+        global stopped_by
+        stopped_by = number
         super().__init__(exit_code(number))
         self.number, self.where, self.saved = number, where, saved
 
@@ -94,6 +99,52 @@ def end_soon(code: int) -> None:
         signal.signal(each, signal.SIG_IGN)  # while Python ends, another one would kill it
     number = signal.SIGINT if code == exit_code(signal.SIGINT) else signal.SIGTERM
     threading.Thread(target=_quit_late, args=(number,), name="ending", daemon=True).start()
+
+
+@contextlib.contextmanager
+def undisturbed(code: int) -> Iterator[None]:
+    """Close things in peace after a stop, which schedulers and agents ask for more than once; Ctrl-C still breaks off.
+
+    Args:
+        code: the exit code to be; of another than a stop's nothing is different.
+    """
+    if code not in map(exit_code, SIGNALS):
+        yield
+        return
+    asking = [number for number in SIGNALS if number != signal.SIGINT]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in asking}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_by_signal_if_stopped() -> Callable[[int], int]:
+    """Give what is to be told the exit code; a process that was asked to stop then ends by the signal itself.
+
+    To a shell that is the same, 143 or 130. To an agent of sweeps, which counts exit codes above 0 as failures and
+    gives up after some, it is a process that has been stopped. To be said before anything else registers with atexit:
+    what has is done first.
+    """
+    told = 0
+
+    def tell(code: int) -> int:
+        nonlocal told
+        told = code
+        return code
+
+    def end() -> None:
+        for number in SIGNALS:
+            if number != signal.SIGUSR1 and told == exit_code(number):
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
+    atexit.register(end)
+    return tell
 
 
 def _quit_late(number: int, *, unless: Callable[[], bool] = lambda: False) -> None:

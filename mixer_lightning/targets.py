@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ def locate(target: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def takes(target: str, parameter: str) -> bool:
+    """Whether what a dotted path names has a parameter of that name."""
+    return parameter in inspect.signature(locate(target)).parameters
 
 
 def build(node: Mapping[str, Any], **runtime_args: Any) -> Any:

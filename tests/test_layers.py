@@ -70,6 +70,7 @@ ALLOWED_ROOMS = {
     "hydra": {"config"},
     "omegaconf": {"config"},
     "wandb": {"loggers"},
+    "wandb_workspaces": {"loggers"},
     "lightning": {"engine", "loggers"},
     "torchmetrics": {"evals", "engine"},
     "matplotlib": {"reports"},

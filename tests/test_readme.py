@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 
 from conftest import ROOT
 from mixer_lightning import results
-from mixer_lightning.cli import doctor, export, plan, predict, prepare, report, search, transfer
+from mixer_lightning.cli import dashboard, doctor, export, plan, predict, prepare, report, search, transfer
 from mixer_lightning.cli.console import COMMANDS as COMMANDS_OF_THE_CONSOLE
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.config.compose import compose
@@ -77,7 +78,8 @@ def test_training_commands_compose(command):
     argv, _ = plan.choose("train", [word for word in arguments(command) if word not in flags], run)
     composition = compose("train", [word for word in argv if word != "-m"], multirun="-m" in argv)
     assert composition.messages == []
-    assert len(composition.jobs) == (12 if "-m" in argv else 1)
+    values = [word.partition("=")[2] for word in argv]
+    assert len(composition.jobs) == math.prod(value.count(",") + 1 for value in values if value[:1] != "[")
 
 
 @pytest.mark.parametrize("command", [c for c in LINES if c.startswith("make")])
@@ -163,6 +165,7 @@ def test_commands_without_a_recipe_parse(command, tmp_path, monkeypatch):
         "report": report.settings,
         "doctor": doctor.settings,
         "search": lambda words: search.settings(words[0], words[1:]),
+        "dashboard": lambda words: dashboard.settings(words[0], words[1:]),
     }
     if name == "study":
         study, *argv = argv

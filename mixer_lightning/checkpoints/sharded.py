@@ -1,5 +1,7 @@
 """Checkpoints in parts: each process of a run writes what it has of every tensor, by torch.distributed.checkpoint.
 
+Training waits until its tensors are copied, not until they are on the disk.
+
 Beside last.ckpt, which then holds all but those tensors, lies a folder `shards-<step>-<token>` of .safetensors files,
 which last.ckpt names with their SHA-256. So a checkpoint takes the place of another in one move, and nothing that is
 read can run code. Reading puts the tensors together: any number of processes goes on from them, and every command
@@ -8,20 +10,23 @@ takes last.ckpt as it takes one of a single file.
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read_parts
-from torch.distributed.checkpoint.state_dict_saver import save as write_parts
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
 from mixer_lightning import results
@@ -30,6 +35,7 @@ from mixer_lightning.checkpoints import torch_file
 KEY = "shards"
 PREFIX = "shards-"
 WEIGHTS, OPTIMIZER = "state_dict", "optimizer"
+_INTACT = "The checkpoint that stood there before is intact"
 
 
 def is_sharded(state: Mapping[str, Any]) -> bool:
@@ -37,31 +43,65 @@ def is_sharded(state: Mapping[str, Any]) -> bool:
     return any(isinstance(value, DTensor) for value in state[WEIGHTS].values())
 
 
-def save(state: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Write the tensors of a state that are shared out; all processes call it. Returns the rest, which names the files.
+class Writer:
+    """Writes states whose tensors are shared out into a run directory, while the training goes on.
 
-    Raises:
-        OSError: some process could not write its part.
+    Its processes speak to each other apart from the training's, through the CPU: a thread waits for the files.
     """
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    rest, tensors = _split(state)
-    chosen = [str(run_dir / f"{PREFIX}{state['step']:08d}-{uuid.uuid4().hex[:8]}")]
-    torch.distributed.broadcast_object_list(chosen)
-    folder = Path(chosen[0])  # of the first process
-    try:
-        if rank == 0:
-            folder.mkdir(parents=True)
-        torch.distributed.barrier()
-        write_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-        mine = {path.name: _sha256(path) for path in folder.glob(f"shard-{rank + 1:05d}-*")}
-    except Exception as error:  # CheckpointException, of all processes' errors, is no OSError
-        raise OSError(
-            f"cannot write {folder}: {error}. The checkpoint that stood there before is intact"
-        ) from error
-    gathered: list[dict[str, str]] = [{}] * size
-    torch.distributed.all_gather_object(gathered, mine)
-    files = {name: digest for each in gathered for name, digest in each.items()}
-    return {**rest, KEY: {"folder": folder.name, "files": files}}
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._group: Any = None
+
+    def begin(self, state: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+        """Copy a state, which may change from then on; all processes call it, one state after the other.
+
+        Returns:
+            What waits for the files of its tensors, in any thread, and gives the rest of the state, which names them.
+            It raises OSError in all processes where one could not write its part.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        if self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
+        rest, tensors = _split(state)
+        folder = self._new_folder(state["step"])
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        written = async_save(tensors, storage_writer=writer, process_group=self._group)
+        return functools.partial(self._finish, copy.deepcopy(rest), folder, written)
+
+    def _new_folder(self, step: int) -> Path:
+        """One that the first process has made."""
+        folder = self.run_dir / f"{PREFIX}{step:08d}-{uuid.uuid4().hex[:8]}"
+        said = [folder.name, ""]
+        if torch.distributed.get_rank() == 0:
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                said[1] = str(error)
+        torch.distributed.broadcast_object_list(said, group=self._group)
+        if said[1]:
+            raise OSError(f"cannot make {folder}: {said[1]}. {_INTACT}")
+        return self.run_dir / said[0]
+
+    def _finish(self, rest: dict[str, Any], folder: Path, written: Any) -> dict[str, Any]:
+        rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        mine: dict[str, str] | str
+        try:
+            written.result()
+            mine = {path.name: _sha256(path) for path in folder.glob(f"shard-{rank + 1:05d}-*")}
+        except CheckpointException as error:  # of all processes; it is no Exception
+            mine = "; ".join(f"process {which}: {each[0]}" for which, each in sorted(error.failures.items()))
+        except (OSError, RuntimeError) as error:
+            mine = f"process {rank}: {error}"
+        gathered: list[Any] = [None] * size
+        torch.distributed.all_gather_object(gathered, mine, group=self._group)
+        for each in gathered:
+            if isinstance(each, str):
+                raise OSError(f"cannot write {folder}: {each}. {_INTACT}")
+        files = {name: digest for each in gathered for name, digest in each.items()}
+        return {**rest, KEY: {"folder": folder.name, "files": files}}
 
 
 def remove_unused(run_dir: Path) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "write any data set as shards",
     "models": "the table of backbones",
     "doctor": "check versions, devices, disk and the network between processes",
+    "dashboard": "a workspace and a report on W&B, for pretraining, transfer or a sweep",
     "report": "tables, figures and one page of results, beside the published ones",
     "study": "measurements of input pipelines and training steps",
 }
@@ -58,6 +59,8 @@ def program(command: str) -> Callable[[Sequence[str]], int]:
         from mixer_lightning.cli.models import main
     elif command == "doctor":
         from mixer_lightning.cli.doctor import main
+    elif command == "dashboard":
+        from mixer_lightning.cli.dashboard import main
     elif command == "report":
         from mixer_lightning.cli.report import main
     else:

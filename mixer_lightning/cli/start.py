@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from mixer_lightning import launcher, stdio, stopping
 
@@ -13,6 +14,18 @@ def start(*command: str) -> int:
     stopping.install()
     if launcher.is_torchrun():
         stopping.stop_with_parent()
+    if not launcher.is_trial():
+        return _run(command)
+    tell = stopping.end_by_signal_if_stopped()
+    try:
+        return tell(_run(command))
+    except SystemExit as end:
+        tell(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run the command; the exit code."""
     try:
         from mixer_lightning.cli.console import main  # late: Ctrl-C during an import is Ctrl-C
 

@@ -41,6 +41,7 @@ from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, l
 from mixer_lightning.config.settle import settled
 from mixer_lightning.config.untrusted import only_data
 from mixer_lightning.files import CONF
+from mixer_lightning.launcher import suffix_of_trial
 from mixer_lightning.results import differing_keys
 
 #: The recipe of each program with a config of its name.
@@ -57,8 +58,9 @@ OVERRIDES_FROM_CHECKPOINT: dict[
     "evaluate": evaluation_overrides_from_checkpoint,
 }
 
-# `suffix` of conf/hydra/default.yaml; `file_name` of the directories of a sweep
+# `suffix` and `trial` of conf/hydra/default.yaml; `file_name` of the directories of a sweep
 OmegaConf.register_new_resolver("suffix", lambda value: "" if value is None else f"_{value}", replace=True)
+OmegaConf.register_new_resolver("trial", suffix_of_trial, replace=True)
 OmegaConf.register_new_resolver("file_name", file_name, replace=True)
 
 

@@ -25,7 +25,7 @@ RUNTIME_ARGS: dict[str, dict[str, str | None]] = {
     "optimizer": {"model": None},
     "schedule": {"step": None, "total_steps": "duration", "steps_per_epoch": None},
     "loss": {"logits": None, "targets": None, "class_counts": None},
-    "logger": {"run_dir": "hydra.run.dir", "run_name": "name"},
+    "logger": {"run_dir": "hydra.run.dir", "run_name": "name", "labels": None},
 }
 BAGS = ("evals", "callbacks", "logger")  # named collections of nodes; everything else is one node
 PARTIALS = ("optimizer", "schedule", "loss")  # called at every step: their nodes say `_partial_: true`

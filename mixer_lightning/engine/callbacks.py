@@ -16,8 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mixer_lightning import results
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
+from mixer_lightning.engine.device import matrix_rate
 from mixer_lightning.engine.inference import Predictions
-from mixer_lightning.engine.memory import taken_bytes
+from mixer_lightning.engine.memory import release_memory, taken_bytes
 from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.progress import Bar
@@ -25,6 +26,8 @@ from mixer_lightning.screen import Screen
 
 #: From this share of the time on, the progress says that training waits for images.
 SLOW_DATA = 0.1
+#: For which a device multiplies matrices when a session begins.
+PEAK_SECONDS = 0.1
 
 
 class StepCallback(Callback):
@@ -63,10 +66,13 @@ class MetricsLog(StepCallback):
         num_devices: int,
         dashboards: Dashboards,
         seconds_waited: Callable[[], float] = float,
+        macs: int | None = None,
     ) -> None:
         self.run_dir, self.every_steps, self.total_steps = run_dir, every_steps, total_steps
         self.steps_per_epoch, self.num_devices, self.dashboards = steps_per_epoch, num_devices, dashboards
         self.seconds_waited = seconds_waited  # for images, since the session began
+        self.macs = macs  # multiply-accumulates that an image in training takes; None: no MFU
+        self._peak: float | None = None  # of a device in a second
         self.latest: dict[str, float] = {}
         self.train_seconds = 0.0  # of all sessions, without evaluations and checkpoints
         self.device_seconds = 0.0  # the same, times the devices of each session
@@ -77,7 +83,10 @@ class MetricsLog(StepCallback):
         self._since = time.perf_counter()
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
-        """Start the clock."""
+        """See what a device can do, and start the clock."""
+        if self.macs is not None and module.machine.rank == 0:
+            self._peak = matrix_rate(module.machine, at_least=PEAK_SECONDS)
+            release_memory(module.machine)
         self._since = time.perf_counter()
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
@@ -88,20 +97,28 @@ class MetricsLog(StepCallback):
         if module.step % self.every_steps == 0 or module.step == self.total_steps:
             row = module.accumulator.read()  # waits for the device: the clock must see that
             self.pause()
-            self.write(trainer, module.step, row | {"train/lr": module.lr} | self._pace(module))
+            self.write(trainer, module.step, row | {results.LEARNING_RATE: module.lr} | self._pace(module))
             self._window_seconds, self._window_steps = 0.0, 0
 
     def _pace(self, module: Classifier) -> dict[str, float]:
-        """Images per second since the last row, the share of that time that images were waited for, and memory."""
+        """Images per second since the last row, the share of that time that images were waited for, memory, days.
+
+        And model FLOPs utilisation: multiply-accumulates of the model, without what is computed anew, of those that
+        as many devices would do of products of large matrices, as one of them did when the session began.
+        """
         seconds = max(self._window_seconds, 1e-9)
         waited = self.seconds_waited()
         found = {
-            "train/images_per_second": self._window_steps * module.micro_batches.batch_size / seconds,
-            "train/data_wait": min(1.0, (waited - self._waited_before) / seconds),
+            results.IMAGES_PER_SECOND: self._window_steps * module.micro_batches.batch_size / seconds,
+            results.DATA_WAIT: min(1.0, (waited - self._waited_before) / seconds),
+            results.DEVICE_DAYS: self.device_seconds / 86400,
         }
         self._waited_before = waited
+        if self._peak is not None and self.macs is not None:
+            done = found[results.IMAGES_PER_SECOND] * self.macs
+            found[results.MFU] = done / (self._peak * self.num_devices)
         taken = taken_bytes(module.machine)
-        return found | ({} if taken is None else {"train/memory_gb": taken / 1e9})
+        return found | ({} if taken is None else {results.MEMORY_GB: taken / 1e9})
 
     def pause(self) -> None:
         """Add the time since the last call to the training time."""
@@ -277,14 +294,16 @@ class Progress(StepCallback):
 
 def format_progress(metrics: Mapping[str, float]) -> list[str]:
     """'loss 0.61', 'val/top1 98.3 %', 'train/top1 97.1 %', '3,100 images/s': what matters most comes first."""
-    parts = [f"loss {metrics['train/loss']:.4g}"] if "train/loss" in metrics else []
+    parts = [f"loss {metrics[results.TRAIN_LOSS]:.4g}"] if results.TRAIN_LOSS in metrics else []
     accuracies = [name for name in metrics if name.endswith("/top1")]
     parts += [
         f"{name} {100 * metrics[name]:.1f} %"
-        for name in sorted(accuracies, key=lambda name: name == "train/top1")
+        for name in sorted(accuracies, key=lambda name: name == results.TRAIN_TOP1)
     ]
-    if "train/images_per_second" in metrics:
-        parts.append(f"{metrics['train/images_per_second']:,.0f} images/s")
-    if metrics.get("train/data_wait", 0.0) >= SLOW_DATA:
-        parts.append(f"{100 * metrics['train/data_wait']:.0f} % waiting for images")
+    if results.IMAGES_PER_SECOND in metrics:
+        parts.append(f"{metrics[results.IMAGES_PER_SECOND]:,.0f} images/s")
+    if results.MFU in metrics:
+        parts.append(f"MFU {100 * metrics[results.MFU]:.0f} %")
+    if metrics.get(results.DATA_WAIT, 0.0) >= SLOW_DATA:
+        parts.append(f"{100 * metrics[results.DATA_WAIT]:.0f} % waiting for images")
     return parts

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,8 @@ class Checkpoints(StepCallback):
         self.best: dict[str, Any] | None = None  # metric, value, step
         self.saved_step = -1
         self._evaluation_was_due = False  # in what was saved
+        self._parts = sharded.Writer(run_dir)
+        self._writing: Future[None] | None = None  # in the background
         self._began = time.perf_counter()
         self._seconds_before = 0.0
         if state is not None:
@@ -130,7 +134,7 @@ class Checkpoints(StepCallback):
         """Save if it is time."""
         is_last = module.step == self.total_steps or module.ended is not None
         if is_last or module.step % self.every_steps == 0 or self._is_time(trainer):
-            self.save(trainer, module)
+            self.save(trainer, module, in_background=not is_last)
 
     def _is_time(self, trainer: Trainer) -> bool:
         """Whether the last checkpoint is `every_minutes` old, by the clock of the first process."""
@@ -148,11 +152,16 @@ class Checkpoints(StepCallback):
         _check_weights(pl_module)
         checkpoint |= self.record | best_state(pl_module)
 
-    def save(self, trainer: Trainer, module: Classifier) -> None:
-        """Write last.ckpt. All processes call it; the first writes."""
-        if self.saved_step == module.step and self._evaluation_was_due == module.evaluation_due:
-            return
+    def save(self, trainer: Trainer, module: Classifier, *, in_background: bool = False) -> None:
+        """Write last.ckpt. All processes call it; the first writes, or each its part where tensors are shared out.
+
+        Such parts may be written `in_background`: the next save, or `settle`, waits for them, and raises what they do.
+        """
         self.metrics.pause()
+        self.settle()
+        if self.saved_step == module.step and self._evaluation_was_due == module.evaluation_due:
+            self.metrics.resume()
+            return
         state = self.record | snapshot(module)
         state["best"], state["metrics"] = self.best, self.metrics.latest
         state["wall_seconds"], state["train_seconds"] = self.wall_seconds, self.metrics.train_seconds
@@ -165,19 +174,56 @@ class Checkpoints(StepCallback):
         is_last = module.step == self.total_steps or module.ended is not None
         if is_last and self.best is None:
             self._write(trainer, results.BEST, self.record | best_state(module))
-        in_parts = sharded.is_sharded(state)
-        if in_parts:
-            state = sharded.save(state, self.run_dir)
         if trainer.global_rank == 0:
             results.flush_metrics(self.run_dir)  # a power cut must not take what a checkpoint has seen
-            if self._last_is_good:
-                _keep_previous(self.run_dir)
-        self._write(trainer, results.LAST, state)
-        if in_parts and trainer.global_rank == 0:
-            sharded.remove_unused(self.run_dir)
-        self.saved_step, self._evaluation_was_due = module.step, module.evaluation_due
-        self._last_is_good, self._saved_at = True, time.perf_counter()
+        if sharded.is_sharded(state):
+            self._write_parts(trainer, state, in_background=in_background)
+        else:
+            self._replace_last(trainer, state)
+        self._saved_at = time.perf_counter()
         self.metrics.resume()
+
+    def _replace_last(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        if trainer.global_rank == 0 and self._last_is_good:
+            _keep_previous(self.run_dir)
+        self._write(trainer, results.LAST, state)
+        self.saved_step, self._evaluation_was_due = state["step"], state["evaluation_due"]
+        self._last_is_good = True
+
+    def _write_parts(self, trainer: Trainer, state: Mapping[str, Any], *, in_background: bool) -> None:
+        finish = self._parts.begin(state)
+
+        def write() -> None:
+            self._replace_last(trainer, finish())
+            if trainer.global_rank == 0:
+                sharded.remove_unused(self.run_dir)
+
+        executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = executor.submit(write)
+        executor.shutdown(wait=False)
+        if not in_background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is written in the background.
+
+        Raises:
+            OSError: some process could not write its part.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """At the end nothing is being written any more; what broke in between goes before what broke in writing."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, RuntimeError):  # gloo's, where another process has gone
+                self.settle()
+            raise
+        self.settle()
 
     def _write(self, trainer: Trainer, name: str, state: Mapping[str, Any]) -> None:
         if trainer.global_rank == 0:

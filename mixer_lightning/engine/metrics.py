@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixer_lightning import results
 from mixer_lightning.engine.distributed import is_distributed
 
 
@@ -79,5 +80,5 @@ class MetricAccumulator:
         self._sums = torch.zeros_like(
             self._sums
         )  # on its device: a checkpoint of this step sums over processes again
-        means = {"train/loss": loss / micro_batches, "train/top1": top1 / micro_batches}
-        return means | ({"train/grad_norm": grad_norm / norms} if norms else {})
+        means = {results.TRAIN_LOSS: loss / micro_batches, results.TRAIN_TOP1: top1 / micro_batches}
+        return means | ({results.GRAD_NORM: grad_norm / norms} if norms else {})

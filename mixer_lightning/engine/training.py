@@ -29,6 +29,7 @@ from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.device_batch import settle_device_batch
 from mixer_lightning.engine.first_batch import FirstBatch
+from mixer_lightning.engine.labels import make_logger
 from mixer_lightning.engine.length import Length, length_of
 from mixer_lightning.engine.lightning_callbacks import DrivenCallbacks, build_callbacks, is_driven
 from mixer_lightning.engine.lightning_logger import RateOfNextStep, RunLogger
@@ -37,9 +38,9 @@ from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
+from mixer_lightning.models.presets import PASSES, count
 from mixer_lightning.screen import Screen, closing_table, last_line
-from mixer_lightning.stopping import Stopped, StopRequests, exit_code
-from mixer_lightning.targets import build
+from mixer_lightning.stopping import Stopped, StopRequests, exit_code, undisturbed
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     elif recipe.evals and machine.rank == 0:
         refuse_damaged(source, threads=machine.threads, say=screen.say)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
-    metrics = MetricsLog(
-        run_dir,
-        every_steps=recipe.log_every_steps,
-        total_steps=length.total_steps,
-        steps_per_epoch=length.steps_per_epoch,
-        num_devices=machine.world_size,
-        dashboards=dashboards,
-        seconds_waited=data.seconds_waited,
+    metrics = _metrics_log(
+        recipe, run_dir, machine, data, length, dashboards, num_classes=len(source.classes)
     )
     others = build_callbacks(recipe, source, parts.evals, device_type=machine.device_type, say=screen.say)
     _check_machine(recipe, module, others)
@@ -192,6 +187,32 @@ def _data_module(recipe: Recipe, parts: setup.Assembly, module: Classifier, leng
     )
 
 
+def _metrics_log(
+    recipe: Recipe,
+    run_dir: Path,
+    machine: Machine,
+    data: DataModule,
+    length: Length,
+    dashboards: Dashboards,
+    *,
+    num_classes: int,
+) -> MetricsLog:
+    macs = None
+    if recipe.freeze is None and machine.rank == 0:  # what is frozen has no backward pass, or half of one
+        forward = count(recipe.model, num_classes=num_classes, image_size=recipe.image_size).macs
+        macs = PASSES["training"] * forward
+    return MetricsLog(
+        run_dir,
+        every_steps=recipe.log_every_steps,
+        total_steps=length.total_steps,
+        steps_per_epoch=length.steps_per_epoch,
+        num_devices=machine.world_size,
+        dashboards=dashboards,
+        seconds_waited=data.seconds_waited,
+        macs=macs,
+    )
+
+
 def _callbacks(
     recipe: Recipe,
     parts: setup.Assembly,
@@ -252,16 +273,14 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     try:
         code = _fit(recipe, run_dir, run, screen)
     finally:
-        run.dashboards.close(code)
+        with undisturbed(code):
+            run.dashboards.close(code)
     return code
 
 
 def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
-    run.dashboards.open()
-    run.dashboards.log_recipe(recipe.to_dict())
-    run.dashboards.advise(run_dir)
     is_first = run.module.machine.rank == 0
     try:
         if is_first:
@@ -273,8 +292,11 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
             if damaged:
                 lines = ", ".join(map(str, damaged))
                 screen.say(f"{run_dir / results.METRICS} is damaged: left out line {lines}, the others stay")
+        run.dashboards.open()
+        run.dashboards.log_recipe(recipe.to_dict())
+        run.dashboards.advise(run_dir)
         if run.is_unfinished:
-            with run.requests:
+            with run.requests, run.checkpoints.settled():
                 run.trainer.fit(run.module, datamodule=run.data)
         screen.stop_bars()
         if run.module.ended is not None:
@@ -341,16 +363,17 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
 
 def _dashboards(recipe: Recipe | None, run_dir: Path, screen: Screen) -> Dashboards:
     """The recipe's loggers, not yet opened; none without a recipe."""
-    name = "/".join(run_dir.parts[-2:])
-    nodes = recipe.logger.items() if recipe is not None else []
-    makers = {key: functools.partial(build, node, run_dir=run_dir, run_name=name) for key, node in nodes}
+    if recipe is None:
+        return Dashboards({}, say=screen.say)
+    nodes = recipe.logger.items()
+    makers = {key: functools.partial(make_logger, node, recipe, run_dir) for key, node in nodes}
     return Dashboards(makers, say=screen.say)
 
 
 def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
     """The closing record."""
     metrics, module = run.metrics, run.module
-    skipped = ("train/lr", "train/grad_norm", *results.PACE)
+    skipped = (results.LEARNING_RATE, results.GRAD_NORM, *results.PACE)
     seconds = metrics.train_seconds
     return {
         "recipe": recipe.to_dict(),

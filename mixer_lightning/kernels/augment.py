@@ -19,8 +19,6 @@ from torch import Tensor
 
 from mixer_lightning.kernels import extension
 
-#: Float32 results are rounded one by one, as PyTorch's and Pillow's are: fused products are not.
-FLAGS = ("-ffp-contract=off", "-fno-trapping-math")
 MAX_SIDE = 2**14  # places in a plane are 32 bits
 #: One operation on one image, as in csrc/augment.cpp: its number in image_ops.Operation, pixels that an interpolation
 #: looks at along an axis, its argument, the centre of CUTOUT, where a moved pixel comes from (a, b, c, d, e, f).
@@ -61,7 +59,7 @@ def augmented(images: Tensor, steps: npt.NDArray[np.void], fill: npt.NDArray[np.
 @functools.cache
 def native() -> Any | None:
     """The compiled function; None where no C++ compiler builds a library that loads."""
-    library = extension.load("augment", *FLAGS)
+    library = extension.load("augment")
     if library is None:
         return None
     function = library.augment_images

@@ -36,6 +36,10 @@ class Dashboards:
         """The tables of a finished run, whose first row names the columns, and its pictures, where W&B shows such."""
         self._each(lambda logger: _log_report(logger, tables, pictures))
 
+    def log_confusion(self, path: Path) -> None:
+        """The confusion matrix of a confusion.npz, and the misjudged images, where W&B shows such."""
+        self._each(lambda logger: _log_confusion(logger, path))
+
     def advise(self, run_dir: Path) -> None:
         """Say where each is to be seen."""
         self._each(lambda logger: self.say(_advice(logger, run_dir)))
@@ -67,6 +71,11 @@ def _log_report(
 ) -> None:
     if isinstance(logger, WandbLogger):
         wandb_dashboard.log_report(logger, tables, pictures)
+
+
+def _log_confusion(logger: Logger, path: Path) -> None:
+    if isinstance(logger, WandbLogger):
+        wandb_dashboard.log_confusion(logger, path)
 
 
 def _advice(logger: Logger, run_dir: Path) -> str:

@@ -137,6 +137,10 @@ def refuse_too_large(make: Callable[[], nn.Module], *, num_classes: int, image_s
         )
 
 
+#: Multiply-accumulates of a step, in those of a forward pass: backward takes two more.
+PASSES = {"inference": 1, "training": 3}
+
+
 class Cost(NamedTuple):
     """Size of a model: trainable numbers, multiply-accumulates for one image, and what tells its files from others'.
 

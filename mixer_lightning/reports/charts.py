@@ -321,7 +321,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
         scale = 1 if results.is_better_lower(metric) else 100
         named = names[name] if len(metrics) == 1 else f"{names[name]}: {metric}"
         accuracy.append(_curve(named, rows, metric, scale))
-        loss.append(_curve(names[name], rows, "train/loss", 1))
+        loss.append(_curve(names[name], rows, results.TRAIN_LOSS, 1))
     unit = "" if all(map(results.is_better_lower, metrics)) else ", %"
     panels = (
         Panel("epoch", f"{next(iter(metrics)) if len(metrics) == 1 else 'accuracy'}{unit}", tuple(accuracy)),

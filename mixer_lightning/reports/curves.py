@@ -30,7 +30,7 @@ def draw(run_dir: Path) -> None:
     if len(accuracies) < 2:  # of training alone
         accuracies += [name for name in names if name.startswith("fewshot/")]
     _plot(axes[1], rows, _in_order(accuracies), title="accuracy, %", scale=100)
-    _plot(axes[2], rows, ["train/lr"], title="learning rate")
+    _plot(axes[2], rows, [results.LEARNING_RATE], title="learning rate")
     epochs = rows[-1]["epoch"] if rows else 0
     figure.suptitle(label(f"{run_dir.parent.name}/{run_dir.name}    {epochs:.4g} epochs"), fontsize=11)
     save_figure(figure, run_dir / results.CURVES)

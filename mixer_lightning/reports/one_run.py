@@ -11,7 +11,16 @@ from mixer_lightning.reports.confusion import CONFUSION_PNG, MISCLASSIFIED_PNG
 from mixer_lightning.reports.sources import collect
 from mixer_lightning.reports.tables import MEASURED, Table
 
-PICTURES = (results.CURVES, results.FIRST_BATCH, CONFUSION_PNG, MISCLASSIFIED_PNG)
+#: What mixes places, of Mixer hidden units and of ConvMixer depthwise kernels; and the stem.
+WEIGHTS_MIXING, WEIGHTS_STEM = "weights_mixing.png", "weights_stem.png"
+PICTURES = (
+    results.CURVES,
+    results.FIRST_BATCH,
+    CONFUSION_PNG,
+    MISCLASSIFIED_PNG,
+    WEIGHTS_MIXING,
+    WEIGHTS_STEM,
+)
 
 
 def tables(run_dir: Path, results_of_models: Path) -> list[Table]:

@@ -63,12 +63,24 @@ CONVMIXER_ABLATION = PublishedTable(
     ),
 )
 TABLES = (MIXER_TABLE_2, MIXER_TABLE_3, CONVMIXER)
+#: The network that the ablation exchanges parts of, and its data, by their names in conf/.
+ABLATED = ("convmixer_256_8_p1_k9", "cifar10")
 
 
 def rows(table: PublishedTable) -> list[dict[str, str]]:
     """The rows of a table, as they stand in its file."""
     with (FOLDER / f"{table.name}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def tables_of(model: str, data: str) -> list[str]:
+    """Names of the tables with a row of a network trained on a data set, both as conf/ calls them."""
+    found = [
+        table.name
+        for table in TABLES
+        if any((row["conf_model"], row["data"]) == (model, data) for row in rows(table))
+    ]
+    return found + ([CONVMIXER_ABLATION.name] if (model, data) == ABLATED else [])
 
 
 def cited(table: PublishedTable) -> str:

@@ -37,7 +37,7 @@ def summarise(
     common = [name for name in done[0].metrics if all(name in run.metrics for run in done)] if done else []
     metric = results.main_metric(common)
     if metric is None and not any(results.main_metric(run.metrics) for run in done):
-        metric = next((name for name in ("train/top1", "train/loss") if name in common), None)
+        metric = next((name for name in (results.TRAIN_TOP1, results.TRAIN_LOSS) if name in common), None)
     if metric is not None:
         rows = table(done, metric)
         screen.say(_title(metric))

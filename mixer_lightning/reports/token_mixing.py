@@ -12,6 +12,7 @@ from mixer_lightning.reports import markdown
 Line = Mapping[str, Any]  # of the study, or of its CSV file
 
 TOKEN_MIXING, DEPTHWISE = "token_mixing", "depthwise"  # kinds of layers, as rows name them
+FIRST = 3  # blocks of the paper's Figure 5
 COLUMNS = ("checkpoint", "layer", "units", "neighbours alike", "frequency, 1/patch", "cosine to the opposite")
 ALIKE = 0.2  # cosine between neighbours from which the finding counts a unit
 ERRORS = 2  # standard errors of a difference from which it is one

@@ -23,6 +23,8 @@ TITLES = {
     TOKEN_MIXING: "First layer of token mixing: the weights of each hidden unit on the grid of patches",
     DEPTHWISE: "Depthwise kernels",
 }
+#: What the pictures of each kind of layer are called.
+WORDS = {TOKEN_MIXING: "units", DEPTHWISE: "depthwise"}
 INITIAL = "at initialisation"
 
 DPI = 110  # of save_figure
@@ -107,6 +109,19 @@ def load(path: Path) -> Weights:
 class _Panel(NamedTuple):
     title: str
     pixels: NDArray[np.uint8]  # [H, W, 3]
+
+
+def draw(stem: Path, checkpoints: Sequence[Weights]) -> list[Path]:
+    """The pictures for which there is something to draw."""
+    drawn = []
+    for kind, word in WORDS.items():
+        if any(kind in weights.layers for weights in checkpoints):
+            drawn.append(Path(f"{stem}_{word}.png"))
+            draw_units(drawn[-1], checkpoints, kind)
+    if any(weights.stem is not None for weights in checkpoints):
+        drawn.append(Path(f"{stem}_stem.png"))
+        draw_stems(drawn[-1], checkpoints)
+    return drawn
 
 
 def draw_units(path: Path, checkpoints: Sequence[Weights], kind: str) -> None:

@@ -182,8 +182,8 @@ def _measure(
     device: str,
 ) -> list[dict[str, Any]]:
     """Rows of a kernel, width and size that are not there with as many rounds, all measured in the same rounds."""
+    from mixer_lightning.engine.device import seconds
     from mixer_lightning.studies.convolution_costs import PASSES, Case, cost, operators, step
-    from mixer_lightning.studies.training_step import seconds
 
     def measure(once: Callable[[], None], steps: int) -> float:
         if chosen.clock == "wall":

@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
     chosen, screen = settings(argv), Screen()
     import torch
 
-    from mixer_lightning.studies.training_step import compared_step, seconds
+    from mixer_lightning.engine.device import seconds
+    from mixer_lightning.studies.training_step import compared_step
 
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

@@ -15,16 +15,16 @@ from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.api import create_model
+from mixer_lightning.engine.device import Step, matrix_rate, seconds_for
 from mixer_lightning.engine.inference import evaluating
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.memory import PeakMemory, available_bytes, release_memory
 from mixer_lightning.models import catalogue
-from mixer_lightning.models.presets import cost, default_image_size, model_node, published
+from mixer_lightning.models.presets import PASSES, cost, default_image_size, model_node, published
 from mixer_lightning.reports.throughput import column_of_device
 from mixer_lightning.screen import Screen, last_line
-from mixer_lightning.studies.device import matrix_rate
-from mixer_lightning.studies.throughput_table import MATMUL, PASSES, Setting, Table
-from mixer_lightning.studies.training_step import Step, inference_step, seconds_for, training_step
+from mixer_lightning.studies.throughput_table import MATMUL, Setting, Table
+from mixer_lightning.studies.training_step import inference_step, training_step
 
 BATCH_SIZES = {"cpu": (1, 4, 16), "cuda": (16, 32, 64, 128, 256, 512, 1024)}
 #: Matrix products are measured for this part of the seconds of a measurement.

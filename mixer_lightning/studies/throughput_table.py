@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning import results
+from mixer_lightning.models.presets import PASSES
 from mixer_lightning.studies.rounds import middle_half
 
 MATMUL = "matmul"  # the mode of the rows that hold the device's rate of matrix products
-#: Multiply-accumulates of a step, in those of a forward pass: backward takes two more.
-PASSES = {"inference": 1, "training": 3}
 
 
 class Setting(NamedTuple):

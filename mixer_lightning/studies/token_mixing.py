@@ -25,8 +25,6 @@ from mixer_lightning.reports import token_mixing as report
 from mixer_lightning.reports.description import describe_checkpoint
 from mixer_lightning.screen import Screen, did_you_mean, refuse
 
-FIRST = 3  # blocks of the paper's Figure 5
-
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, as key=value. A wrong argument ends the program with a message."""
@@ -40,7 +38,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     add("--checkpoints", metavar="FILES", help="several of them, with commas between: one beside the other")
     add("--model", metavar="NAME", help="of conf/model, where the checkpoint does not tell")
     add("--image_size", type=int, metavar="N", help="side in pixels; default: the checkpoint's")
-    add("--blocks", default="", metavar="NUMBERS", help=f"0,3,5 or all; default: the first {FIRST}")
+    add("--blocks", default="", metavar="NUMBERS", help=f"0,3,5 or all; default: the first {report.FIRST}")
     add("--name", default="token_mixing", metavar="NAME", help="of the files; default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     chosen = parser.read(argv)
@@ -50,7 +48,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
     if not chosen.checkpoints:
         parser.error("checkpoints names no file: checkpoints=<file>,<file>")
     if chosen.blocks == "":
-        chosen.blocks = slice(FIRST)
+        chosen.blocks = slice(report.FIRST)
     elif chosen.blocks == "all":
         chosen.blocks = slice(None)
     else:
@@ -70,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure, draw, print, write."""
     chosen, screen = settings(argv), Screen()
     from mixer_lightning.reports import weights
-    from mixer_lightning.studies.weight_facts import draw, examine
+    from mixer_lightning.studies.weight_facts import examine
 
     labels = labels_of(chosen.checkpoints)
     try:
@@ -96,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     stem = chosen.out / chosen.name
     for each in found:
         weights.save(Path(f"{stem}_{each.weights.name}.npz"), each.weights)
-    pictures = draw(stem, [each.weights for each in found])
+    pictures = weights.draw(stem, [each.weights for each in found])
     if rows:
         results.write_rows(Path(f"{stem}.csv"), rows, digits=5)
     text = report.page(

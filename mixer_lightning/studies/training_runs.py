@@ -15,9 +15,8 @@ from mixer_lightning.config.arguments import Parser, listed, output_folder, with
 from mixer_lightning.config.groups import groups, groups_of
 from mixer_lightning.config.recipe import Duration, Recipe
 from mixer_lightning.engine import run
-from mixer_lightning.models.presets import Cost, list_models
+from mixer_lightning.models.presets import PASSES, Cost, list_models
 from mixer_lightning.screen import Screen, did_you_mean
-from mixer_lightning.studies.throughput_table import PASSES
 from mixer_lightning.studies.transfer_plan import format_time, measured_rate
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from mixer_lightning.api import create_model
+from mixer_lightning.engine.device import Step
 from mixer_lightning.engine.inference import Network
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.kernels.activation_norm import Sequential
@@ -19,8 +18,6 @@ from mixer_lightning.losses import softmax_cross_entropy
 from mixer_lightning.models.presets import model_node
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.studies.cases import Case, Variant
-
-Step = Callable[[], None]
 
 
 def our_model(case: Case, *, kernel: bool, fused: bool) -> nn.Module:
@@ -157,31 +154,3 @@ def random_images(machine: Machine, model: nn.Module, *, batch_size: int, image_
     """Normalised images [B, 3, S, S] on the machine's device, in the memory format of a model."""
     images = torch.randn(batch_size, 3, image_size, image_size, device=machine.device)
     return images.contiguous(memory_format=machine.memory_format(model))
-
-
-def seconds(step: Step, *, device: str, steps: int) -> float:
-    """Seconds of one step, the mean of `steps` in a row; on a GPU between two of its events."""
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(steps):
-            step()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) / 1000 / steps
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begin) / steps
-
-
-def seconds_for(step: Step, *, device: str, at_least: float) -> float:
-    """Seconds of one step, the mean of as many as take `at_least` so many seconds, of one at any rate.
-
-    How many they are a first one tells, which counts where it alone takes as long.
-    """
-    first = seconds(step, device=device, steps=1)
-    if first >= at_least:
-        return first
-    return seconds(step, device=device, steps=max(1, round(at_least / max(first, 1e-6))))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mixer_lightning.reports.token_mixing import DEPTHWISE, TOKEN_MIXING
-from mixer_lightning.reports.weights import Layer, Weights, draw_stems, draw_units
-from mixer_lightning.studies import unit_images, weight_images
-from mixer_lightning.studies.weight_images import Layers
+import torch
+from torch import nn
 
-#: What the pictures of each kind of layer are called.
-WORDS = {TOKEN_MIXING: "units", DEPTHWISE: "depthwise"}
+from mixer_lightning.checkpoints.describe import describe
+from mixer_lightning.checkpoints.restore import Restored
+from mixer_lightning.engine import weight_images
+from mixer_lightning.engine.weight_images import Layers
+from mixer_lightning.models.presets import build_model, model_node
+from mixer_lightning.reports import unit_images
+from mixer_lightning.reports.token_mixing import TOKEN_MIXING
+from mixer_lightning.reports.weights import Layer, Weights
 
 
 @dataclass
@@ -42,8 +44,8 @@ def examine(
             f"{checkpoint}: {title} has no layer that mixes tokens, no depthwise convolution, and none that "
             "sees the image: there is nothing to draw"
         )
-    initial = weight_images.layers_of(weight_images.at_initialisation(restored)) if trained else {}
-    found = Found(Weights(name=name, model=f"{title} at {restored.image_size} px", layers={}, stem=stem))
+    initial = weight_images.layers_of(at_initialisation(restored)) if trained else {}
+    found = Found(Weights(name=name, model=weight_images.title_of(restored), layers={}, stem=stem))
     for kind, layers in trained.items():
         kept = _chosen_blocks(layers, blocks, checkpoint)
         ordered = [_measured(found, kind, layer, images, "trained") for layer, images in kept.items()]
@@ -55,6 +57,23 @@ def examine(
     if stem is None:
         found.remarks.append(f"{title} has no convolution that sees the image: no stem is drawn")
     return found
+
+
+def at_initialisation(found: Restored, *, seed: int = 0) -> nn.Module:
+    """A model of the same sizes before its training: new weights, drawn from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        there = describe(found.model.state_dict())
+        if there is None:
+            assert found.name is not None
+            return build_model(
+                found.name, num_classes=1, image_size=found.image_size, overrides=found.parameters
+            )
+        parameters = dict(there.sizes)
+        if there.family.has_activation:
+            activation = getattr(found.model, "activation", None) or model_node(str(found.name))["activation"]
+            return there.family.build({**parameters, "activation": activation}, 1, found.image_size)
+        return there.family.build(parameters, 1, found.image_size)
 
 
 def _chosen_blocks(layers: Layers, blocks: slice | list[int], checkpoint: str) -> Layers:
@@ -95,16 +114,3 @@ def _measured(found: Found, kind: str, name: str, images: Any, weights: str) -> 
             }
         )
     return Layer(name, images, order)
-
-
-def draw(stem: Path, checkpoints: Sequence[Weights]) -> list[Path]:
-    """The pictures for which there is something to draw."""
-    drawn = []
-    for kind, word in WORDS.items():
-        if any(kind in weights.layers for weights in checkpoints):
-            drawn.append(Path(f"{stem}_{word}.png"))
-            draw_units(drawn[-1], checkpoints, kind)
-    if any(weights.stem is not None for weights in checkpoints):
-        drawn.append(Path(f"{stem}_stem.png"))
-        draw_stems(drawn[-1], checkpoints)
-    return drawn

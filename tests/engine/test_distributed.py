@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from forks import Forked
 
 from conftest import ROOT, TINY
 from mixer_lightning import results
@@ -26,7 +26,7 @@ def start(
     processes: int = 2,
     per_rank: dict[int, list[str]] | None = None,
     program: tuple[str, ...] = (str(ROOT / "train.py"),),
-) -> list[subprocess.Popen[str]]:
+) -> list[Forked]:
     """The processes that torchrun would start, but each in our hands."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,24 +43,14 @@ def start(
             "TORCHELASTIC_RUN_ID": "test",
             "GROUP_RANK": "0",
         }
-        command = [sys.executable, *program, *TINY, "trainer=ddp", "trainer.accelerator=cpu"]
+        command = [*program, *TINY, "trainer=ddp", "trainer.accelerator=cpu"]
         command += ["trainer.precision=32-true", f"hydra.run.dir={run}", *words]
         command += (per_rank or {}).get(rank, [])
-        started.append(
-            subprocess.Popen(
-                command,
-                cwd=folder,
-                env=env,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        )
+        started.append(Forked(command, cwd=folder, env=env))
     return started
 
 
-def finish(processes: list[subprocess.Popen[str]], *, timeout: float = 180) -> list[int]:
+def finish(processes: list[Forked], *, timeout: float = 180) -> list[int]:
     try:
         texts = [process.communicate(timeout=timeout)[0] for process in processes]
     except subprocess.TimeoutExpired:
@@ -72,8 +62,8 @@ def finish(processes: list[subprocess.Popen[str]], *, timeout: float = 180) -> l
 
 
 def one(folder: Path, run: str, *words: str) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, f"hydra.run.dir={run}", *words]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    argv = [str(ROOT / "train.py"), *TINY, f"hydra.run.dir={run}", *words]
+    assert finish([Forked(argv, cwd=folder, env=os.environ)]) == [0]
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -30,7 +30,8 @@ RECOMPUTED = "trainer.activation_checkpointing=true"
 
 #: In both processes: a run, and one that is asked to stop after step 7, is copied, and goes on.
 RUNS = """
-import os, shutil, signal, sys
+import os, shutil, signal, sys, threading
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from mixer_lightning import stopping
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
@@ -39,9 +40,9 @@ from mixer_lightning.engine.distributed import gather_objects
 from pathlib import Path
 *words, ports = [word for word in sys.argv[1:] if not word.startswith("hydra.")]
 ports = ports.split(",")
-def train(run_dir):
+def train(run_dir, *more):
     os.environ["MASTER_PORT"] = ports.pop()  # the store of the run before may still be there
-    return run.train(compose_one("train", words), Path(run_dir))
+    return run.train(compose_one("train", [*words, *more]), Path(run_dir))
 assert train("whole") == 0
 on_step = MetricsLog.on_step
 def asked(self, trainer, module):
@@ -55,13 +56,29 @@ if os.environ["RANK"] == "0":
     shutil.copytree("stopped", "copied")
 MetricsLog.on_step = on_step
 assert train("stopped") == 0
+# The files of step 6 are written after step 8; the disk of one process is full at the last step.
+write_data, stepped = HuggingFaceStorageWriter.write_data, threading.Event()
+def late(self, plan, planner):
+    assert stepped.wait(100)
+    if "shards-00000012" in str(self.path) and os.environ["RANK"] == "1":
+        raise OSError(28, "No space left on device")
+    return write_data(self, plan, planner)
+def reached(self, trainer, module):
+    on_step(self, trainer, module)
+    if module.step == 8:
+        assert not Path("late/last.ckpt").exists()
+        stepped.set()
+MetricsLog.on_step, HuggingFaceStorageWriter.write_data = reached, late
+assert train("late", "checkpoint_every.steps=6") == 1
+MetricsLog.on_step, HuggingFaceStorageWriter.write_data = on_step, write_data
+assert train("late", "checkpoint_every.steps=6") == 0
 """
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fsdp")
-    ports = ",".join(str(free_port()) for _ in range(3))
+    ports = ",".join(str(free_port()) for _ in range(5))
     processes = start(folder, "unused", *WORDS, "trainer.fully_shard=true", ports, program=("-c", RUNS))
     assert finish(processes) == [0, 0]
     return folder
@@ -98,6 +115,20 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(trained):
         for name, value in slots.items():
             assert torch.equal(stopped["optimizer"]["state"][number][name], value), (number, name)
     assert rows(trained / "stopped") == rows(trained / "whole")
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(trained):
+    """It holds the step that it is of. Where a process cannot write its part, all end, and the one before stands."""
+    log = (trained / "late" / results.LOG).read_text()
+    assert (
+        "process 1: [Errno 28] No space left on device. The checkpoint that stood there before is intact"
+        in log
+    )
+    assert "The last good checkpoint, step 6, stands in late/last.ckpt" in log
+    assert "resuming late at step 6 of 12" in log
+    expected = weights(trained / "whole")
+    for name, value in weights(trained / "late").items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_one_process_goes_on_from_two(trained, tmp_path):

@@ -403,12 +403,20 @@ def test_rows_say_how_long_images_were_waited_for_and_what_memory_is_taken(tmp_p
 
     monkeypatch.setattr(Loader, "_wait_for", slowly)
     monkeypatch.setattr(Classifier, "training_step", steadily)
+    monkeypatch.setattr("mixer_lightning.engine.callbacks.matrix_rate", lambda machine, at_least: 1e9)
     words = ["duration.steps=4", "log_every_steps=2", "evals=none"]
     assert train(compose_one("train", [*TINY, *words]), tmp_path / "run") == 0
     rows = [row for row in results.read_metrics(tmp_path / "run") if "train/data_wait" in row]
     assert [row["step"] for row in rows] == [2, 4]
     assert all(0.4 < row["train/data_wait"] <= 0.7 for row in rows)
     assert all(0.05 < row["train/memory_gb"] < 50 for row in rows)
+    assert rows[0]["train/device_days"] < rows[1]["train/device_days"] < 1 / 24
+    patches, hidden, tokens, channels, blocks = 64, 64, 32, 256, 4
+    forward = patches * 3 * hidden + hidden * 10
+    forward += blocks * 2 * (hidden * patches * tokens + patches * hidden * channels)
+    for row in rows:  # of a device of 10^9 multiply-accumulates a second
+        expected = row["train/images_per_second"] * 3 * forward / 1e9
+        assert row["train/mfu"] == pytest.approx(expected, rel=1e-9)
     result = results.read_result(tmp_path / "run")
     assert result is not None
     assert not set(result["metrics"]) & set(results.PACE)

@@ -23,7 +23,8 @@ from mixer_lightning import results
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine import run
 from mixer_lightning.loggers import dashboards as loggers
-from mixer_lightning.loggers.wandb import log_report, settings_of_wandb, wandb_logger, why_no_key
+from mixer_lightning.loggers.wandb import log_report, wandb_logger
+from mixer_lightning.loggers.wandb_keys import settings_of_wandb, why_no_key
 
 SHORT = (*TINY, "duration.steps=6", "evals=none")
 
@@ -292,7 +293,9 @@ def test_a_real_run_keeps_its_id_and_says_how_to_upload(tmp_path, monkeypatch):
 
 def test_wandb_is_given_numbers_as_numbers_and_pictures(tmp_path):
     given: dict[str, Any] = {}
-    logger: Any = SimpleNamespace(experiment=SimpleNamespace(log=given.update))
+    logger: Any = SimpleNamespace(
+        experiment=SimpleNamespace(log=lambda found, step: given.update(found), step=3)
+    )
     Image.new("RGB", (5, 3)).save(tmp_path / "curves.png")
     rows = [["run", "images", "top1", "note"], ["a", "1,200", "", ""], ["b", "7", "0.5", ""]]
     log_report(logger, {"runs": rows, "none": [["a"]]}, {"curves": tmp_path / "curves.png"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixer_lightning.engine import device
 from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
 from mixer_lightning.studies import step_speed, training_step
@@ -49,7 +50,7 @@ def test_variants_follow_model_and_device() -> None:
 def test_a_step_trains() -> None:
     for variant in (Variant(timm=True), Variant(channels_last=True, bf16=True, kernel=True)):
         step = training_step.compared_step(SMALL, variant, device="cpu")
-        assert training_step.seconds(step, device="cpu", steps=2) > 0
+        assert device.seconds(step, device="cpu", steps=2) > 0
 
 
 def test_turns_alternate() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from mixer_lightning.api import create_model
 from mixer_lightning.data.order import MicroBatches
+from mixer_lightning.engine import device
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.setup import lightning_trainer
@@ -19,7 +20,7 @@ from mixer_lightning.models import catalogue
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.reports.throughput import page
-from mixer_lightning.studies import device, throughput, throughput_runs, training_step
+from mixer_lightning.studies import throughput, throughput_runs, training_step
 from mixer_lightning.studies.throughput_table import MATMUL, Setting, Table
 
 QUICK = ["device=cpu", "precision=32-true", "batch_sizes=1,2", "seconds=0.001"]

@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 
 from mixer_lightning.api import create_model
+from mixer_lightning.engine import weight_images
 from mixer_lightning.reports import weights as pictures
 from mixer_lightning.reports.token_mixing import DEPTHWISE, TOKEN_MIXING
-from mixer_lightning.studies import token_mixing, weight_images
-from mixer_lightning.studies.unit_images import (
+from mixer_lightning.reports.unit_images import (
     NO_UNIT,
     neighbour_cosines,
     opposites_in_order,
     spectral_centroids,
 )
+from mixer_lightning.studies import token_mixing
 
 GRID, PATCH, DIM, UNITS = 6, 4, 5, 8
 

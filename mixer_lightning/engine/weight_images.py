@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mixer_lightning.checkpoints.describe import describe
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.restore import Restored, restore
-from mixer_lightning.models.presets import build_model, model_node
-from mixer_lightning.reports.token_mixing import DEPTHWISE, TOKEN_MIXING
+from mixer_lightning.reports import unit_images
+from mixer_lightning.reports.token_mixing import DEPTHWISE, FIRST, TOKEN_MIXING
+from mixer_lightning.reports.weights import Layer, Weights
 
 #: How the layers that mix tokens are called: of Mixer and gMixer the first of the MLP, of ResMLP and gMLP the only one.
 TOKEN_LAYERS = (".mlp_tokens.fc1", ".linear_tokens", ".mlp_channels.gate.proj")
@@ -26,7 +25,7 @@ TOKEN_LAYERS = (".mlp_tokens.fc1", ".linear_tokens", ".mlp_channels.gate.proj")
 Layers = dict[str, NDArray[np.float32]]  # name of the layer -> [N, g, g]
 
 
-def restored(checkpoint: str | Path, *, model: str | None, image_size: int | None) -> Restored:
+def restored(checkpoint: str | Path, *, model: str | None = None, image_size: int | None = None) -> Restored:
     """The model that a checkpoint holds; its head, which nobody looks at, is a new one.
 
     Raises:
@@ -36,21 +35,26 @@ def restored(checkpoint: str | Path, *, model: str | None, image_size: int | Non
     return restore(read(checkpoint), model=model, image_size=image_size, num_classes=1)
 
 
-def at_initialisation(found: Restored, *, seed: int = 0) -> nn.Module:
-    """A model of the same sizes before its training: new weights, drawn from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        there = describe(found.model.state_dict())
-        if there is None:
-            assert found.name is not None
-            return build_model(
-                found.name, num_classes=1, image_size=found.image_size, overrides=found.parameters
-            )
-        parameters = dict(there.sizes)
-        if there.family.has_activation:
-            activation = getattr(found.model, "activation", None) or model_node(str(found.name))["activation"]
-            return there.family.build({**parameters, "activation": activation}, 1, found.image_size)
-        return there.family.build(parameters, 1, found.image_size)
+def title_of(found: Restored) -> str:
+    """The model's name and its image size."""
+    return f"{found.name or type(found.model).__name__} at {found.image_size} px"
+
+
+def weights_of(checkpoint: str | Path, name: str) -> Weights:
+    """What is drawn of a checkpoint: of each kind the first blocks, in their order, and the stem.
+
+    Raises:
+        FileNotFoundError, ValueError: as `restored`.
+    """
+    found = restored(checkpoint)
+    layers = {
+        kind: [
+            Layer(layer, images, unit_images.opposites_in_order(images)[0])
+            for layer, images in list(of_kind.items())[:FIRST]
+        ]
+        for kind, of_kind in layers_of(found.model).items()
+    }
+    return Weights(name=name, model=title_of(found), layers=layers, stem=stem_of(found.model))
 
 
 def layers_of(model: nn.Module) -> dict[str, Layers]:
