@@ -46,7 +46,7 @@ RICH = (
 ALONE = ("device_batch=30",)
 PAIR = ("device_batch=15", "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true")
 PARTS = (*PAIR, "trainer.fully_shard=true", "ema_decay=null", "model=mixer_digits")
-SOAK_STEPS = 6500
+SOAK_STEPS = 5000
 BAD = "max_bad_fraction=0.1"
 
 
