@@ -135,12 +135,7 @@ class Child:
 
 def _environment(processes: int) -> dict[str, str]:
     """This process's, without what a launcher said to it; in which this package is found."""
-    ours = (*launcher.TORCHRUN, "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
-    env = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ours and not key.startswith("TORCHELASTIC_")
-    }
+    env = {key: value for key, value in os.environ.items() if not launcher.is_of_torchrun(key)}
     if str(PACKAGE_PARENT) not in site.getsitepackages():
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE_PARENT), env.get("PYTHONPATH")]))
     if processes > 1:

@@ -72,6 +72,12 @@ def launched() -> Launch | None:
         raise ValueError(f"the launcher's variables are no whole numbers: {said}") from None
 
 
+def is_of_torchrun(name: str) -> bool:
+    """Whether a variable is one that torchrun sets for its processes."""
+    others = ("MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
+    return name in (*TORCHRUN, *others) or name.startswith("TORCHELASTIC_")
+
+
 def is_trial() -> bool:
     """Whether `wandb agent` has started this process, with settings that its sweep proposes."""
     return bool(os.environ.get("WANDB_SWEEP_ID"))

@@ -20,6 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_SECONDS = 0.5
 #: What to do before a process is ended that hangs: its other processes, if there are any, want to know.
 last_words: Callable[[int], None] | None = None
+#: The signal that this process has stopped for, or its run, whose processes agree; 0 while it goes on.
+stopped_by = 0
 PARENT_SECONDS = 1.0  # between two looks whether who started this process is there
 #: That a program which has nothing to save takes to end; what it still waits for may never come.
 ENDING_SECONDS = 5.0
@@ -30,6 +32,8 @@ class Stopped(SystemExit):
     """A signal asked to stop; the program's exit code is 130 after Ctrl-C, else 143. `saved` says whether it has."""
 
     def __init__(self, number: int, *, where: str = "", saved: bool = False) -> None:
+        global stopped_by
+        stopped_by = number
         super().__init__(exit_code(number))
         self.number, self.where, self.saved = number, where, saved
 

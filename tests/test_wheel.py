@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,15 @@ import yaml
 from PIL import Image
 
 from conftest import ROOT, TINY
+from mixer_lightning.kernels import compiler
 
 #: What stands in the package's folders and is not Python.
 DATA_FILES = {".csv", ".cpp", ".h", ".html"}
+
+LEVEL = "x86-64-v3"
+HAS_NATIVE_CODE = (
+    platform.system() == "Linux" and platform.machine() == "x86_64" and shutil.which("g++") is not None
+)
 
 Mixer = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -40,7 +47,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(ROOT / path, folder / "checkout" / path)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "."]
     done = subprocess.run(
-        [*pip, "./checkout"], cwd=folder, capture_output=True, text=True, timeout=180, check=False
+        [*pip, "./checkout"],
+        cwd=folder,
+        env=os.environ | {"MIXER_LIGHTNING_LEVELS": LEVEL},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = folder.glob("*.whl")
@@ -74,7 +87,7 @@ def mixer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Mixer:
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    run.folder = folder  # type: ignore[attr-defined]
+    run.folder, run.env = folder, env  # type: ignore[attr-defined]
     return run
 
 
@@ -98,8 +111,25 @@ def test_the_wheel_holds_every_file(wheel: Path):
             expected.add(str(path))
         if path.parts[0] == "conf":
             expected.add(str("mixer_lightning" / path))
+    kernels = {Path(path).stem for path in expected if path.endswith(".cpp")} if HAS_NATIVE_CODE else ()
+    expected |= {f"mixer_lightning/kernels/prebuilt/{LEVEL}/{name}.so" for name in kernels}
     assert {name for name in held if ".dist-info/" not in name} == expected
+    tag = f"py3-none-linux_{platform.machine()}" if HAS_NATIVE_CODE else "py3-none-any"
+    assert wheel.name.endswith(f"-{tag}.whl")  # for every Python
     assert "mixer = mixer_lightning.cli.start:start" in scripts
+
+
+@pytest.mark.skipif(not HAS_NATIVE_CODE, reason="no g++ on Linux x86-64")
+def test_native_code_needs_no_compiler(mixer: Mixer, tmp_path: Path):
+    if compiler.LEVELS[LEVEL] - compiler._abilities():
+        pytest.skip(f"this processor is below {LEVEL}")
+    env = mixer.env | {"CXX": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}  # type: ignore[attr-defined]
+    code = "from mixer_lightning.kernels.compiled import compiled; print(compiled())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert "True" in done.stdout
+    assert "False" not in done.stdout
 
 
 def test_help_shows_the_recipes_inside(mixer: Mixer):

@@ -9,6 +9,7 @@ from mixer_lightning.cli.subcommands import choose
 #: The studies, and what each measures in a line.
 STUDIES = {
     "loader": "images per second of the input pipeline, beside timm, torchvision and webdataset",
+    "augment": "CPU time of RandAugment and colour jitter, by Pillow, PyTorch and native code",
     "cifar": "a training step with its input on CIFAR-sized images, beside torchvision's",
     "step_speed": "a training step beside timm's",
     "token_mixing": "pictures and figures of the weights that mix tokens, of depthwise kernels and of stems",
@@ -34,6 +35,8 @@ def study(name: str) -> Callable[[Sequence[str]], None]:
     """The function behind a study; only this one's modules are imported."""
     if name == "loader":
         from mixer_lightning.studies.loader import main
+    elif name == "augment":
+        from mixer_lightning.studies.augment import main
     elif name == "cifar":
         from mixer_lightning.studies.cifar import main
     elif name == "token_mixing":

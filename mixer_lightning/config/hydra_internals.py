@@ -57,9 +57,18 @@ def split_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 def is_plain(config: DictConfig) -> bool:
     """Whether a composed config leaves launcher, sweeper and callbacks as Hydra has them by default."""
+    return has_plain_launcher(config) and has_plain_sweeper(config)
+
+
+def has_plain_launcher(config: DictConfig) -> bool:
+    """Whether the jobs of a sweep run here, one after the other."""
+    return bool(config.hydra.launcher._target_ == BasicLauncherConf._target_)
+
+
+def has_plain_sweeper(config: DictConfig) -> bool:
+    """Whether nothing of Hydra's but a launcher decides what becomes of a sweep."""
     return bool(
-        config.hydra.launcher._target_ == BasicLauncherConf._target_
-        and config.hydra.sweeper == OmegaConf.structured(BasicSweeperConf)
+        config.hydra.sweeper == OmegaConf.structured(BasicSweeperConf)
         and not config.hydra.callbacks
         and config.hydra.mode is None
     )

@@ -18,10 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from mixer_lightning.children import Child, num_processes
 from mixer_lightning.config.compose import Composition, Job, chosen_files
-from mixer_lightning.config.hydra_internals import is_plain, run_composed
+from mixer_lightning.config.hydra_internals import (
+    has_plain_launcher,
+    has_plain_sweeper,
+    is_plain,
+    run_composed,
+)
 from mixer_lightning.config.overrides import key_of, quoted
 from mixer_lightning.config.recipe import AnyRecipe, load_recipe
 from mixer_lightning.config.settle import settled
+from mixer_lightning.config.submit import cluster_of, submit
 from mixer_lightning.files import CONF
 from mixer_lightning.screen import LAST_SAID, error_in, refuse
 from mixer_lightning.stopping import StopRequests, exit_code
@@ -43,7 +49,18 @@ def launch(
     A job of a sweep that has several processes is a child, started by torchrun. `errors` gets what jobs that failed
     have said. `flags` are those of the command line, for such children, and for other launchers and sweepers of Hydra.
     """
-    if not is_plain(composition.jobs[0].config):
+    first = composition.jobs[0].config
+    if not (multirun or first.hydra.mode or has_plain_launcher(first)):
+        refuse(["hydra/launcher starts the jobs of a sweep: add -m (--multirun)"])
+    cluster = cluster_of(first)
+    if cluster is not None and multirun:
+        if not has_plain_sweeper(first):
+            keys = "hydra.sweeper, hydra.callbacks and hydra.mode"
+            refuse([f"hydra/launcher=submitit_{cluster} has no part for {keys}: leave them as they are"])
+        stated = {key_of(line) for line in composition.overrides}
+        run_job = functools.partial(_run_submitted, config_name, run)
+        return submit(composition.jobs, run_job, cluster=cluster, stated=stated, errors=errors)
+    if not is_plain(first):
         task = _Task(type(composition.jobs[0].recipe), run)
         _hydra_main(config_name, [*flags, f"hydra.job.name={config_name}", *composition.overrides], task)
         return task.codes
@@ -101,6 +118,12 @@ def _run_here(job: Job[AnyRecipe], run: Callable[[AnyRecipe, Path], int], *, mul
     codes = []
     run_composed(job.config, multirun=multirun, task=lambda _: codes.append(run(job.recipe, _output_dir())))
     return codes[0]
+
+
+def _run_submitted(config_name: str, run: Callable[[AnyRecipe, Path], int], job: Job[AnyRecipe]) -> int:
+    """A job in a process of its own, as it was composed by the one that submitted it."""
+    with initialize_config_dir(str(CONF), job_name=config_name, version_base="1.3"):
+        return _run_here(job, run, multirun=True)
 
 
 def ask_hydra(config_name: str, argv: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -21,6 +22,7 @@ from mixer_lightning.files import CONF
 from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
 
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 LONGEST_IN_NAME = 100  # bytes of a swept value in the name of a run directory, which holds 255 in all
 
 
@@ -170,6 +172,13 @@ def file_name(value: object) -> str:
     return f"{hashlib.sha256(encoded).hexdigest()[:8]}..{end}"
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is part of
+        return False
+
+
 def wrong_on_sight(
     override: str, known: Mapping[str, list[str]], root: type[Recipe] | type[EvaluationRecipe]
 ) -> str | None:
@@ -189,6 +198,8 @@ def wrong_on_sight(
                 return f"unknown {key} '{choice}'{hint}"
     if message := without_value(override):
         return message
+    if key == "hydra/launcher" and value.startswith("submitit_") and not _is_installed(SUBMITIT):
+        return f"{override} needs submitit: pip install -e '.[slurm]'"
     first = key_of(override).split(".")[0].split("/")[0]
     everything = [*known, *(f.name for f in fields(root)), "hydra"]
     if first in everything:

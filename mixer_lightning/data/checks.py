@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mixer_lightning.data import decode
-from mixer_lightning.data.sources import BadImage, Dataset, Images
+from mixer_lightning.data.sources import BadImage, Dataset, Images, StorageError
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.sources.shards import ShardImages
 from mixer_lightning.data.splits import Joined, Subset
@@ -71,6 +71,8 @@ def damaged(images: Images, *, threads: int) -> Iterator[tuple[int, str]]:
         for index in range(first, min(first + IMAGES_PER_TASK, len(images))):
             try:
                 decode.refuse_cut(images.read(index))
+            except StorageError:
+                raise
             except (OSError, ValueError, MemoryError) as error:
                 bad.append((index, decode.reason(error)))
         return bad

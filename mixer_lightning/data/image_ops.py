@@ -68,6 +68,7 @@ class Operation(IntEnum):
     TF_TRANSLATE_X = 26  # x + argument
     TF_TRANSLATE_Y = 27  # y + argument
     TF_ROTATE = 28  # degrees, counterclockwise
+    FLIP = 29  # left to right
 
 
 _TABLES = (*range(Operation.INVERT, Operation.TF_AUTOCONTRAST + 1),)
@@ -158,6 +159,8 @@ def _apply_kind(
             return _blend(tensorflow_ops.grey(pixels), pixels, arguments)
         case Operation.TF_SHARPNESS:
             return _blend(tensorflow_ops.smooth(images), images.float(), arguments)
+        case Operation.FLIP:
+            return images.flip(-1)
         case Operation.CUTOUT:
             assert centres is not None
             edges = tensorflow_ops.square_edges(centres, arguments, side)

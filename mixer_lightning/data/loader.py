@@ -24,7 +24,7 @@ from torch import Tensor
 from mixer_lightning.data import decode
 from mixer_lightning.data.crops import Crops, Integers, crop_batch
 from mixer_lightning.data.memory import load_into_memory
-from mixer_lightning.data.sources import BadImage, Images
+from mixer_lightning.data.sources import BadImage, Images, StorageError
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.stateless_random import derive_seed, sample_keys
 
@@ -240,6 +240,8 @@ class Loader:
         for position, index in enumerate(indices):
             try:
                 encoded.append(self.images.read(int(index)))
+            except StorageError:
+                raise
             except (OSError, ValueError, MemoryError) as error:
                 failed.append((position, decode.reason(error)))
         unread = {position for position, _ in failed}

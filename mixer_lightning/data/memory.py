@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mixer_lightning.data import decode
-from mixer_lightning.data.sources import Images
+from mixer_lightning.data.sources import Images, StorageError
 from mixer_lightning.data.sources.arrays import Arrays
 
 IMAGES_PER_TASK = 32  # that a thread decodes at a time
@@ -62,6 +62,8 @@ def load_into_memory(
                     is_mixed.set()
                     break
                 image = decode.turned(decode.pixels(encoded), turn)
+            except StorageError:
+                raise
             except (OSError, ValueError, MemoryError) as error:
                 reasons[index] = decode.reason(error)
                 continue
@@ -106,6 +108,8 @@ def _first_readable(images: Images, *, exif_orientation: bool) -> _First | None:
             return _First(
                 index, encoded, decode.seen_size(encoded, _turn(encoded, exif_orientation)), reasons
             )
+        except StorageError:
+            raise
         except (OSError, ValueError, MemoryError) as error:
             reasons.append(decode.reason(error))
     return None

@@ -21,6 +21,7 @@ from torch import Tensor
 from mixer_lightning.data import mixing
 from mixer_lightning.data.boxes import NUM_UNIFORMS, Boxes, inception, integer, random_resized
 from mixer_lightning.data.crops import FILTERS, Crops, Filter, Integers
+from mixer_lightning.data.operations import flipped
 from mixer_lightning.data.policies import (
     ColorJitter,
     ColorJitterParams,
@@ -238,8 +239,7 @@ class Augment:
     def apply(self, images: Tensor, params: AugmentParams) -> Tensor:
         """Flipped, with RandAugment's operations and jittered colours: uint8 [B, 3, S, S] to the same."""
         if params.flip.any():
-            flip = torch.from_numpy(params.flip).to(images.device, non_blocking=True)
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            images = flipped(images, params.flip)
         if params.rand_augment is not None and self._rand_augment is not None:
             images = self._rand_augment(images, params.rand_augment)
         if params.color_jitter is not None and self._color_jitter is not None:

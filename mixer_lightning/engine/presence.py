@@ -81,30 +81,48 @@ class Presence:
         self._homes: dict[int, dict[str, Any]] = {}  # of those that have come
         self._before = ""  # what an earlier round of an elastic launch has left
         self._looked = time.monotonic()
+        self._answered: float | None = None  # when the store last did, from when it is reached
         self._thread = threading.Thread(target=self._watch, name="presence", daemon=True)
+        self._talker = threading.Thread(target=self._talk, name="presence talks", daemon=True)
 
     def watch(self) -> None:
         """Come, and watch the others from here on."""
+        self._talker.start()
         self._thread.start()
 
     def tell(self, code: int, why: str) -> None:
         """Say to all others that this process ends: `why` goes on after "process 1 (on node2)"."""
         self._over.set()
-        if self._connected.wait(LINGER_SECONDS):
-            with contextlib.suppress(Exception):
-                self._publish(Ended(self.launch.rank, socket.gethostname(), code, why))
-                self._store.add("heard", 1)
-                self._linger(lambda: self._store.add("heard", 0) >= self.launch.world_size)
+        self._in_time(lambda: self._say_end(code, why))
         self._close()
+
+    def _say_end(self, code: int, why: str) -> None:
+        if self._connected.wait(LINGER_SECONDS):
+            self._publish(Ended(self.launch.rank, socket.gethostname(), code, why))
+            self._store.add("heard", 1)
+            self._linger(lambda: self._store.add("heard", 0) >= self.launch.world_size)
 
     def leave(self) -> None:
         """Say that this process has done its part."""
         self._over.set()
-        if self._connected.is_set():
-            with contextlib.suppress(Exception):
-                self._store.set(f"beat/{self.launch.rank}", DONE)
-                self._linger(self._all_done)
+        self._in_time(self._say_done)
         self._close()
+
+    def _say_done(self) -> None:
+        if self._connected.is_set():
+            self._store.set(f"beat/{self.launch.rank}", DONE)
+            self._linger(self._all_done)
+
+    def _in_time(self, work: Callable[[], None]) -> None:
+        """Let the store's answer not be waited for where it cannot come: a host has gone, or its cable."""
+
+        def do() -> None:
+            with contextlib.suppress(Exception):
+                work()
+
+        helper = threading.Thread(target=do, name="presence ends", daemon=True)
+        helper.start()
+        helper.join(3 * LINGER_SECONDS)
 
     def gone(self, error: Exception) -> Ended | None:
         """Who has gone, where an error of this process says no more than that somebody has; None where nobody has."""
@@ -117,7 +135,19 @@ class Presence:
     # ------------------------------------------------------------------------------------------- the thread's
 
     def _watch(self) -> None:
-        answered = time.monotonic()
+        """See whether the store of another host answers, which `_talk` may wait for in vain; end this process."""
+        before = time.monotonic()
+        while not self._over.wait(INTERVAL_SECONDS) and self.ended is None:
+            now = time.monotonic()
+            if self._answered is not None and self.launch.rank:
+                self._answered += max(0.0, now - before - 2 * INTERVAL_SECONDS)  # this process was paused
+                self._find(self._lost(now - self._answered))
+            before = now
+        if self.ended is not None:
+            self._end()
+
+    def _talk(self) -> None:
+        began = time.monotonic()
         try:
             self._come()
         except (ConnectionError, RuntimeError) as error:  # the store went as soon as it was there
@@ -126,14 +156,16 @@ class Presence:
             try:
                 self._beat()
                 self._find(self._look())
-                answered = time.monotonic()
+                self._answered = time.monotonic()
             except Exception:  # torch raises several, on a connection that is lost
-                self._find(self.ended or self._lost(time.monotonic() - answered))
-        if self.ended is not None:
-            self._end()
+                self._find(self._lost(time.monotonic() - (self._answered or began)))
+        if self.ended is not None and self._connected.is_set():
+            with contextlib.suppress(Exception):
+                self._store.add("heard", 1)
 
     def _come(self) -> None:
         _, store = open_store(self.launch, seconds=self.seconds)
+        self._answered = time.monotonic()
         across = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
         if across and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
             # Agents count restarts each for itself: there is no number of the round that all know.
@@ -230,11 +262,8 @@ class Presence:
     def _find(self, ended: Ended | None) -> None:
         if ended is None:
             return
-        self.ended = ended
+        self.ended = self.ended or ended
         self._found.set()
-        if self._connected.is_set():
-            with contextlib.suppress(Exception):
-                self._store.add("heard", 1)
 
     def _end(self) -> None:
         """End this process, unless its main thread does so."""
@@ -258,8 +287,9 @@ class Presence:
         return self._published() is not None or all(said.get(rank) == DONE for rank in others)
 
     def _close(self) -> None:
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(2 * INTERVAL_SECONDS)
+        for thread in (self._talker, self._thread):
+            if thread.is_alive() and threading.current_thread() is not thread:
+                thread.join(2 * INTERVAL_SECONDS)
 
 
 def is_lost_connection(error: BaseException) -> bool:

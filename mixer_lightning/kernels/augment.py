@@ -1,4 +1,4 @@
-"""RandAugment's and colour jitter's operations on images of bytes, on a CPU.
+"""Flips, RandAugment's and colour jitter's operations on images of bytes, on a CPU.
 
 csrc/augment.cpp takes an image through all of its operations while it is in the cache, by vectors of bytes where it
 can, and gives the numbers of data/image_ops.py, which says what the operations are and does without it elsewhere: the
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from mixer_lightning.kernels import extension
 
-#: Float32 results are rounded one by one, as PyTorch's and Pillow's are: fused products are not.
-FLAGS = ("-ffp-contract=off", "-fno-trapping-math")
 MAX_SIDE = 2**14  # places in a plane are 32 bits
 #: One operation on one image, as in csrc/augment.cpp: its number in image_ops.Operation, pixels that an interpolation
 #: looks at along an axis, its argument, the centre of CUTOUT, where a moved pixel comes from (a, b, c, d, e, f).
@@ -44,6 +42,7 @@ def augmented(images: Tensor, steps: npt.NDArray[np.void], fill: npt.NDArray[np.
     function = native()
     assert function is not None
     assert images.is_contiguous()
+    assert images.shape[1:] == (3, images.shape[-1], images.shape[-1])
     assert images.dtype == torch.uint8
     assert steps.dtype == STEP
     assert all(np.isfinite(steps[name]).all() for name in ("argument", "centre", "matrix"))
@@ -60,7 +59,7 @@ def augmented(images: Tensor, steps: npt.NDArray[np.void], fill: npt.NDArray[np.
 @functools.cache
 def native() -> Any | None:
     """The compiled function; None where no C++ compiler builds a library that loads."""
-    library = extension.load("augment", *FLAGS)
+    library = extension.load("augment")
     if library is None:
         return None
     function = library.augment_images

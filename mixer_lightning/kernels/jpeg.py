@@ -27,9 +27,6 @@ from torch import Tensor
 
 from mixer_lightning.kernels import extension
 
-#: Weights are computed in float64: with fused products, their last bits would depend on the processor.
-FLAGS = ("-ffp-contract=off",)
-
 
 def crop_files(
     files: Sequence[bytes], boxes: npt.NDArray[np.int64], out: Sequence[Tensor]
@@ -77,7 +74,7 @@ def with_restart_markers(file: bytes, every: int) -> bytes | None:
 @functools.cache
 def native() -> Any | None:
     """The compiled function; None where no C++ compiler builds a library that loads."""
-    library = extension.load("jpeg", *FLAGS)
+    library = extension.load("jpeg")
     if library is None:
         return None
     function = library.jpeg_crops

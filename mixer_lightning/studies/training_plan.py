@@ -18,6 +18,7 @@ from mixer_lightning.engine.memory import PeakMemory
 from mixer_lightning.engine.source import open_data
 from mixer_lightning.engine.throughput import training_rate
 from mixer_lightning.evals import is_at_end
+from mixer_lightning.launcher import launched
 from mixer_lightning.models.presets import PASSES, count
 from mixer_lightning.studies.transfer_plan import format_time
 from mixer_lightning.targets import build
@@ -32,7 +33,9 @@ class Plan:
     rate: training images per second and device.
     macs: multiply-accumulates of an image, forward.
     eval_images: looked at in all evaluations together.
-    memory_bytes: the largest that a training step took at `device_batch` images; None where nothing tells.
+    memory_bytes: that a training step takes of a device at `device_batch` images; None where nothing tells.
+    shared_bytes: of these, a device's part of what is shared out over all: parameters, gradients and the optimiser's
+        moments; 0 where each device has them whole.
     numbers_per_weight: kept for each of `parameters` in last.ckpt: itself, the optimiser's moments, its average.
     price: of a device for an hour.
     """
@@ -48,6 +51,7 @@ class Plan:
     rate: float
     eval_images: int
     memory_bytes: int | None
+    shared_bytes: int
     numbers_per_weight: int
     devices: int
     price: float | None
@@ -91,9 +95,9 @@ class Plan:
             ("time", f"{format_time(wall)}{many}; {_digits(days)} device-days"),
         ]
         if self.memory_bytes is not None:
-            found.append(
-                ("memory", f"{self.memory_bytes / 1e9:.2f} GB at {self.device_batch:,} images, measured here")
-            )
+            whole = f"{self.memory_bytes / 1e9:.2f} GB at {self.device_batch:,} images, measured here"
+            part = f"{self.shared_bytes / 1e9:.2g} GB of it is a device's part of parameters, gradients and moments"
+            found.append(("memory", f"{whole}; {part}" if self.shared_bytes else whole))
         found.append(("disk", f"{self.disk_bytes / 1e9:.2g} GB of checkpoints"))
         if self.price is not None:
             found.append(
@@ -118,7 +122,7 @@ def plan_of(
         recipe: of the training.
         images: of the training set, where the data are not here; evaluations are then left out.
         num_classes: with `images`.
-        devices: like the one here; None: as many as were launched.
+        devices: like the one here; None: as many as were launched, or as the trainer has.
         price: of a device for an hour.
         say: is told when the measuring begins.
         seconds: for which training steps are measured.
@@ -126,7 +130,10 @@ def plan_of(
     Raises:
         ValueError, OSError: something in the recipe or the data is wrong; the message says what.
     """
-    machine: Machine = build(recipe.trainer)
+    devices, trainer = devices or _num_devices(recipe), recipe.trainer
+    if launched() is None:  # one device is measured, whatever the trainer has
+        trainer = {**recipe.trainer, "devices": 1}
+    machine: Machine = build(trainer)
     evaluated = 0
     if images is None:
         source = open_data(recipe)
@@ -134,14 +141,21 @@ def plan_of(
         images, num_classes = len(source.splits["train"]), len(source.classes)
         evaluated = sum(len(split) for name, split in source.splits.items() if name != "train")
     num_classes = num_classes or 1000
-    devices = devices or machine.world_size
     length = length_of(recipe, num_images=images, world_size=devices)
     cost = count(recipe.model, num_classes=num_classes, image_size=recipe.image_size)
     say("measuring a few training steps")
     peak = PeakMemory(machine)
     peak.start()
     device_batch = length.micro_batches.device_batch
-    rate = training_rate(dataclasses.replace(recipe, device_batch=device_batch), seconds=seconds)
+    steps = dataclasses.replace(recipe, device_batch=device_batch, trainer=trainer)
+    # Gradients are there for the whole of a second forward and backward pass: the peak has them in it
+    accumulate = 2 if length.micro_batches.accumulate > 1 or machine.fully_shard else 1
+    rate = training_rate(steps, seconds=seconds, accumulate=accumulate)
+    memory, shared = peak.bytes(), 0
+    if machine.fully_shard:
+        state = cost.parameters * BYTES_PER_NUMBER * (2 + moments(recipe))
+        shared = state // devices
+        memory = None if memory is None else max(shared, memory - state // machine.world_size + shared)
     return Plan(
         images=images,
         num_classes=num_classes,
@@ -153,11 +167,28 @@ def plan_of(
         macs=cost.macs,
         rate=rate / machine.world_size,
         eval_images=evaluated * num_evaluations(recipe, length.total_steps, length.steps_per_epoch),
-        memory_bytes=peak.bytes(),
+        memory_bytes=memory,
+        shared_bytes=shared,
         numbers_per_weight=1 + moments(recipe) + (recipe.ema_decay is not None),
         devices=devices,
         price=price,
     )
+
+
+def _num_devices(recipe: Recipe) -> int:
+    """As many as were launched, or as the trainer has.
+
+    Raises:
+        ValueError: it has one for each process, and nothing was launched.
+    """
+    if launched() is not None:
+        return int(build(recipe.trainer).world_size)
+    devices = recipe.trainer.get("devices", 1)
+    if devices is None:
+        raise ValueError(
+            "the trainer has as many devices as are launched: say for how many to plan, plan.devices=8"
+        )
+    return int(devices)
 
 
 def num_evaluations(recipe: Recipe, total_steps: int, steps_per_epoch: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,7 @@ PLAN = Plan(
     rate=2.0,
     eval_images=6000,
     memory_bytes=3 * 10**9,
+    shared_bytes=0,
     numbers_per_weight=4,
     devices=3,
     price=1.8,
@@ -36,7 +38,7 @@ def rate(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     """What was to be measured: batch sizes, the global one and a device's. The answer is 100 images/s."""
     asked: list[tuple[int, int | None]] = []
 
-    def measured(recipe, *, seconds):
+    def measured(recipe, *, seconds, accumulate):
         asked.append((recipe.batch_size, recipe.device_batch))
         return 100.0
 
@@ -100,6 +102,31 @@ def test_a_plan_without_the_data(rate: list[tuple[int, int | None]], tmp_path: P
     said = " ".join(capsys.readouterr().out.split())
     assert "59,880,472 parameters, 12.6 GMACs an image, 1,000 classes" in said
     assert "epochs of 1,281,167" in said
+
+
+@pytest.mark.parametrize(("trainer", "part"), [("ddp", 1), ("fsdp", 8)])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_is_shared_out_is_divided_by_the_devices(
+    rate, monkeypatch, trainer: str, part: int, devices: int
+):
+    """AdamW in float32: 16 bytes a parameter of weight, gradient and two moments, beside the activations."""
+    recipe = compose_one("train", [*TINY, f"trainer={trainer}", "trainer.accelerator=cpu", "batch_size=64"])
+    parameters, activations = 10_000_000, 7 * 10**7
+    monkeypatch.setattr(
+        training_plan, "count", lambda *args, **kwargs: SimpleNamespace(parameters=parameters, macs=1)
+    )
+    monkeypatch.setattr(training_plan.PeakMemory, "bytes", lambda self: 16 * parameters + activations)
+    plan = plan_of(recipe, images=640, num_classes=5, devices=devices, price=None, say=print)
+    part = min(part, devices)
+    assert plan.memory_bytes == activations + 16 * parameters // part
+    assert plan.shared_bytes == (16 * parameters // devices if trainer == "fsdp" else 0)
+    assert plan.device_batch == 64 // devices
+    assert rate == [(64, 64 // devices)]
+
+
+def test_a_plan_for_processes_wants_their_number(capsys):
+    assert mixer(["train", *TINY, "trainer=ddp", "plan=true"]) == 2
+    assert "plan.devices=8" in capsys.readouterr().out
 
 
 def test_gradients_are_accumulated_as_the_devices_need_it():

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from mixer_lightning.data.sources import Stored, cache, index, names, prepared, samples
+from mixer_lightning.data.sources import StorageError, Stored, cache, index, names, prepared, samples
 from mixer_lightning.data.sources.shards import shards
 from mixer_lightning.data.stateless_random import hash32
 
@@ -148,7 +148,7 @@ def test_a_shard_that_shrinks_or_vanishes_later_is_named(root):
         file.truncate(start + 400)
     size = len(picture(4))
     with pytest.raises(
-        ValueError, match=rf"train-001\.tar ends after 400 of the {size} bytes at byte {start:,}"
+        StorageError, match=rf"train-001\.tar ends after 400 of the {size} bytes at byte {start:,}"
     ):
         train.read(4)
     assert train.name(8).startswith(f"{path}: ? (at byte ")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import webdataset
 from PIL import Image
 
 from conftest import TINY
@@ -55,6 +59,59 @@ def session(tmp_path: Path, photos: Path) -> Callable[..., int]:
             return run.train(compose_one("train", words), tmp_path / "run")
 
     return session
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_what_holds_all_images_is_lost_in_mid_run(tmp_path, photos, kind, capsys):
+    """No image is a bad one then: the run stops, and once the folder or shard is back it ends with the same bits."""
+    words = [
+        *TINY,
+        f"data={kind}",
+        "image_size=8",
+        "batch_size=4",
+        "duration.steps=9",
+        "eval_every.steps=100",
+    ]
+    words += ["checkpoint_every.steps=2", "max_bad_fraction=0.5"]
+    if kind == "shards":
+        (tmp_path / "set").mkdir()
+        for split in ("train", "val"):
+            with webdataset.TarWriter(str(tmp_path / "set" / f"{split}-0.tar")) as tar:
+                for number, path in enumerate(sorted(photos.glob(f"{split}/*/*.jpg"))):
+                    tar.write({"__key__": f"{number:03d}", "jpg": path.read_bytes(), "cls": number % 2})
+    else:
+        photos.rename(tmp_path / "set")
+    words.append(f"data.root={tmp_path / 'set'}")
+    assert run.train(compose_one("train", words), tmp_path / "undisturbed") == 0
+    lost = tmp_path / "set" / "train-0.tar" if kind == "shards" else tmp_path / "set"
+    on_step = MetricsLog.on_step
+
+    def and_lose(self, trainer, module):
+        on_step(self, trainer, module)
+        if module.step == 3 and kind == "shards":
+            shutil.copy2(lost, tmp_path / "kept")
+            os.truncate(lost, 2000)
+        elif module.step == 3:
+            lost.rename(tmp_path / "kept")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsLog, "on_step", and_lose)
+        assert run.train(compose_one("train", words), tmp_path / "run") == 1
+    said = capsys.readouterr().out
+    expected = (
+        "Put the whole file back" if kind == "shards" else "can be read no more: No such file or directory"
+    )
+    assert expected in said
+    assert str(lost) in said
+    assert "another image is used instead" not in said
+    assert "The last good checkpoint, step 2," in said
+    (tmp_path / "kept").replace(lost)
+    assert run.train(compose_one("train", words), tmp_path / "run") == 0
+    states = [
+        torch.load(tmp_path / name / results.LAST, weights_only=True) for name in ("run", "undisturbed")
+    ]
+    for name, value in states[1]["state_dict"].items():
+        assert torch.equal(states[0]["state_dict"][name], value), name
 
 
 def cut(*paths: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -249,3 +250,22 @@ def is_there(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_store_that_no_longer_answers_is_given_up(come):
+    """A host that lost its power or its cable closes no connection: a question to it is never answered."""
+    come(0)
+    one, ended = come(1, seconds=0.5)
+    until(lambda: 0 in one._homes)
+    never = threading.Event()
+
+    class Silent:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            return lambda *args: never.wait()
+
+    store, one._store = one._store, Silent()
+    until(lambda: ended)
+    assert ended == [(f"process 0 (on {socket.gethostname()}) has not answered for 0.5 s", 1)]
+    one.tell(1, "failed: all was lost")  # comes to its end too
+    never.set()
+    one._store = store

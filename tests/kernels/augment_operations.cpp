@@ -24,7 +24,7 @@ int main(int, char** argv) {
         for (long j = 0; j < num_steps; j++) {
             const auto any = [&] { return real(most[below(5)]); };
             const long taps[] = {1, 2, 4};
-            Step step{below(TF_ROTATE + 1), taps[below(3)], any(), {any(), any()}, {1, any(), any(), any(), 1, any()}};
+            Step step{below(FLIP + 1), taps[below(3)], any(), {any(), any()}, {1, any(), any(), any(), 1, any()}};
             if (step.operation == BLUR) step.argument = real(9);
             if (step.operation == ROTATE || step.operation == TF_ROTATE) step.matrix.a = any(), step.matrix.e = any();
             steps.push_back(step);

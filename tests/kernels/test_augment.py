@@ -21,7 +21,7 @@ from mixer_lightning.data import image_ops, operations, policies
 from mixer_lightning.data.image_ops import Operation
 from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.kernels import augment, extension
+from mixer_lightning.kernels import augment, compiler
 
 NATIVE = augment.native()
 pytestmark = pytest.mark.skipif(NATIVE is None, reason="no C++ compiler")
@@ -99,8 +99,19 @@ def test_an_operation_gives_pytorchs_numbers(operation: Operation) -> None:
     assert differing <= 1e-4 * count
 
 
+def test_only_what_is_to_be_flipped_is() -> None:
+    images, which = photos(33), np.array([True, False, True, False])
+    before = images.clone()
+    wanted = torch.stack([images[0].flip(-1), images[1], images[2].flip(-1), images[3]])
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        found = operations.flipped(given, which)
+        assert torch.equal(found, wanted)
+        assert found.stride() == given.stride()
+    assert torch.equal(images, before)
+
+
 def test_operations_have_the_same_numbers_on_both_sides() -> None:
-    source = (extension.CSRC / "augment.cpp").read_text()
+    source = (compiler.CSRC / "augment.cpp").read_text()
     names = re.findall(r"\w+", source.partition("enum Operation : int64_t {")[2].partition("}")[0])
     assert names == [operation.name for operation in Operation]
 
@@ -158,12 +169,7 @@ def test_bits_are_the_same_for_any_processor(tmp_path: Path, monkeypatch: pytest
     here = all_operations()
     for level in levels:
         library = tmp_path / f"{level}.so"
-        flags = [
-            f"-march={level}" if each == "-march=native" else each
-            for each in (*extension.FLAGS, *augment.FLAGS)
-        ]
-        command = ["g++", *flags, "-O2", "-shared", str(extension.CSRC / "augment.cpp"), "-o", str(library)]
-        subprocess.run(command, check=True, capture_output=True)
+        compiler.compile_library(compiler.CSRC / "augment.cpp", library, march=level)
         function = ctypes.CDLL(str(library)).augment_images
         function.argtypes, function.restype = NATIVE.argtypes, NATIVE.restype
         monkeypatch.setattr(augment, "native", lambda function=function: function)
@@ -181,7 +187,7 @@ def test_operations_stay_within_an_image_under_sanitizers(tmp_path: Path) -> Non
     ]
     program, source = tmp_path / "operations", Path(__file__).with_name("augment_operations.cpp")
     built = subprocess.run(
-        ["g++", *flags, f"-I{extension.CSRC}", str(source), "-o", str(program)],
+        ["g++", *flags, f"-I{compiler.CSRC}", str(source), "-o", str(program)],
         check=False,
         capture_output=True,
     )

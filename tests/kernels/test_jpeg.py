@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_image
 
 from mixer_lightning.data import decode
 from mixer_lightning.data.crops import FILTERS, Crops
-from mixer_lightning.kernels import extension, jpeg
+from mixer_lightning.kernels import compiler, jpeg
 
 pytestmark = pytest.mark.skipif(jpeg.native() is None, reason="no C++ compiler")
 
@@ -276,11 +276,7 @@ def test_bits_are_the_same_for_any_processor(tmp_path: Path, monkeypatch: pytest
     here = crops()
     for level in levels:
         library = tmp_path / f"{level}.so"
-        flags = [
-            f"-march={level}" if each == "-march=native" else each for each in (*extension.FLAGS, *jpeg.FLAGS)
-        ]
-        command = ["g++", *flags, "-O2", "-shared", str(extension.CSRC / "jpeg.cpp"), "-o", str(library)]
-        subprocess.run(command, check=True, capture_output=True)
+        compiler.compile_library(compiler.CSRC / "jpeg.cpp", library, march=level)
         function = ctypes.CDLL(str(library)).jpeg_crops
         function.argtypes = jpeg.native().argtypes  # type: ignore[union-attr]
         monkeypatch.setattr(jpeg, "native", lambda function=function: function)
@@ -316,7 +312,7 @@ def test_damaged_files_do_no_harm_under_sanitizers(name: str, tmp_path: Path) ->
     ]
     program, source = tmp_path / name, Path(__file__).with_name(f"{name}.cpp")
     built = subprocess.run(
-        ["g++", *flags, f"-I{extension.CSRC}", str(source), "-o", str(program)],
+        ["g++", *flags, f"-I{compiler.CSRC}", str(source), "-o", str(program)],
         check=False,
         capture_output=True,
     )

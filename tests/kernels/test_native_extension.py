@@ -8,23 +8,51 @@ from pathlib import Path
 
 import pytest
 
-from mixer_lightning.kernels import extension
+from mixer_lightning.kernels import compiler, extension
 
-NAMES = sorted(path.stem for path in extension.CSRC.glob("*.cpp"))
+NAMES = sorted(path.stem for path in compiler.CSRC.glob("*.cpp"))
 
 
 def test_sources_are_found() -> None:
     assert "depthwise" in NAMES
 
 
-def test_a_missing_or_failing_compiler_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_or_failing_compiler_leaves_nothing_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for compiler in ("no-such-compiler", "false"):
-        monkeypatch.setenv("CXX", compiler)
+    extension._say.cache_clear()
+    for name, why in (
+        ("no-such-compiler", "no C++ compiler was found"),
+        ("false", "the C++ compiler failed"),
+    ):
+        caplog.clear()
+        monkeypatch.setenv("CXX", name)
         assert extension.load("depthwise") is None
+        assert extension.load("jpeg") is None
+        (said,) = caplog.messages
+        assert said == (
+            f"native code is missing, decoding and training on a CPU are slower: {why}. "
+            "Install g++, or name a compiler by CXX"
+        )
     assert list((tmp_path / "mixer_lightning").iterdir()) == []
+    extension._say.cache_clear()
+
+
+def test_levels_are_those_of_the_psabi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the wheel's libraries the best is taken that the processor can run; flags of two real processors."""
+    monkeypatch.setattr(compiler, "PREBUILT", tmp_path)
+    for level in compiler.LEVELS:
+        (tmp_path / level).mkdir()
+        (tmp_path / level / "depthwise.so").touch()
+    haswell = "fpu sse2 ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes xsave avx f16c abm bmi1 avx2 bmi2"
+    skylake_x = f"{haswell} avx512f avx512dq avx512cd avx512bw avx512vl"
+    ivy_bridge = "fpu sse2 ssse3 cx16 sse4_1 sse4_2 popcnt aes xsave avx f16c"
+    for flags, level in ((haswell, "x86-64-v3"), (skylake_x, "x86-64-v4"), (ivy_bridge, None)):
+        monkeypatch.setattr(compiler, "_abilities", lambda flags=flags: frozenset(flags.split()))
+        found = compiler.prebuilt("depthwise")
+        assert (found and found.parent.name) == level
+        assert compiler.prebuilt("no_such_kernel") is None
 
 
 def test_an_unknown_name_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +80,7 @@ def test_it_is_compiled_once_and_found_again(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_a_changed_source_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(extension, "CSRC", tmp_path)
+    monkeypatch.setattr(compiler, "CSRC", tmp_path)
     for number in (1, 2):
         (tmp_path / "answer.cpp").write_text(f'extern "C" int answer() {{ return {number}; }}')
         library = extension.load("answer")
@@ -63,7 +91,7 @@ def test_a_changed_source_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_a_changed_header_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(extension, "CSRC", tmp_path)
+    monkeypatch.setattr(compiler, "CSRC", tmp_path)
     (tmp_path / "reply.cpp").write_text('#include "number.h"\nextern "C" int reply() { return NUMBER; }')
     for number in (1, 2):
         (tmp_path / "number.h").write_text(f"constexpr int NUMBER = {number};")

@@ -26,6 +26,10 @@ class BadImage(ValueError):
     """One stored image cannot be read or decoded; the message names it and the reason."""
 
 
+class StorageError(OSError):
+    """Where many images are kept can be read no more, a shard that was cut for one: no image is replaced by another."""
+
+
 class Images(Protocol):
     """The labelled images of one split, by index; safe to read from several threads."""
 
@@ -36,7 +40,12 @@ class Images(Protocol):
         """Class indices [B]; or [B, L] where images have several, short rows padded with -1."""
 
     def read(self, index: int) -> bytes | Pixels:
-        """An encoded file, or RGB pixels [H, W, 3]; raises OSError or ValueError when it cannot be read."""
+        """An encoded file, or RGB pixels [H, W, 3].
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+            StorageError: nor can what lies beside it.
+        """
 
     def key(self, index: int) -> str:
         """The image's identifier in its data set, the same wherever it is stored: a relative path, a row."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from mixer_lightning.data.sources import StorageError
 from mixer_lightning.data.sources.names import is_hidden, suffix_of
 
 
@@ -62,6 +65,28 @@ def read_regular(path: str) -> bytes:
     """The bytes of a file; raises as `open_regular` does."""
     with open_regular(path) as file:
         return file.read()
+
+
+#: What a file system of another machine says when that is gone.
+_GONE = {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+
+
+@contextlib.contextmanager
+def reading_below(root: str) -> Iterator[None]:
+    """Tell a file that cannot be read from a folder that is gone.
+
+    Raises:
+        StorageError: the folder is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _GONE or not os.path.exists(root):  # noqa: PTH110
+            why = error.strerror or str(error)
+            raise StorageError(
+                f"{root} can be read no more: {why}. Mount it again, or put it back"
+            ) from error
+        raise
 
 
 def refuse_special(about: os.stat_result) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixer_lightning.data.sources import Dataset, names
-from mixer_lightning.data.sources.disk import image_files, open_regular, read_regular
+from mixer_lightning.data.sources.disk import image_files, open_regular, read_regular, reading_below
 from mixer_lightning.files import readable
 
 if TYPE_CHECKING:
@@ -48,8 +48,14 @@ class FolderImages:
         return self._labels[indices].astype(np.int64)
 
     def read(self, index: int) -> bytes:
-        """The file; ValueError for a pipe or a device."""
-        return read_regular(self._path(index))
+        """The file.
+
+        Raises:
+            ValueError: it is a pipe or a device.
+            StorageError: the folder of all files is gone.
+        """
+        with reading_below(self._root):
+            return read_regular(self._path(index))
 
     def key(self, index: int) -> str:
         """The path under root."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mixer_lightning.data.sources import Dataset, Images, prepared, remote
+from mixer_lightning.data.sources import Dataset, Images, StorageError, prepared, remote
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, find_shards, load_or_build
 from mixer_lightning.data.sources.names import too_sparse, unnumbered
@@ -184,12 +184,21 @@ class ShardImages:
         return self._labels[indices].astype(np.int64)
 
     def read(self, index: int) -> bytes:
-        """The image's file; OSError or ValueError when its shard cannot be fetched or is truncated."""
+        """The image's file.
+
+        Raises:
+            StorageError: its shard cannot be fetched or read, or has become shorter.
+        """
         shard, offset, size = self._place(index)
-        data = self._descriptor(shard).read(size, offset)
+        address = self._files[shard].address
+        try:
+            data = self._descriptor(shard).read(size, offset)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{address} cannot be read: {error}") from error
         if len(data) < size:
-            raise ValueError(
-                f"{self._files[shard].address} ends after {len(data):,} of the {size:,} bytes at byte {offset:,}"
+            raise StorageError(
+                f"{address} ends after {len(data):,} of the {size:,} bytes at byte {offset:,}: it has become shorter. "
+                "Put the whole file back"
             )
         return data
 

@@ -1,4 +1,5 @@
-// Operations of RandAugment and of colour jitter on a batch of images of bytes, one image after the other by each thread.
+// Flips, and the operations of RandAugment and of colour jitter, on a batch of images of bytes: each thread takes one
+// image after the other.
 //
 // An image of 224 px stays in a core's cache from its first operation to its last. Each has its own operations and is
 // computed alone, so that neither the number of threads nor the rest of a batch changes a bit. The same numbers in
@@ -20,7 +21,7 @@ using namespace augment;
 enum Operation : int64_t {
     IDENTITY, INVERT, POSTERIZE, SOLARIZE, SOLARIZE_ADD, BRIGHTNESS, CONTRAST, AUTOCONTRAST, EQUALIZE, TF_CONTRAST,
     TF_AUTOCONTRAST, COLOR, SHARPNESS, BLUR, TF_COLOR, TF_SHARPNESS, CUTOUT, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y,
-    SHIFT_X, SHIFT_Y, ROTATE, TF_SHEAR_X, TF_SHEAR_Y, TF_TRANSLATE_X, TF_TRANSLATE_Y, TF_ROTATE
+    SHIFT_X, SHIFT_Y, ROTATE, TF_SHEAR_X, TF_SHEAR_Y, TF_TRANSLATE_X, TF_TRANSLATE_Y, TF_ROTATE, FLIP
 };
 
 // One operation on one image.
@@ -89,6 +90,7 @@ void apply(const uint8_t* from, long side, const Step& step, const uint8_t* fill
             for (int c = 0; c < 3; c++)
                 blur(from + c * n, side, factor, to + c * n, scratch.row, scratch.turned, scratch.sums);
             break;
+        case FLIP: mirror(from, side, to); break;
         case CUTOUT: cut_out(from, side, step, fill, to); break;
         default: move(from, side, step, fill, to, scratch);
     }

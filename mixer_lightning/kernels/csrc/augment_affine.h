@@ -28,6 +28,12 @@ struct Scratch {
     std::vector<float> weights;
 };
 
+// Left to right.
+static void mirror(const uint8_t* from, long side, uint8_t* __restrict to) {
+    for (long y = 0; y < 3 * side; y++, from += side, to += side)
+        for (long x = 0; x < side; x++) to[x] = from[side - 1 - x];
+}
+
 // ------------------------------------------------------------------------------------- the nearest pixel
 
 // Pixels of three planes by their places, for one row of the result; -1 is outside.
