@@ -189,7 +189,7 @@ def test_fill_bytes_before_markers_are_passed_over() -> None:
     file = encoded(PHOTO.resize((96, 96)), subsampling=0, quality=97, restart_marker_blocks=4)
     begin = file.index(b"\xff\xda") + 14
     head, scan = file[:begin], file[begin:]
-    filled = head + re.sub(rb"\xff([\xd0-\xd9])", rb"\xff\xff\xff\1", scan)
+    filled = head + re.sub(rb"\xff([\xd0-\xd9])", b"\xff\xff\xff\\1", scan)
     assert len(filled) > len(file) + 50
     np.testing.assert_array_equal(planar(pillows(filled)), planar(pillows(file)))
     np.testing.assert_array_equal(square(filled, 96), planar(pillows(file)))
@@ -319,10 +319,10 @@ def test_damaged_files_do_no_harm_under_sanitizers(name: str, tmp_path: Path) ->
     if b"asan" in built.stderr:
         pytest.skip("g++ has no sanitizers here")
     assert built.returncode == 0, built.stderr.decode()
-    done = subprocess.run([program, "20000", "0", *paths], check=False, capture_output=True, text=True)
+    done = subprocess.run([program, "5000", "0", *paths], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counts = [int(each.split()[0]) for each in done.stdout.split(", ")]
-    assert min(counts) > 1000
+    assert min(counts) > 300
 
 
 @pytest.mark.parametrize("every", [1, 4, 1000])
