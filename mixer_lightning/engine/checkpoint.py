@@ -281,7 +281,6 @@ def snapshot(module: Classifier) -> dict[str, Any]:
     assert module.optimizer is not None
     module.accumulator.check()
     _check_weights(module)
-    module.average_batch_norm()
     state: dict[str, Any] = {
         "step": module.step,
         "evaluation_due": module.evaluation_due,

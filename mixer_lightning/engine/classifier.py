@@ -118,10 +118,15 @@ class Classifier(LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """One optimiser step at the rate of the schedule, then the average."""
+        """One optimiser step at the rate of the schedule, then the averages.
+
+        BatchNorm's statistics are averaged after each: a run that is asked to stop would else be left with other last
+        bits than one that goes on, and averages their weights with them.
+        """
         self.set_rate()
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.step += 1
+        average_batch_norm(self.model)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
 
@@ -140,15 +145,8 @@ class Classifier(LightningModule):
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Network]:
         """The network as evaluations use it, in evaluation mode and without gradients."""
-        self.average_batch_norm()
         weights, bare = self.weights, self._outside.get("skeleton")
         if bare is not None:  # processes with fewer images would not take part in gathering a block
             weights = sharding.whole_copy(weights, bare, self.device)
         with evaluating(weights):
             yield Network(weights, self.machine)
-
-    def average_batch_norm(self) -> None:
-        """Give all processes the same BatchNorm statistics."""
-        average_batch_norm(self.model)
-        if self.ema is not None:  # an average of averages: what one process would have is linear in these
-            average_batch_norm(self.ema.module)

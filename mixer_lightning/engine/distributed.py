@@ -38,8 +38,10 @@ def average_batch_norm(model: nn.Module) -> None:
         flat = torch.cat([buffer.flatten() for buffer in statistics])
         torch.distributed.all_reduce(flat)
         flat /= torch.distributed.get_world_size()
-        for buffer, mean in zip(statistics, torch.split(flat, [b.numel() for b in statistics]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        means = torch.split(flat, [buffer.numel() for buffer in statistics])
+        torch._foreach_copy_(
+            statistics, [mean.view_as(buffer) for mean, buffer in zip(means, statistics, strict=True)]
+        )
 
 
 def all_gather_interleaved(batches: Iterable[Tensor], device: torch.device) -> Tensor:

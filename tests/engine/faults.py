@@ -6,6 +6,7 @@ A session is a process for each rank; what all sessions say is in `<run>.log`.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -128,28 +129,27 @@ def run_with_faults(
     rng: random.Random,
     seconds: float,
     most: int | None = None,
-    between: Callable[[random.Random], str | None] = lambda rng: None,
+    minutes: float = math.inf,
 ) -> Counter[str]:
     """Give a command again and again until its run has finished; the faults that its sessions met, by name.
 
     Args:
         faults: one of them, drawn by `rng`, strikes in each session, after up to `seconds`.
         most: so many, after which a session is left alone.
-        between: what may happen between two sessions; says what.
+        minutes: after which it is as well.
     """
     met: Counter[str] = Counter()
+    began = time.monotonic()
     while True:
         session = Session(words, run_dir, num_ranks=num_ranks)
-        is_left_alone = most is not None and sum(met.values()) >= most
+        is_left_alone = time.monotonic() - began > 60 * minutes
+        is_left_alone |= most is not None and sum(met.values()) >= most
         if session.wait(600.0 if is_left_alone else rng.uniform(0.0, seconds)):
             if session.codes() == [0] * num_ranks:
                 return met
             raise AssertionError((session.codes(), run_dir.with_suffix(".log").read_text()[-3000:]))
         assert not is_left_alone, run_dir.with_suffix(".log").read_text()[-3000:]
         met[rng.choice(faults)(session, rng)] += 1
-        happened = between(rng)
-        if happened is not None:
-            met[happened] += 1
 
 
 def assert_same_bits(got: Path, expected: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import webdataset
 from faults import (
+    Fault,
     Session,
     asked_to_stop,
     assert_same_bits,
@@ -46,7 +47,7 @@ RICH = (
 ALONE = ("device_batch=30",)
 PAIR = ("device_batch=15", "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true")
 PARTS = (*PAIR, "trainer.fully_shard=true", "ema_decay=null", "model=mixer_digits")
-SOAK_STEPS = 5000
+SOAK_STEPS, SOAK_MINUTES = 5000, 30
 BAD = "max_bad_fraction=0.1"
 
 
@@ -90,7 +91,14 @@ def words(kind: str, photos: Path) -> tuple[list[str], int]:
 
 
 def tried(
-    kind: str, photos: Path, folder: Path, *more: str, kills: int, steps: int, seed: int
+    kind: str,
+    photos: Path,
+    folder: Path,
+    *more: str,
+    fault: Fault = killed,
+    times: int,
+    steps: int,
+    seed: int,
 ) -> Counter[str]:
     command, num_ranks = words(kind, photos)
     command += [f"duration.steps={steps}", *more]
@@ -99,19 +107,22 @@ def tried(
         command,
         folder / "disturbed",
         num_ranks=num_ranks,
-        faults=[killed],
+        faults=[fault],
         rng=random.Random(seed),
         seconds=seconds,
-        most=kills,
+        most=times,
     )
     assert_same_bits(folder / "disturbed", folder / "undisturbed")
     return met
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills"), [("one memory", 2), ("two shards", 3)])
-def test_killed_at_random_moments(tmp_path, photos, kind, kills):
-    tried(kind, photos, tmp_path, kills=kills, steps=12, seed=kills)
+@pytest.mark.parametrize(
+    ("kind", "fault", "times"),
+    [("one memory", killed, 2), ("two shards", killed, 3), ("two memory", asked_to_stop, 3)],
+)
+def test_ended_at_random_moments(tmp_path, photos, kind, fault, times):
+    tried(kind, photos, tmp_path, fault=fault, times=times, steps=24, seed=times)
 
 
 KINDS = (
@@ -125,8 +136,8 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_fifty_kills(tmp_path, photos, kind):
     seed = KINDS.index(kind)
-    kills = 7 + (seed == 0)
-    met = tried(kind, photos, tmp_path, "checkpoint_every.steps=5", kills=kills, steps=120, seed=seed)
+    times = 7 + (seed == 0)
+    met = tried(kind, photos, tmp_path, "checkpoint_every.steps=5", times=times, steps=120, seed=seed)
     print(f"\n{kind}: {dict(met)}, the same bits")
 
 
@@ -220,7 +231,13 @@ def test_half_an_hour_of_faults(tmp_path, photos, disk):
     undisturbed = Session([*others, *command[-3:]], tmp_path / "undisturbed", num_ranks=num_ranks)
     began = time.monotonic()
     met = run_with_faults(
-        command, run_dir, num_ranks=num_ranks, faults=faults, rng=random.Random(0), seconds=16.0
+        command,
+        run_dir,
+        num_ranks=num_ranks,
+        faults=faults,
+        rng=random.Random(0),
+        seconds=16.0,
+        minutes=SOAK_MINUTES,
     )
     minutes = (time.monotonic() - began) / 60
     assert undisturbed.wait(3600)
