@@ -20,7 +20,7 @@ import pytest
 from test_shards_source import picture, prepared_set, write
 
 from mixer_lightning.data.checks import refuse_random_reads
-from mixer_lightning.data.sources import remote
+from mixer_lightning.data.sources import StorageError, remote
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.remote import File, expand
 from mixer_lightning.data.sources.shards import shards
@@ -534,7 +534,7 @@ def test_what_cannot_be_fetched_ahead_is_an_error_only_when_it_is_read(root, ser
     server.faults["train-000.tar"] = [404, 404]
     train.prefetch([0, 1])
     wait_for(lambda: server.gets["train-000.tar"] and server.gets["train-001.tar"])
-    with pytest.raises(FileNotFoundError, match=r"train-000\.tar does not exist"):
+    with pytest.raises(StorageError, match=r"train-000\.tar does not exist"):
         train.read(0)
     check_train(train)
 

@@ -194,7 +194,8 @@ class ShardImages:
         try:
             data = self._descriptor(shard).read(size, offset)
         except (OSError, ValueError) as error:
-            raise StorageError(f"{address} cannot be read: {error}") from error
+            said = str(error)
+            raise StorageError(said if address in said else f"{address} cannot be read: {said}") from error
         if len(data) < size:
             raise StorageError(
                 f"{address} ends after {len(data):,} of the {size:,} bytes at byte {offset:,}: it has become shorter. "
