@@ -87,7 +87,8 @@ class Machine:
         """Number of processes, as the launcher says; 1 without one.
 
         Raises:
-            ValueError: the trainer wants many processes and there is no launcher, or the reverse.
+            ValueError: the trainer wants many processes and there is no launcher, or the reverse; or restarts that
+                would fail.
         """
         launch = launched() or ALONE
         if self.devices != 1 and launched() is None:
@@ -103,6 +104,16 @@ class Machine:
             raise ValueError(
                 f"trainer.devices is {self.devices}, and {launch.local_world_size} processes were launched on this "
                 "machine: leave trainer.devices out, or start as many"
+            )
+        env = os.environ
+        several, restarts = (
+            env.get("GROUP_WORLD_SIZE", "1") != "1",
+            env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0",
+        )
+        if several and restarts and env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            raise ValueError(  # the processes of the next round would look for those of this one
+                "torchrun cannot start several nodes anew while it shares one store among its rounds: set "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every node, or --max-restarts=0"
             )
         return launch.world_size
 

@@ -24,6 +24,21 @@ TORCHRUN = {"WORLD_SIZE": "32", "RANK": "19", "LOCAL_RANK": "3", "LOCAL_WORLD_SI
 SRUN = {"SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "8"}
 SRUN |= {"SLURM_STEP_ID": "0"}
 
+
+def test_restarts_of_several_nodes_need_stores_of_their_own(monkeypatch):
+    """As torchrun sets it; with the shared store two of two restarts failed (tests/engine/test_hosts.py)."""
+    for key, value in (TORCHRUN | {"TORCHELASTIC_RUN_ID": "a", "GROUP_WORLD_SIZE": "4"}).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert Machine(accelerator="cpu", devices=None).world_size == 32
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every node"):
+        _ = Machine(accelerator="cpu", devices=None).world_size
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert Machine(accelerator="cpu", devices=None).world_size == 32
+
+
 SRUN_OF_TWO = {
     "SLURM_JOB_NAME": "night",
     "SLURM_NTASKS": "2",
