@@ -34,10 +34,12 @@ def open_store(launch: Launch, *, seconds: float) -> tuple[str, Any]:
             int(port),
             world_size=None,
             is_master=hosts_store(launch),
-            timeout=datetime.timedelta(seconds=seconds),
+            # Somebody listens. Where they are gone a moment later torch tries again, up to twice as long as it is told.
+            timeout=datetime.timedelta(seconds=seconds / 3),
             wait_for_workers=False,
             multi_tenant=True,
         )
+        store.set_timeout(datetime.timedelta(seconds=seconds))
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistNetworkError is a RuntimeError
         raise ConnectionError(f"{host}:{port} cannot be reached within {seconds:g} s") from error
     return f"{host}:{port}", store
