@@ -56,7 +56,7 @@ def read(file: Path) -> Stored:
             summary |= content.get("update", {})
         elif kind == "artifact":
             _, _, name = content["name"].split("-", 2)
-            artifacts[name.rpartition("-")[0]] = [each["path"] for each in content["manifest"]["contents"]]
+            artifacts[name.partition("-")[0]] = [each["path"] for each in content["manifest"]["contents"]]
         elif kind == "exit":
             exit_code = content.get("exit_code", 0)
     return Stored(run, config, history, summary, exit_code, artifacts)

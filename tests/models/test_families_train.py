@@ -208,8 +208,8 @@ def copy_after(step: int, patch: pytest.MonkeyPatch, to: Path) -> None:
     """Keep what stands in a run directory after a step has been saved, as where a run is killed then."""
     save = Checkpoints.save
 
-    def saved(self: Checkpoints, trainer: Any, module: Any) -> None:
-        save(self, trainer, module)
+    def saved(self: Checkpoints, trainer: Any, module: Any, **how: Any) -> None:
+        save(self, trainer, module, **how)
         if module.step == step:
             shutil.copytree(self.run_dir, to)
 
