@@ -122,7 +122,7 @@ def evaluate(recipe: EvaluationRecipe, run_dir: Path, parts: Ready, screen: Scre
     except (ValueError, OSError, NonFiniteOutput) as error:  # an image that cannot be read, a full disk
         presence.say_why(screen, last_line(error))
     except Exception as error:
-        presence.say_what_broke(screen, error, run_dir / results.LOG)
+        return presence.say_what_broke(screen, error, run_dir / results.LOG)
     else:
         return 0
     return 1

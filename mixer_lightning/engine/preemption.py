@@ -28,7 +28,7 @@ class Preemption(StepCallback):
         self._group: Any = None
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:
-        """Take over from Lightning's handlers, which talk to other processes from inside the handler."""
+        """From here on a signal is kept until a step has been made: there is something to save."""
         self.requests.catch()
         if is_distributed():
             self._group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)

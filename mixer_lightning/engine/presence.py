@@ -389,8 +389,8 @@ def say_why(screen: Screen, why: str) -> None:
     tell(1, f"failed: {why}")
 
 
-def say_what_broke(screen: Screen, error: Exception, log: Path) -> None:
-    """Say which process has gone where that is behind an error; else the error, and let all know."""
+def say_what_broke(screen: Screen, error: Exception, log: Path) -> int:
+    """Say which process has gone where that is behind an error; else the error, and let all know. The exit code."""
     lost = gone(error)
     if lost is not None:
         screen.note(traceback.format_exc().rstrip())
@@ -398,6 +398,7 @@ def say_what_broke(screen: Screen, error: Exception, log: Path) -> None:
     else:
         screen_says_what_broke(screen, error, log)
         tell(1, f"failed: {last_line(error)}")
+    return 1 if lost is None else lost.code
 
 
 def save_undisturbed(is_busy: Callable[[], bool]) -> None:

@@ -281,7 +281,7 @@ def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
 def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     if run.module.step:
         screen.say(f"resuming {run_dir} at step {run.module.step:,} of {run.total_steps:,}")
-    is_first = run.module.machine.rank == 0
+    is_first, code = run.module.machine.rank == 0, 1
     try:
         if is_first:
             (run_dir / results.RESULT).unlink(missing_ok=True)  # of a run that is made longer
@@ -353,9 +353,9 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         presence.say_why(screen, last_line(error))
     except Exception as error:
         screen.stop_bars()
-        presence.say_what_broke(screen, error, run_dir / results.LOG)
+        code = presence.say_what_broke(screen, error, run_dir / results.LOG)
     screen.say(_where_to_go_on(run_dir, run.checkpoints))
-    return 1
+    return code
 
 
 # --------------------------------------------------------------------------------------------- the pieces

@@ -212,6 +212,27 @@ def test_a_process_that_is_killed_while_training_is_named(tmp_path, capsys):
     assert "The last good checkpoint, step 3, stands in run/last.ckpt" in said
 
 
+#: One process is asked to stop between Lightning's preparations and the first step.
+ASKED_EARLY = """
+import os, signal, sys
+from mixer_lightning.cli import start
+from mixer_lightning.engine.agreement import Agreement
+begin = Agreement.on_begin
+def ask(self, trainer, module):
+    if os.environ["RANK"] == "{rank}":
+        os.kill(os.getpid(), signal.SIGTERM)
+    begin(self, trainer, module)
+Agreement.on_begin = ask
+sys.exit(start.start("train"))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_asked_to_stop_before_the_first_step_ends_all(tmp_path, rank):
+    processes = start(tmp_path, "run", "device_batch=30", program=("-c", ASKED_EARLY.format(rank=rank)))
+    assert finish(processes, timeout=IN_A_MINUTE) == [143, 143]
+
+
 def test_torchrun_that_is_killed_leaves_nobody(tmp_path):
     """It takes no SIGUSR1 unless told to: its processes save, and end."""
     words = [
