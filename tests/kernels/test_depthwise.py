@@ -116,6 +116,14 @@ def test_autocast_computes_in_bfloat16_and_keeps_the_parameters_gradients_in_flo
         assert 0 < relative(mine, right.double()) < 0.03
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_gradient_has_the_strides_of_its_weight(layout: torch.memory_format) -> None:
+    conv = DepthwiseConv2d(8, 3).to(memory_format=layout)
+    conv(torch.randn(2, 8, 5, 5)).sum().backward()
+    assert conv.weight.grad is not None
+    assert conv.weight.grad.stride() == conv.weight.stride()
+
+
 def test_without_bias_and_with_frozen_parameters() -> None:
     x, weight = draw(2, 8, 6, 6, dtype=torch.float32), torch.randn(8, 1, 3, 3)
     depthwise_conv2d(x, weight, None).sum().backward()
