@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -54,7 +53,7 @@ class Classifier(LightningModule):
         self.frozen = list(frozen)
         self.accumulator = MetricAccumulator()
         # Both live outside the module tree: the names in a checkpoint are the backbone's, compiled or averaged or not.
-        self._outside: dict[str, Any] = {"forward": torch.compile(model) if machine.compile else model}
+        self._outside: dict[str, Any] = {"forward": machine.compiled(model)}
         if ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
             self._outside["ema"] = average.requires_grad_(False)

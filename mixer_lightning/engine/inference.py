@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,22 +37,30 @@ def evaluating(backbone: nn.Module) -> Iterator[None]:
 
 
 class Network:
-    """A backbone at the precision and memory layout of a machine, on whose device it is."""
+    """A backbone at the precision and memory layout of a machine, on whose device it is, compiled if it asks for it."""
 
     def __init__(self, backbone: nn.Module, machine: Machine) -> None:
         self.backbone: Any = backbone
         self.machine, self.memory_format = machine, machine.memory_format(backbone)
 
+    @functools.cached_property
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        return self.machine.compiled(self.backbone)
+
+    @functools.cached_property
+    def _forward_features(self) -> Callable[[Tensor], Tensor]:
+        return self.machine.compiled(self.backbone.forward_features)
+
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] to float32 [B, K]."""
         with self.machine.autocast():
-            logits: Tensor = self.backbone(images.contiguous(memory_format=self.memory_format))
+            logits = self._forward(images.contiguous(memory_format=self.memory_format))
         return logits.float()
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] to what the head's linear layer sees, pooled in float32: [B, F]."""
         with self.machine.autocast():
-            features = self.backbone.forward_features(images.contiguous(memory_format=self.memory_format))
+            features = self._forward_features(images.contiguous(memory_format=self.memory_format))
         pooled: Tensor = self.backbone.forward_head(features.float(), pre_logits=True)
         return pooled
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import datetime
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Machine:
         sweep or search is given, and under a launcher what it must have started on a machine.
     precision: auto is bf16-mixed on GPUs and on CPUs with bf16 instructions, else 32-true.
     channels_last: null leaves it to the model (ConvMixer gains, Mixer does not).
-    compile: torch.compile of the forward and backward pass; takes a minute at the start.
+    compile: torch.compile of the forward and backward pass and of evaluations; takes a minute at the start of each.
     decode_threads: threads per device that read and decode images; null is all cores of this process. On a CPU they
         work between the steps, on a GPU beside them.
     decode: "gpu" lets the GPU decode JPEGs (nvJPEG) and resize, for machines with few CPU cores; its pixels differ
@@ -168,6 +169,10 @@ class Machine:
         """The model on the device of this process, in its memory format."""
         placed: nn.Module = model.to(self.device).to(memory_format=self.memory_format(model))
         return placed
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A model, or a method of one, through torch.compile if the machine asks for it."""
+        return torch.compile(function) if self.compile else function
 
     @property
     def threads(self) -> int:

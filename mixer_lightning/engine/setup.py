@@ -212,9 +212,9 @@ def lightning_trainer(
         use_distributed_sampler=False,
         limit_val_batches=0,
     )
-    # Being asked to stop is Preemption's, for all processes and signals. Lightning's own handler of SIGTERM talks to the
-    # other processes in the midst of whatever they do, so that all wait for each other; and it asks the device before
-    # every micro-batch whether process 0 got one.
+    # Being asked to stop is Preemption's, for all processes and signals. Lightning's own handler of SIGTERM talks to
+    # the other processes in the midst of whatever they do, so that all wait for each other; and it asks the device
+    # before every micro-batch whether process 0 got one.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if machine.world_size > 1:
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

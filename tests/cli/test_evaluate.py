@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import ROOT, TINY
@@ -73,6 +74,30 @@ def photos(folder: Path, *, spoilt: bool = False) -> Path:
 
 
 # ----------------------------------------------------------------------------------------- in a training run
+
+
+def test_a_compiled_run_and_its_evaluation_say_what_the_others_do(tmp_path, run_dir, monkeypatch):
+    compiled, compile_ = [], torch.compile
+
+    def traced(function, **_):
+        """Dynamo alone: to compile what it has traced would take minutes."""
+        compiled.append(function)
+        return compile_(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    assert train(compose_one("train", [*TRAINED, "trainer.compile=true"]), tmp_path / "run") == 0
+    rows, expected = (results.read_metrics(each) for each in (tmp_path / "run", run_dir))
+    for name in ("train/loss", "val/top1", "fewshot/digits_5shot"):
+        mine, theirs = ([row[name] for row in each if name in row] for each in (rows, expected))
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+    compiled.clear()
+    words = ("evals=[accuracy,fewshot]", *WORDS, "trainer.compile=true")
+    recipe = composed(given(run_dir / results.LAST), *words)
+    assert evaluate(recipe, tmp_path / "evaluation") == 0
+    assert len(compiled) == 2  # logits, and features for few-shot
+    found = read_evaluation(tmp_path / "evaluation")["metrics"]
+    assert found == pytest.approx({k: v for k, v in rows[-1].items() if k in found}, rel=1e-4)
 
 
 def test_training_evaluates_and_draws_at_its_end(run_dir):
