@@ -1,9 +1,10 @@
-"""An activation and the BatchNorm behind it, trained in one pass on a CPU.
+"""An activation, the BatchNorm behind it and what is added to both, in one pass on a CPU.
 
 ConvMixer's layers are Conv, activation, BatchNorm. By PyTorch's own operations the last two read and write their maps
 13 times in a training step, which takes half of the step on a CPU; csrc/activation_norm.cpp does it in 8, keeps one
-map less for the backward pass, and gives the same results up to rounding. It is compiled when it is first needed;
-without a C++ compiler, and for everything but training in float32 or bfloat16 on a CPU, PyTorch's operations do it.
+map less for the backward pass, and gives the same results up to rounding. The residual connection around such a layer
+is added in the same pass, and evaluations take one pass in place of three. It is compiled when it is first needed;
+without a C++ compiler, and for everything but float32 or bfloat16 on a CPU, PyTorch's operations do it.
 
     B images   C channels   H, W sides
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,62 +21,59 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mixer_lightning.kernels import extension
+from mixer_lightning.kernels.standing_in import may_stand_in
 
 
 class Sequential(nn.Sequential):
     """nn.Sequential that takes each pair of GELU or ReLU and BatchNorm2d at once where that is faster."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """[B, C, H, W] -> what the last module gives."""
+    def forward(self, input: Tensor, plus: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> what the last module gives; to it `plus` is added, which has its shape."""
         x, modules, at = input, list(self), 0
         while at < len(modules):
             pair = modules[at : at + 2]
             if is_fused(x, pair):
-                x = fused(x, *pair)  # type: ignore[arg-type]
                 at += 2
+                added = plus if at == len(modules) and _is_like(plus, x) else None
+                x = fused(x, *pair, plus=added)  # type: ignore[arg-type]
+                plus = plus if added is None else None
             else:
                 x = modules[at](x)
                 at += 1
-        return x
+        return x if plus is None else x + plus
+
+
+def _is_like(plus: Tensor | None, x: Tensor) -> bool:
+    return plus is not None and plus.shape == x.shape and plus.dtype == x.dtype and may_stand_in(plus, ())
 
 
 def is_fused(x: Tensor, modules: list[nn.Module]) -> bool:
-    """Whether `fused` can stand for two modules in training, with nobody watching what is between them."""
-    if not (len(modules) == 2 and x.is_cpu and x.dim() == 4 and torch.is_grad_enabled()):
+    """Whether `fused` can stand for two modules, trained or evaluated, with nobody watching what is between them."""
+    if not (len(modules) == 2 and x.dim() == 4 and may_stand_in(x, modules)):
         return False
     sigma, norm = modules
     return (
         (isinstance(sigma, nn.ReLU) or (isinstance(sigma, nn.GELU) and sigma.approximate == "none"))
         and type(norm) is nn.BatchNorm2d
-        and norm.training
+        and norm.training == torch.is_grad_enabled()
         and norm.affine
         and norm.running_mean is not None
         and norm.weight.dtype == norm.running_mean.dtype == torch.float32
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and (x.dtype == torch.float32 or torch.is_autocast_enabled("cpu"))
         and x.shape[1] == norm.num_features
         and x.numel() > x.shape[1]  # one value per channel: PyTorch says what is wrong
-        and not torch.compiler.is_compiling()
-        and not any(_has_hooks(module) for module in modules)
         and native() is not None
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def fused(x: Tensor, sigma: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
-    """norm(sigma(x)) of x [B, C, H, W] in training, its running statistics renewed as PyTorch does it."""
+def fused(x: Tensor, sigma: nn.Module, norm: nn.BatchNorm2d, *, plus: Tensor | None = None) -> Tensor:
+    """norm(sigma(x)) [+ plus] of x [B, C, H, W]; in training its running statistics are renewed as PyTorch does it."""
     assert norm.num_batches_tracked is not None
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    y, mean, variance = _ActivationNorm.apply(x, norm.weight, norm.bias, isinstance(sigma, nn.GELU), norm.eps)
+    gelu = isinstance(sigma, nn.GELU)
+    if not norm.training:
+        return _evaluated(x, norm, plus, gelu)
+    y, mean, variance = _ActivationNorm.apply(x, norm.weight, norm.bias, plus, gelu, norm.eps)
     count = x.numel() // x.shape[1]
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
@@ -85,20 +84,33 @@ def fused(x: Tensor, sigma: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
     return normalised
 
 
+def _evaluated(x: Tensor, norm: nn.BatchNorm2d, plus: Tensor | None, gelu: bool) -> Tensor:
+    """By the running statistics."""
+    kernel = native()
+    assert kernel is not None
+    x, plus = _in_order(x), None if plus is None else _in_order(plus)
+    y = torch.empty_like(x)
+    kernel.evaluate(
+        *_pointers([x, norm.weight, norm.bias, norm.running_mean, norm.running_var, plus, y]),
+        gelu, *_sizes(x), norm.eps, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
 class _ActivationNorm(torch.autograd.Function):
-    """(y, mean, variance): y = weight (sigma(x) - mean) / sqrt(variance + eps) + bias, both [C] over B, H and W."""
+    """(y, mean, variance): y = weight (sigma(x) - mean) / sqrt(variance + eps) + bias [+ plus], [C] over B, H, W."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, plus: Tensor | None, gelu: bool, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x, plus = _in_order(x), None if plus is None else _in_order(plus)
         y, mean, variance = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         kernel = native()
         assert kernel is not None
         kernel.forward(
-            x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr(), mean.data_ptr(), variance.data_ptr(),
-            gelu, x.dtype == torch.bfloat16, x.numel() // x.shape[1], x.shape[1], eps, torch.get_num_threads(),
+            *_pointers([x, weight, bias, plus, y, mean, variance]),
+            gelu, *_sizes(x), eps, torch.get_num_threads(),
         )  # fmt: skip
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.gelu, ctx.eps = gelu, eps
@@ -109,25 +121,40 @@ class _ActivationNorm(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, g: Tensor, *_: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight, mean, variance = ctx.saved_tensors
-        g = g.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        wanted = ctx.needs_input_grad
+        plus_gradient = g if wanted[3] else None
+        g = _in_order(g.to(x.dtype))
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         kernel = native()
         assert kernel is not None
         kernel.backward(
-            x.data_ptr(), g.data_ptr(), weight.data_ptr(), mean.data_ptr(), variance.data_ptr(), dx.data_ptr(),
-            dweight.data_ptr(), dbias.data_ptr(), ctx.gelu, x.dtype == torch.bfloat16,
-            x.numel() // x.shape[1], x.shape[1], ctx.eps, torch.get_num_threads(),
+            *_pointers([x, g, weight, mean, variance, dx, dweight, dbias]),
+            ctx.gelu, *_sizes(x), ctx.eps, torch.get_num_threads(),
         )  # fmt: skip
-        wanted = ctx.needs_input_grad
         return (
             dx if wanted[0] else None,
             dweight if wanted[1] else None,
             dbias if wanted[2] else None,
+            plus_gradient,
             None,
             None,
         )
+
+
+def _in_order(x: Tensor) -> Tensor:
+    """[B, C, H, W] with the channels of a position side by side in memory."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _pointers(tensors: Iterable[Tensor | None]) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _sizes(x: Tensor) -> tuple[bool, int, int]:
+    """Whether it is bfloat16, its positions, its channels."""
+    return x.dtype == torch.bfloat16, x.numel() // x.shape[1], x.shape[1]
 
 
 class Native(NamedTuple):
@@ -135,6 +162,7 @@ class Native(NamedTuple):
 
     forward: Any
     backward: Any
+    evaluate: Any
 
 
 @functools.cache
@@ -145,8 +173,10 @@ def native() -> Native | None:
         return None
     pointer, flags = ctypes.c_void_p, [ctypes.c_bool] * 2
     sizes = [ctypes.c_long] * 2 + [ctypes.c_double, ctypes.c_int]
-    kernel = Native(library.activation_norm_forward, library.activation_norm_backward)
-    kernel.forward.restype = kernel.backward.restype = None
-    kernel.forward.argtypes = [pointer] * 6 + flags + sizes
-    kernel.backward.argtypes = [pointer] * 8 + flags + sizes
+    kernel = Native(
+        library.activation_norm_forward, library.activation_norm_backward, library.activation_norm_evaluate
+    )
+    for function, pointers in zip(kernel, (7, 8, 7), strict=True):
+        function.restype = None
+        function.argtypes = [pointer] * pointers + flags + sizes
     return kernel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixer_lightning.kernels import activation_norm, augment, depthwise, jpeg
+from mixer_lightning.kernels import activation_norm, augment, depthwise, jpeg, mlp
 
 
 def compiled() -> dict[str, bool]:
@@ -10,6 +10,7 @@ def compiled() -> dict[str, bool]:
     return {
         "depthwise": depthwise.native_weight_gradients() is not None,
         "activation_norm": activation_norm.native() is not None,
+        "mlp": mlp.native() is not None,
         "jpeg": jpeg.native() is not None,
         "augment": augment.native() is not None,
     }

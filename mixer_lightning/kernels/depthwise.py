@@ -92,7 +92,10 @@ class _Depthwise(torch.autograd.Function):
             dx = _convolve(g, weight.to(g.dtype).flip(2, 3), None, pads)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             dw, db = weight_gradients(x, g, kh, kw, top, left)
-            dw, db = torch.empty_like(weight).copy_(dw), db.to(weight.dtype)  # DDP expects the weight's strides
+            dw, db = (
+                torch.empty_like(weight).copy_(dw),
+                db.to(weight.dtype),
+            )  # DDP expects the weight's strides
         return dx, dw, db if ctx.needs_input_grad[2] else None, None
 
 

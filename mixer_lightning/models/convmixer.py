@@ -115,6 +115,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, H/p, W/p] -> the same shape."""
+        if isinstance(self.fn, Sequential) and not (self.training and self.drop_rate > 0):
+            z: Tensor = self.fn(x, plus=x)
+            return z
         return drop_branch(self.fn(x), drop_rate=self.drop_rate, training=self.training) + x
 
 

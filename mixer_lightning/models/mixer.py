@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixer_lightning.kernels.mlp import mlp
 from mixer_lightning.models.patches import check_square, grid_size
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
@@ -87,37 +87,40 @@ class MixerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp_tokens = Mlp(dim=num_tokens, hidden_dim=tokens_mlp_dim)  # W1, W2: shared by all channels
+        # W1, W2: shared by all channels
+        self.mlp_tokens = Mlp(dim=num_tokens, hidden_dim=tokens_mlp_dim, over_tokens=True)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp_channels = Mlp(dim=dim, hidden_dim=channels_mlp_dim)  # W3, W4: shared by all tokens
+        # W3, W4: shared by all tokens
+        self.mlp_channels = Mlp(dim=dim, hidden_dim=channels_mlp_dim, over_tokens=False)
         self.drop_rate = drop_rate
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, S, C] -> the same shape."""
         # U[:, i] = X[:, i] + W2 gelu(W1 LayerNorm(X)[:, i])   for every channel i
-        x = x + self.drop(self.mlp_tokens(self.norm1(x).mT).mT)  # [B, S, C] -> [B, C, S] -> [B, S, C]
+        u = self.add(x, self.mlp_tokens, self.norm1(x))
         # Y[j, :] = U[j, :] + W4 gelu(W3 LayerNorm(U)[j, :])   for every token j
-        return x + self.drop(self.mlp_channels(self.norm2(x)))  # [B, S, C]
+        return self.add(u, self.mlp_channels, self.norm2(u))
 
-    def drop(self, branch: Tensor) -> Tensor:
-        """Zeros the branch of each sample with probability `drop_rate` in training; kept ones are not rescaled."""
+    def add(self, x: Tensor, mlp: Mlp, normalised: Tensor) -> Tensor:
+        """x + mlp(normalised); training drops the MLP of a sample with probability `drop_rate`, without rescaling."""
         if not self.training or self.drop_rate == 0:
-            return branch
-        return branch * (torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate)
+            return mlp(normalised, plus=x)  # type: ignore[no-any-return]
+        branch: Tensor = mlp(normalised)
+        return x + branch * (torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate)
 
 
 class Mlp(nn.Module):
-    """W2 gelu(W1 x + b1) + b2 over the last axis, with the tanh form of GELU (the default of Flax)."""
+    """W2 gelu(W1 x + b1) + b2 over tokens or channels, with the tanh form of GELU (the default of Flax)."""
 
-    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+    def __init__(self, *, dim: int, hidden_dim: int, over_tokens: bool) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
+        self.over_tokens = over_tokens
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] -> [..., dim]."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-        return y
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Tokens [B, S, C] -> the same shape; `plus` is added to them."""
+        return mlp(x, self.fc1, self.fc2, over_tokens=self.over_tokens, plus=plus)
 
 
 class Stem(nn.Module):

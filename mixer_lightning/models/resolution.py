@@ -62,5 +62,5 @@ def widen(model: Mixer, *, parts: int) -> None:
         old = block.mlp_tokens
         assert isinstance(old, Mlp)
         weight = old.fc1.weight
-        new: nn.Module = Mlp(dim=weight.shape[1], hidden_dim=parts**2 * weight.shape[0])
+        new: nn.Module = Mlp(dim=weight.shape[1], hidden_dim=parts**2 * weight.shape[0], over_tokens=True)
         block.mlp_tokens = new.to(device=weight.device, dtype=weight.dtype).train(old.training)

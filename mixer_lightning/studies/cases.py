@@ -26,7 +26,7 @@ CASES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """How a step is computed: `kernel` by kernels/depthwise.py, `fused` by kernels/activation_norm.py."""
+    """How a step is computed: `kernel` by kernels/depthwise.py, `fused` by activation_norm.py and mlp.py there."""
 
     timm: bool = False
     channels_last: bool = False
@@ -38,17 +38,20 @@ class Variant:
     def __str__(self) -> str:
         parts = ["timm" if self.timm else "ours", "bf16" if self.bf16 else "float32"]
         parts += ["channels_last"] * self.channels_last + ["depthwise kernel"] * self.kernel
-        parts += ["fused BatchNorm"] * self.fused
+        parts += ["fused passes"] * self.fused
         return ", ".join(parts + ["compile"] * self.compile)
 
 
-def variants(*, convolutional: bool, device: str, compile: bool) -> list[Variant]:
-    """What to compare, timm first. Layout and kernels are the convolutional model's, kernels on a CPU."""
+def variants(*, convolutional: bool, device: str, compile: bool, bf16: bool = True) -> list[Variant]:
+    """What to compare, timm first. Layout and the depthwise kernel are the convolutional model's, kernels a CPU's."""
     layouts = [False, True] if convolutional else [False]
-    found = [Variant(channels_last=layout, bf16=bf16) for bf16 in (False, True) for layout in layouts]
-    if convolutional and device == "cpu":
-        kernels = [Variant(channels_last=True, bf16=bf16, kernel=True) for bf16 in (False, True)]
-        found += [*kernels, *(replace(variant, fused=True) for variant in kernels)]
+    precisions = [False, True] if bf16 else [False]
+    found = [Variant(channels_last=layout, bf16=bf16) for bf16 in precisions for layout in layouts]
+    timms = [replace(variant, timm=True) for variant in found]  # its best own setting is among them
+    if device == "cpu":
+        fastest = [replace(v, kernel=convolutional) for v in found if v.channels_last == convolutional]
+        found += [v for v in fastest if convolutional] + [replace(v, fused=True) for v in fastest]
     if compile:
-        found += [replace(variant, compile=True) for variant in found if variant.bf16 and not variant.fused]
-    return [Variant(timm=True), *found]
+        timms += [replace(variant, compile=True) for variant in timms]
+        found += [replace(variant, compile=True) for variant in found if not variant.fused]
+    return timms + found

@@ -61,7 +61,8 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         help="measurements of each variant; default: %(default)s",
     )
     add("--steps", type=int, metavar="N", help="steps in a measurement; default: 1 on a CPU, 10 on a GPU")
-    add("--compile", choices=["true", "false"], default="false", help="bf16 variants also compiled")
+    add("--bf16", choices=["true", "false"], default="true", help="also in bfloat16; default: %(default)s")
+    add("--compile", choices=["true", "false"], default="false", help="all also through torch.compile")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     chosen = parser.read(argv)
     chosen.models = listed(chosen.models)
@@ -95,7 +96,10 @@ def main(argv: Sequence[str]) -> None:
         case = CASES.get(name) or Case(name, None, default_image_size(name), 8, 1000)
         case = case._replace(batch_size=chosen.batch_size or case.batch_size)
         compared = variants(
-            convolutional=name.startswith("convmixer"), device=device, compile=chosen.compile == "true"
+            convolutional=name.startswith("convmixer"),
+            device=device,
+            compile=chosen.compile == "true",
+            bf16=chosen.bf16 == "true",
         )
         steps = [compared_step(case, variant, device=device) for variant in compared]
         for step in steps:

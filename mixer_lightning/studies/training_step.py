@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +13,16 @@ from mixer_lightning.engine.inference import Network
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
+from mixer_lightning.kernels.mlp import plain_mlp
 from mixer_lightning.losses import softmax_cross_entropy
+from mixer_lightning.models.mixer import Mlp
 from mixer_lightning.models.presets import model_node
 from mixer_lightning.optim.optimizers import adamw
 from mixer_lightning.studies.cases import Case, Variant
 
 
 def our_model(case: Case, *, kernel: bool, fused: bool) -> nn.Module:
-    """Our model of a case, with or without the gradients of kernels/depthwise.py and kernels/activation_norm.py."""
+    """Our model of a case, with or without kernels/depthwise.py and what makes one pass of several."""
     model = create_model(case.model, num_classes=case.num_classes, image_size=case.image_size)
     if case.num_blocks is not None:
         model.blocks = model.blocks[: case.num_blocks]  # type: ignore[index]
@@ -41,6 +42,10 @@ def our_model(case: Case, *, kernel: bool, fused: bool) -> nn.Module:
             for name, child in list(parent.named_children()):
                 if isinstance(child, Sequential):
                     setattr(parent, name, nn.Sequential(*child))
+                elif isinstance(child, Mlp):
+                    child.forward = functools.partial(  # type: ignore[method-assign]
+                        plain_mlp, fc1=child.fc1, fc2=child.fc2, over_tokens=child.over_tokens
+                    )
     return model
 
 
@@ -122,7 +127,7 @@ def training_step(
     images = random_images(machine, model, batch_size=batch_size, image_size=image_size)
     labels = torch.randint(num_classes, (batch_size,), device=machine.device)
     targets = nn.functional.one_hot(labels, num_classes).float()
-    forward = torch.compile(model) if machine.compile else model
+    forward = machine.compiled(model)
 
     def step() -> None:
         with machine.autocast():
@@ -140,8 +145,7 @@ def training_step(
 
 def inference_step(model: nn.Module, machine: Machine, *, batch_size: int, image_size: int) -> Step:
     """A function that takes random images through a placed model; to be called within `engine.inference.evaluating`."""
-    backbone: Any = torch.compile(model) if machine.compile else model
-    network = Network(backbone, machine)
+    network = Network(model, machine)
     images = random_images(machine, model, batch_size=batch_size, image_size=image_size)
 
     def step() -> None:

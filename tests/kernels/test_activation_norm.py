@@ -90,6 +90,71 @@ def test_gelu_is_exact_to_the_last_places_of_float32_everywhere() -> None:
     assert relative(x.grad, x64.grad) < 2e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_what_is_added_is_added_in_the_same_pass(sigma: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module, x, plus, g = pair(sigma, 17), *(torch.randn(3, 17, 5, 5).to(dtype) for _ in range(3))
+    alone = copy.deepcopy(module)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = module(x.requires_grad_(), plus=plus.requires_grad_())
+        without = alone(x.detach())
+    assert is_fused(y)
+    tolerance = {"rtol": 0, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 3e-2}
+    torch.testing.assert_close(y, without + plus, **tolerance)
+    y.backward(g)
+    assert torch.equal(plus.grad, g)
+
+
+def test_what_another_layer_follows_or_has_another_type_is_added_behind() -> None:
+    torch.manual_seed(0)
+    module = Sequential(*pair("gelu", 6), nn.Conv2d(6, 6, 1))
+    x, plus = torch.randn(2, 6, 4, 4), torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(module(x, plus=plus), copy.deepcopy(module)(x) + plus)
+    torch.testing.assert_close(module[:2](x, plus=plus), copy.deepcopy(module[:2])(x) + plus)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_an_evaluation_is_pytorchs(
+    shape: tuple[int, ...], dtype: torch.dtype, sigma: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = pair(sigma, shape[1])
+    with torch.no_grad():
+        module[1].running_mean.normal_()
+        module[1].running_var.uniform_(0.1, 3)
+    module.eval()
+    true_module = copy.deepcopy(module).double()
+    x, plus = (torch.randn(shape).to(dtype) for _ in range(2))
+    calls = []
+    one_pass = activation_norm._evaluated
+    monkeypatch.setattr(activation_norm, "_evaluated", lambda *given: (calls.append(1), one_pass(*given))[1])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y, more = module(x), module(x, plus=plus)
+    assert calls == [1, 1]
+    assert y.dtype == more.dtype == dtype
+    y64 = nn.Sequential.forward(true_module, x.double())
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-3
+    assert relative(y, y64) < tolerance
+    assert relative(more, y64 + plus.double()) < tolerance
+    gradient = module(x.float().requires_grad_())  # evaluated and differentiated
+    assert calls == [1, 1]
+    assert gradient.requires_grad
+
+
+def test_an_evaluated_model_is_exported_and_traced_as_operations() -> None:
+    module = pair("gelu", 6).eval()
+    x = torch.randn(2, 6, 4, 4)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, x)  # type: ignore[no-untyped-call]
+        exported = torch.export.export(module, (x,)).module()
+        expected = module(-x)
+        torch.testing.assert_close(traced(-x), expected)
+        torch.testing.assert_close(exported(-x), expected)
+
+
 @pytest.mark.parametrize("special", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_not_finite_stays_visible(special: float, dtype: torch.dtype) -> None:

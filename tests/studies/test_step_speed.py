@@ -35,15 +35,35 @@ def test_kernels_are_in_the_model_exactly_where_they_are_asked_for(kernel: bool,
     assert [isinstance(m, Sequential) for m in model.modules()].count(True) == (3 if fused else 0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_mixers_mlps_are_fused_exactly_where_it_is_asked_for(fused: bool) -> None:
+    model = training_step.our_model(Case("mixer_s16", 1, 32, 2, 10), kernel=False, fused=fused)
+    images = torch.randn(2, 3, 32, 32)
+    names, waiting = set(), [model(images).grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            names.add(type(node).__name__)
+            waiting += [each for each, _ in node.next_functions]
+    assert ("_MlpBackward" in names) == fused
+    assert ("GeluBackward0" in names) != fused
+
+
 def test_variants_follow_model_and_device() -> None:
     mixer = variants(convolutional=False, device="cpu", compile=False)
-    assert mixer == [Variant(timm=True), Variant(), Variant(bf16=True)]
+    assert mixer == [
+        *(Variant(timm=True), Variant(timm=True, bf16=True)),
+        *(Variant(), Variant(bf16=True), Variant(fused=True), Variant(bf16=True, fused=True)),
+    ]
     cpu = variants(convolutional=True, device="cpu", compile=True)
     cuda = variants(convolutional=True, device="cuda", compile=True)
     assert Variant(channels_last=True, bf16=True, kernel=True, compile=True) in cpu
     assert Variant(channels_last=True, kernel=True, fused=True) in cpu
     assert not any(v.kernel or v.fused for v in cuda)
-    assert all(v.bf16 for v in cpu + cuda if v.compile)
+    assert Variant(timm=True, channels_last=True, bf16=True, compile=True) in cpu
+    assert not any(v.compile for v in mixer)
+    assert not any(v.bf16 for v in variants(convolutional=True, device="cpu", compile=True, bf16=False))
+    assert cpu[0] == Variant(timm=True)
     assert len(set(map(str, cpu))) == len(cpu)
 
 
@@ -82,14 +102,14 @@ def test_the_program_writes_what_it_measured(
     step_speed.main(["models=convmixer_256_8", "device=cpu", "rounds=2", f"out={tmp_path}"])
     with (tmp_path / "step_speed_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 9
+    assert len(rows) == 12
     assert rows[0]["variant"] == "timm, float32"
     assert float(rows[0]["ratio_to_timm"]) == 1
     assert all(float(row["images_per_second"]) > 0 for row in rows)
     text = (tmp_path / "step_speed_cpu.md").read_text()
     assert "Command: `mixer study step_speed models=convmixer_256_8" in text
     assert f"torch {torch.__version__.split('+')[0]}" in text
-    assert "| ours, bf16, channels_last, depthwise kernel, fused BatchNorm |" in text
+    assert "| ours, bf16, channels_last, depthwise kernel, fused passes |" in text
     assert "ratio to timm" in capsys.readouterr().out
 
 
