@@ -4,14 +4,15 @@
 
 A step is forward, backward and AdamW on synthetic images, with the loss in float32. The other side is timm's model with
 torch.optim.AdamW as they come: eager, float32, contiguous memory. Variants are interleaved in one process, so that a
-ratio compares steps made within the same seconds; the table gives medians over the rounds. Writes
-<out>/step_speed_<device>.csv and a Markdown table beside it.
+ratio compares steps made within the same seconds; the table gives medians over the rounds. On a CPU it is said where
+the steps of timm's model and of the fastest of ours go. Writes <out>/step_speed_<device>.csv,
+<out>/step_parts_<device>.csv and a Markdown page with both.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def summary(case: Case, times: list[list[float]], chosen: Sequence[Variant]) -> 
             row |= {name: middle, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     return rows
+
+
+def shares(model: str, variant: str, parts: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row per part of a step of a variant: its milliseconds and its share."""
+    whole = sum(parts.values())
+    about = {"model": model, "variant": variant}
+    return [about | {"part": part, "milliseconds": ms, "share": ms / whole} for part, ms in parts.items()]
 
 
 # ------------------------------------------------------------------------------------------------ program
@@ -84,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     import torch
 
     from mixer_lightning.engine.device import seconds
+    from mixer_lightning.studies.step_parts import milliseconds
     from mixer_lightning.studies.training_step import compared_step
 
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,7 +100,8 @@ def main(argv: Sequence[str]) -> None:
         refuse(["device is cuda, but torch sees no GPU here: use device=cpu"])
     path = output_folder("out", chosen.out) / f"step_speed_{device}.csv"
     num_steps = chosen.steps or (1 if device == "cpu" else 10)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
     for name in chosen.models:
         case = CASES.get(name) or Case(name, None, default_image_size(name), 8, 1000)
         case = case._replace(batch_size=chosen.batch_size or case.batch_size)
@@ -106,15 +116,24 @@ def main(argv: Sequence[str]) -> None:
             seconds(step, device=device, steps=2)  # compiles, and fills caches
         runs = [lambda step=step: seconds(step, device=device, steps=num_steps) for step in steps]
         found = summary(case, interleave(runs, rounds=chosen.rounds), compared)
+        if device == "cpu":
+            ours = [n for n, variant in enumerate(compared) if not variant.timm]
+            fastest = max(ours, key=lambda n: found[n]["images_per_second"])
+            parts += [
+                row for n in (0, fastest) for row in shares(name, str(compared[n]), milliseconds(steps[n]))
+            ]
         about = {"model": name, "image_size": case.image_size, "batch_size": case.batch_size}
         rows += [about | row | {"rounds": chosen.rounds} for row in found]
         screen.table(f"{name}, {case.batch_size} images of {case.image_size} px", COLUMNS, map(shown, found))
         screen.say("")
     results.write_rows(path, rows, digits=6)
-    markdown.write_page(path.with_suffix(".md"), page(rows, device=device, argv=argv))
+    if parts:
+        results.write_rows(path.with_name(f"step_parts_{device}.csv"), parts, digits=4)
+    markdown.write_page(path.with_suffix(".md"), page(rows, parts, device=device, argv=argv))
     screen.say(f"written to {path} and {path.with_suffix('.md')}")
 
 
+SMALLEST_SHARE = 0.005  # of a part that the page shows
 COLUMNS = ("variant", "images/s", "middle half", "ratio to timm", "middle half")
 
 
@@ -130,7 +149,9 @@ def shown(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) -> str:
+def page(
+    rows: Sequence[dict[str, Any]], parts: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]
+) -> str:
     """The tables, with machine, versions and command."""
     import torch
 
@@ -169,4 +190,21 @@ def page(rows: Sequence[dict[str, Any]], *, device: str, argv: Sequence[str]) ->
                 ],
             ),
         ]
+        theirs = [part for part in parts if part["model"] == name]
+        for variant in dict.fromkeys(part["variant"] for part in theirs):
+            shown_parts = [
+                part for part in theirs if part["variant"] == variant and part["share"] >= SMALLEST_SHARE
+            ]
+            lines += [
+                "",
+                f"Where a step goes, by torch.profiler: {variant}",
+                "",
+                *markdown.table(
+                    ("part", "ms", "share"),
+                    [
+                        [part["part"], f"{part['milliseconds']:.1f}", f"{100 * part['share']:.1f} %"]
+                        for part in shown_parts
+                    ],
+                ),
+            ]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import torch
 from mixer_lightning.engine import device
 from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
-from mixer_lightning.studies import step_speed, training_step
+from mixer_lightning.studies import step_parts, step_speed, training_step
 from mixer_lightning.studies.cases import CASES, Case, Variant, variants
 from mixer_lightning.studies.rounds import interleave
 
@@ -111,6 +111,25 @@ def test_the_program_writes_what_it_measured(
     assert f"torch {torch.__version__.split('+')[0]}" in text
     assert "| ours, bf16, channels_last, depthwise kernel, fused passes |" in text
     assert "ratio to timm" in capsys.readouterr().out
+
+    with (tmp_path / "step_parts_cpu.csv").open() as file:
+        parts = list(csv.DictReader(file))
+    assert parts[0]["variant"] == "timm, float32"
+    assert {"convolutions", "BatchNorm", "GELU", "optimiser"} <= {row["part"] for row in parts}
+    for variant in {row["variant"] for row in parts}:
+        mine = [float(row["share"]) for row in parts if row["variant"] == variant]
+        assert sum(mine) == pytest.approx(1, abs=1e-3)
+        assert mine == sorted(mine, reverse=True)
+    assert "Where a step goes, by torch.profiler: timm, float32" in text
+
+
+def test_operators_are_counted_by_what_they_do():
+    found = step_parts.milliseconds(lambda: torch.ones(300, 300) @ torch.ones(300, 300), steps=2)
+    assert next(iter(found)) == "matrix products"
+    assert step_parts.part_of("mixer_lightning::depthwise_weight_gradients") == "depthwise weight gradients"
+    assert step_parts.part_of("aten::addmm") == "matrix products"
+    assert step_parts.part_of("aten::add_") == "sums and additions"
+    assert step_parts.part_of("aten::argmax") == "all else"
 
 
 @pytest.mark.parametrize(
