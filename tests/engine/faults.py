@@ -144,7 +144,7 @@ def run_with_faults(
         session = Session(words, run_dir, num_ranks=num_ranks)
         is_left_alone = time.monotonic() - began > 60 * minutes
         is_left_alone |= most is not None and sum(met.values()) >= most
-        if session.wait(600.0 if is_left_alone else rng.uniform(0.0, seconds)):
+        if session.wait(1800.0 if is_left_alone else rng.uniform(0.0, seconds)):
             if session.codes() == [0] * num_ranks:
                 return met
             raise AssertionError((session.codes(), run_dir.with_suffix(".log").read_text()[-3000:]))
