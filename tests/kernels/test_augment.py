@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sanitized import sanitized
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
@@ -181,19 +182,8 @@ def test_bits_are_the_same_for_any_processor(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_operations_stay_within_an_image_under_sanitizers(tmp_path: Path) -> None:
     """All operations with arguments far beyond those of any recipe, on images of 1 to 40 px of exactly their memory."""
-    flags = [
-        *("-std=c++17", "-g", "-O1", "-march=native", "-fopenmp", "-ffp-contract=off", "-Wno-psabi"),
-        *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
-    ]
-    program, source = tmp_path / "operations", Path(__file__).with_name("augment_operations.cpp")
-    built = subprocess.run(
-        ["g++", *flags, f"-I{compiler.CSRC}", str(source), "-o", str(program)],
-        check=False,
-        capture_output=True,
-    )
-    if b"asan" in built.stderr:
-        pytest.skip("g++ has no sanitizers here")
-    assert built.returncode == 0, built.stderr.decode()
+    flags = ("-march=native", "-fopenmp", "-ffp-contract=off", "-fsanitize=float-cast-overflow")
+    program = sanitized("augment_operations", tmp_path, *flags)
     ran = subprocess.run([program, "2000", "0"], check=False, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "2000 images\n"

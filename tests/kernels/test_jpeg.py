@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from sanitized import sanitized
 from sklearn.datasets import load_sample_image
 
 from mixer_lightning.data import decode
@@ -302,23 +303,7 @@ def test_damaged_files_do_no_harm_under_sanitizers(name: str, tmp_path: Path) ->
     paths = [tmp_path / f"{i}.jpg" for i in range(len(files))]
     for path, file in zip(paths, files, strict=True):
         path.write_bytes(file)
-    flags = [
-        "-std=c++17",
-        "-g",
-        "-O1",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        "-Wno-psabi",
-    ]
-    program, source = tmp_path / name, Path(__file__).with_name(f"{name}.cpp")
-    built = subprocess.run(
-        ["g++", *flags, f"-I{compiler.CSRC}", str(source), "-o", str(program)],
-        check=False,
-        capture_output=True,
-    )
-    if b"asan" in built.stderr:
-        pytest.skip("g++ has no sanitizers here")
-    assert built.returncode == 0, built.stderr.decode()
+    program = sanitized(name, tmp_path)
     done = subprocess.run([program, "5000", "0", *paths], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counts = [int(each.split()[0]) for each in done.stdout.split(", ")]
