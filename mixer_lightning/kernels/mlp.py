@@ -95,7 +95,7 @@ class _Mlp(torch.autograd.Function):
         w1, w2, b2 = (each.to(x.dtype) for each in (w1, w2, b2[:, None] if over_tokens else b2))
         with torch.autocast("cpu", enabled=False):
             h = _left(w1, x) if over_tokens else x @ w1.t()
-            a = torch.empty_like(h)
+            a = torch.empty_like(h) if any(ctx.needs_input_grad) else h  # which the backward pass needs
             _gelu(h, b1, a)
             y = torch.empty_like(x)
             y.copy_(b2) if plus is None else torch.add(plus.reshape(x.shape), b2, out=y)
