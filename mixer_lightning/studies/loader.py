@@ -28,7 +28,7 @@ from mixer_lightning.data.sources.names import JPEG_ENDINGS, is_hidden
 from mixer_lightning.files import write_text
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
-from mixer_lightning.studies.pipelines import BATCH_SIZE, IMAGE_SIZE, PIPELINES, measure
+from mixer_lightning.studies.pipelines import BATCH_SIZE, IMAGE_SIZE, PIPELINES, SMALL_SIDE, measure
 from mixer_lightning.studies.rounds import interleave, middle_half
 
 
@@ -52,16 +52,23 @@ def child(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, floa
 def lay_out(root: Path, folder: Path, *, copies: int) -> int:
     """`files/`: links to the JPEGs under root, each `copies` times; their number.
 
-    `shards/`: the same images; `restart/`: with a restart marker behind each 4 MCUs.
+    `shards/`: the same images; `restart/`: with a restart marker behind each 4 MCUs; `small/`: as well, and no larger
+    than SMALL_SIDE px on their short side, as `mixer prepare` writes them with `short_side` and `restart`.
     """
     import webdataset as wds
 
     from mixer_lightning.data.sources.folder import class_folders
-    from mixer_lightning.kernels import jpeg
+    from mixer_lightning.prepare.cleaning import CleaningOptions, clean_image
 
+    kinds = {
+        "shards": CleaningOptions(verify=False),
+        "restart": CleaningOptions(verify=False, restart=4),
+        "small": CleaningOptions(verify=False, restart=4, short_side=SMALL_SIDE),
+    }
+    written: dict[tuple[str, Path], bytes] = {}
     count, labels = 0, {each: i for i, each in enumerate(class_folders(root))}
     open_shards: dict[str, list[Any]] = {}
-    for kind in ("shards", "restart"):
+    for kind in kinds:
         (folder / kind).mkdir(parents=True)
         write_text(folder / kind / "dataset.json", json.dumps({"classes": list(labels)}))
         paths = [folder / kind / f"train-{i:05}.tar" for i in range(8)]
@@ -73,13 +80,13 @@ def lay_out(root: Path, folder: Path, *, copies: int) -> int:
                 if is_jpeg(path):
                     link = f"{copy}-{path.stem.replace('.', '_')}"
                     (folder / "files" / name / f"{link}.jpg").symlink_to(path.absolute())
-                    encoded = path.read_bytes()
-                    marked = jpeg.with_restart_markers(encoded, 4) or encoded
-                    for kind, each in (("shards", encoded), ("restart", marked)):
-                        sample = {"__key__": f"{name}-{link}", "jpg": each, "cls": str(label).encode()}
-                        open_shards[kind][count % 8].write(sample)
+                    for kind, options in kinds.items():
+                        if (kind, path) not in written:
+                            written[kind, path] = clean_image(path.read_bytes, "jpg", options).encoded
+                        image = {"jpg": written[kind, path], "cls": str(label).encode()}
+                        open_shards[kind][count % 8].write({"__key__": f"{name}-{link}", **image})
                     count += 1
-    for shard in (*open_shards["shards"], *open_shards["restart"]):
+    for shard in (shard for kind in kinds for shard in open_shards[kind]):
         shard.close()
     return count
 

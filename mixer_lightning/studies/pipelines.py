@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 IMAGE_SIZE, BATCH_SIZE = 224, 128
+SMALL_SIDE = 288  # px of the short side at most
 #: DeiT's and ConvMixer's, but always of the mean magnitude: timm's Posterize would at times keep no bit, which Pillow
 #: refuses.
 RAND_AUGMENT = "rand-m9-inc1"
@@ -159,6 +160,10 @@ PIPELINES: dict[str, tuple[Pipeline, dict[str, Any]]] = {
     ),
     "ours, shards, bicubic": (ours, {"interpolation": "bicubic", "packed": "shards"}),
     "ours, shards with restart markers, bicubic": (ours, {"interpolation": "bicubic", "packed": "restart"}),
+    f"ours, shards encoded anew at {SMALL_SIDE} px, with restart markers, bicubic": (
+        ours,
+        {"interpolation": "bicubic", "packed": "small"},
+    ),
 }
 
 

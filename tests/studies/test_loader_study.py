@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,18 @@ def test_files_and_shards_hold_the_same_images(photos: Path, tmp_path: Path) -> 
     contents = sorted(path.read_bytes() for path in files)
     assert sorted(bytes(images.read(i)) for i in range(12)) == contents
     assert sorted(images.labels(np.arange(12)).tolist()) == [0] * 6 + [1] * 6
+
+
+def test_small_shards_hold_smaller_images_in_the_same_order(photos: Path, tmp_path: Path) -> None:
+    Image.open(photos / "class0" / "0.v1.JPEG").resize((900, 600)).save(photos / "class0" / "0.v1.JPEG")
+    loader.lay_out(photos, tmp_path / "laid", copies=2)
+    large, small = (
+        shards(root=str(tmp_path / "laid" / kind)).splits["train"] for kind in ("shards", "small")
+    )
+    for i in range(8):
+        before, after = (Image.open(io.BytesIO(bytes(each.read(i)))) for each in (large, small))
+        assert min(after.size) == min(288, *before.size)
+        assert after.size[0] / after.size[1] == pytest.approx(before.size[0] / before.size[1], rel=0.01)
 
 
 @pytest.mark.parametrize("name", pipelines.PIPELINES)
