@@ -58,7 +58,11 @@ def is_fused(x: Tensor, modules: list[nn.Module]) -> bool:
         and norm.training == torch.is_grad_enabled()
         and norm.affine
         and norm.running_mean is not None
-        and norm.weight.dtype == norm.running_mean.dtype == torch.float32
+        and all(
+            each.dtype == torch.float32 and each.is_contiguous()
+            for each in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            if each is not None
+        )
         and x.shape[1] == norm.num_features
         and x.numel() > x.shape[1]  # one value per channel: PyTorch says what is wrong
         and native() is not None

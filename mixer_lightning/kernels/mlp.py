@@ -35,12 +35,15 @@ def mlp(
         fc2: W2 and b2.
         over_tokens: W1 and W2 mix the tokens of each channel, else the channels of each token.
         plus: added to the result, whose shape it has.
+
+    On a CPU its gradients cannot be differentiated again.
     """
     if not _is_fused(x, fc1, fc2):
         return plain_mlp(x, fc1, fc2, over_tokens=over_tokens, plus=plus)
     x = x.to(_dtype(x)).contiguous()
-    added = plus if plus is not None and plus.dtype == x.dtype else None
-    y: Tensor = _Mlp.apply(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, added, over_tokens)
+    added = plus if plus is not None and (plus.dtype, plus.shape) == (x.dtype, x.shape) else None
+    parameters = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    y: Tensor = _Mlp.apply(x, *parameters, added, over_tokens, torch.is_grad_enabled())
     return y if plus is None or added is not None else plus + y
 
 
@@ -67,7 +70,9 @@ def _is_fused(x: Tensor, *layers: nn.Linear) -> bool:
         and _dtype(x) in (torch.float32, torch.bfloat16)
         and all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
         and all(
-            type(p) is nn.Parameter and p.dtype == torch.float32 for each in layers for p in each.parameters()
+            type(p) is nn.Parameter and p.dtype == torch.float32 and p.is_contiguous()
+            for each in layers
+            for p in each.parameters()
         )
         and native() is not None
     )
@@ -90,12 +95,13 @@ class _Mlp(torch.autograd.Function):
         b2: Tensor,
         plus: Tensor | None,
         over_tokens: bool,
+        is_training: bool,  # here gradients are off in any case
     ) -> Tensor:
         shape, x = x.shape, x if over_tokens else x.flatten(0, 1)
         w1, w2, b2 = (each.to(x.dtype) for each in (w1, w2, b2[:, None] if over_tokens else b2))
         with torch.autocast("cpu", enabled=False):
             h = _left(w1, x) if over_tokens else x @ w1.t()
-            a = torch.empty_like(h) if any(ctx.needs_input_grad) else h  # which the backward pass needs
+            a = torch.empty_like(h) if is_training and any(ctx.needs_input_grad) else h
             _gelu(h, b1, a)
             y = torch.empty_like(x)
             y.copy_(b2) if plus is None else torch.add(plus.reshape(x.shape), b2, out=y)
@@ -108,20 +114,21 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, w1, b1, w2, h, a = ctx.saved_tensors
         wanted, over_tokens = ctx.needs_input_grad, x.dim() == 3
-        g = gradient.to(x.dtype).contiguous().view(x.shape)
-        dh = _left(w2.t(), g) if over_tokens else g @ w2  # of a, at first
-        db1 = torch.empty_like(b1)
-        _gelu_backward(h, b1, dh, db1)
         dx = dw1 = dw2 = db2 = None
-        if wanted[0]:
-            dx = (_left(w1.t(), dh) if over_tokens else dh @ w1).view(gradient.shape)
-        if wanted[1]:
-            dw1 = _outer(dh, x) if over_tokens else (dh.t() @ x).float()
-        if wanted[3]:
-            dw2 = _outer(g, a) if over_tokens else (g.t() @ a).float()
-        if wanted[4]:
-            db2 = g.sum((0, 2) if over_tokens else 0, dtype=torch.float32)
-        return dx, dw1, db1 if wanted[2] else None, dw2, db2, gradient if wanted[5] else None, None
+        with torch.autocast("cpu", enabled=False):
+            g = gradient.to(x.dtype).contiguous().view(x.shape)
+            dh = _left(w2.t(), g) if over_tokens else g @ w2  # of a, at first
+            db1 = torch.empty_like(b1)
+            _gelu_backward(h, b1, dh, db1)
+            if wanted[0]:
+                dx = (_left(w1.t(), dh) if over_tokens else dh @ w1).view(gradient.shape)
+            if wanted[1]:
+                dw1 = _outer(dh, x) if over_tokens else (dh.t() @ x).float()
+            if wanted[3]:
+                dw2 = _outer(g, a) if over_tokens else (g.t() @ a).float()
+            if wanted[4]:
+                db2 = g.sum((0, 2) if over_tokens else 0, dtype=torch.float32)
+        return dx, dw1, db1 if wanted[2] else None, dw2, db2, gradient if wanted[5] else None, None, None
 
 
 def _of_each(weight: Tensor, x: Tensor) -> Tensor:
@@ -150,6 +157,8 @@ def _gelu_backward(h: Tensor, bias: Tensor, g: Tensor, dbias: Tensor) -> None:
     """The gradient g of gelu(h + bias) becomes that of h, its sums become dbias."""
     kernel = native()
     assert kernel is not None
+    assert g.dtype == h.dtype
+    assert g.is_contiguous()
     kernel.backward(h.data_ptr(), bias.data_ptr(), g.data_ptr(), dbias.data_ptr(), *_layout(h, bias))
 
 

@@ -6,13 +6,18 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as modules_of_torch
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def may_stand_in(x: Tensor, modules: Iterable[nn.Module]) -> bool:
     """Whether a kernel can take x on the CPU through the modules: nobody traces them or watches what is between.
 
-    A compiler does better with the operations than with a call that it cannot look into, and an exported or traced
-    model must not refer to this machine.
+    A compiler does better with the operations than with a call that it cannot look into; an exported or traced model
+    must not refer to this machine; and what counts or transforms operations (torch.func, forward derivatives, dispatch
+    modes) sees none in a kernel.
     """
     return (
         type(x) is Tensor  # no tensor of another kind that only looks like one
@@ -21,14 +26,17 @@ def may_stand_in(x: Tensor, modules: Iterable[nn.Module]) -> bool:
         and (x.dtype == torch.float32 or torch.is_autocast_enabled("cpu"))
         and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
-        and not any(_has_hooks(module) for module in modules)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
+        and not any(is_watched(module) for module in modules)
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody is to be told of what a module gets or gives, or has put a function in its place."""
+    return (
+        any(getattr(module, each) for each in _HOOKS)
+        or any(getattr(modules_of_torch, f"_global{each}") for each in _HOOKS)
+        or "forward" in vars(module)
     )

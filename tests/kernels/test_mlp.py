@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from mixer_lightning.kernels import mlp as kernel
 from mixer_lightning.kernels.mlp import mlp
@@ -100,7 +102,7 @@ def test_gelu_and_its_slope_are_exact_to_the_last_places_of_float32_everywhere()
 
 
 @pytest.mark.parametrize("over_tokens", [False, True])
-def test_the_number_of_threads_does_not_change_a_bit_of_the_bias(over_tokens: bool) -> None:
+def test_the_number_of_threads_changes_no_gradient_of_the_bias(over_tokens: bool) -> None:
     x, g = torch.randn(5, 40, 30), torch.randn(5, 40, 30)
     fc1, fc2 = layers(over_tokens, (5, 40, 30, 150))
     found = []
@@ -153,6 +155,63 @@ def test_what_is_watched_traced_or_in_another_precision_takes_pytorchs_operation
     torch.testing.assert_close(graph(-x), mlp(-x, fc1, fc2))
     exported = torch.export.export(_Whole(fc1, fc2), (x,)).module()
     torch.testing.assert_close(exported(-x), mlp(-x, fc1, fc2))
+
+
+def test_a_backward_pass_under_autocast_is_that_of_the_forward_pass() -> None:
+    fc1, fc2 = layers(False, (2, 4, 8, 16))
+    for over_tokens in (False, True):
+        x = torch.randn(2, 8, 8, requires_grad=True)
+        found = []
+        for within in (False, True):
+            y = mlp(x, fc1, fc2, over_tokens=over_tokens)
+            with torch.autocast("cpu", torch.bfloat16, enabled=within):
+                found.append(torch.autograd.grad(y, [x, *fc1.parameters()], torch.ones_like(y)))
+        assert is_fused(y)
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_an_evaluation_keeps_no_second_hidden_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    gelu = kernel._gelu
+    monkeypatch.setattr(kernel, "_gelu", lambda h, bias, a: (kept.append(a is not h), gelu(h, bias, a))[1])
+    fc1, fc2 = layers(False, (2, 4, 8, 16))
+    x = torch.randn(2, 4, 8)
+    mlp(x, fc1, fc2)
+    with torch.inference_mode():
+        mlp(x, fc1, fc2)
+    assert kept == [True, False]
+
+
+def test_what_transforms_or_counts_operations_sees_them() -> None:
+    fc1, fc2 = layers(False, (2, 4, 8, 16))
+    x, tangent = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    weights = [each.detach() for each in (*fc1.parameters(), *fc2.parameters())]
+    expected = torch.func.jvp(lambda x: equation(x, weights, False, None), (x,), (tangent,))
+    for mine, right in zip(
+        torch.func.jvp(lambda x: mlp(x, fc1, fc2), (x,), (tangent,)), expected, strict=True
+    ):
+        torch.testing.assert_close(mine, right)
+    one_by_one = torch.func.vmap(lambda x: mlp(x[None], fc1, fc2)[0])(x)
+    torch.testing.assert_close(one_by_one, mlp(x, fc1, fc2))
+    with torch.no_grad():
+        graph = make_fx(lambda x: mlp(x, fc1, fc2))(x)
+        torch.testing.assert_close(graph(-x), mlp(-x, fc1, fc2))
+        with FlopCounterMode(display=False) as counter:
+            mlp(x, fc1, fc2)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 4 * 8 * 16
+    fc1.forward = lambda x: torch.zeros(2, 4, 16)  # type: ignore[method-assign]
+    torch.testing.assert_close(mlp(x, fc1, fc2), fc2.bias.expand(2, 4, 8))
+
+
+def test_odd_parameters_and_what_is_added_in_another_shape_take_pytorchs_operations() -> None:
+    fc1, fc2 = layers(False, (2, 4, 8, 16))
+    x = torch.randn(2, 4, 8)
+    fc1.bias = nn.Parameter(torch.randn(32)[::2])
+    weights = [*fc1.parameters(), *fc2.parameters()]
+    torch.testing.assert_close(mlp(x, fc1, fc2), equation(x, weights, False, None))
+    fc1.bias = nn.Parameter(torch.randn(16))
+    weights = [*fc1.parameters(), *fc2.parameters()]
+    torch.testing.assert_close(mlp(x, fc1, fc2, plus=x[:1]), equation(x, weights, False, x[:1]))
 
 
 class _Whole(nn.Module):

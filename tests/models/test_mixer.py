@@ -169,3 +169,19 @@ def test_image_size_must_be_a_multiple_of_the_patch(image_size: int, nearest: st
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="takes images of 16x16, found 16x20"):
         small_mixer()(torch.zeros(1, 3, 16, 20))
+
+
+def test_a_branch_is_seen_alone_and_may_be_another_module() -> None:
+    model, images, seen = small_mixer(), torch.randn(2, 3, 16, 16), []
+    block = model.blocks[1]
+    handle = block.mlp_channels.register_forward_hook(
+        lambda module, given, found: seen.append((given[0], found))
+    )
+    with torch.no_grad():
+        watched = model(images)
+        handle.remove()
+        torch.testing.assert_close(watched, model(images))
+        given, found = seen[0]
+        torch.testing.assert_close(found, block.mlp_channels(given))
+        block.mlp_channels = nn.Identity()
+        assert model(images).isfinite().all()

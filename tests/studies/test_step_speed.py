@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,10 +127,16 @@ def test_the_program_writes_what_it_measured(
 def test_operators_are_counted_by_what_they_do():
     found = step_parts.milliseconds(lambda: torch.ones(300, 300) @ torch.ones(300, 300), steps=2)
     assert next(iter(found)) == "matrix products"
-    assert step_parts.part_of("mixer_lightning::depthwise_weight_gradients") == "depthwise weight gradients"
-    assert step_parts.part_of("aten::addmm") == "matrix products"
-    assert step_parts.part_of("aten::add_") == "sums and additions"
-    assert step_parts.part_of("aten::argmax") == "all else"
+    for name, part in (
+        ("mixer_lightning::depthwise_weight_gradients", "depthwise weight gradients"),
+        ("aten::addmm", "matrix products"),
+        ("aten::add_", "sums and additions"),
+        ("aten::argmax", "all else"),
+    ):
+        event = SimpleNamespace(name=name, cpu_parent=SimpleNamespace(name="aten::linear", cpu_parent=None))
+        assert step_parts.part_of(event) == part
+        event.cpu_parent.name = "Optimizer.step#AdamW.step"
+        assert step_parts.part_of(event) == "optimiser"
 
 
 @pytest.mark.parametrize(

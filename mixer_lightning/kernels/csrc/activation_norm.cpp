@@ -71,24 +71,24 @@ static void forward(const Scalar* x, const float* weight, const float* bias, con
     const auto size = [&](long chunk) { return std::min(most, N - chunk * most); };
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Floats> first(blocks);
+        std::vector<Floats> a(most * blocks);
 #pragma omp for schedule(static)
-        for (long chunk = 0; chunk < chunks; chunk++) {
+        for (long chunk = 0; chunk < chunks; chunk++) {  // mean, and sum of squared distances from it
             const long n = size(chunk);
             const Scalar* from = x + chunk * most * C;
             Floats *m = &means[chunk * blocks], *s = &squares[chunk * blocks];
-            each_block(C, [&](long k, long lanes) { first[k] = Sigma::value(load<Vector>(from + k * LANES, lanes)); });
-            for (long i = 1; i < n; i++)
+            for (long i = 0; i < n; i++)
                 each_block(C, [&](long k, long lanes) {
-                    const Floats distance = Sigma::value(load<Vector>(from + i * C + k * LANES, lanes)) - first[k];
-                    m[k] += distance;
-                    s[k] += distance * distance;
+                    const Floats value = Sigma::value(load<Vector>(from + i * C + k * LANES, lanes));
+                    a[i * blocks + k] = value;
+                    m[k] += value;
                 });
-            for (long k = 0; k < blocks; k++) {  // from those to the first value to those to the mean
-                m[k] /= float(n);
-                s[k] -= float(n) * m[k] * m[k];
-                m[k] += first[k];
-            }
+            for (long k = 0; k < blocks; k++) m[k] /= float(n);
+            for (long i = 0; i < n; i++)
+                for (long k = 0; k < blocks; k++) {
+                    const Floats distance = a[i * blocks + k] - m[k];
+                    s[k] += distance * distance;
+                }
         }
 #pragma omp for schedule(static)
         for (long k = 0; k < blocks; k++) {
