@@ -26,6 +26,7 @@ PARENT_SECONDS = 1.0  # between two looks whether who started this process is th
 #: That a program which has nothing to save takes to end; what it still waits for may never come.
 ENDING_SECONDS = 5.0
 HANGING_SECONDS = 30.0  # that a stopping run waits for a read which may never come back
+CLOSING_SECONDS = 60.0  # that one which has saved takes to close its dashboards
 
 
 class Stopped(SystemExit):
@@ -46,22 +47,38 @@ def exit_code(number: int) -> int:
     return 130 if number == signal.SIGINT else 143
 
 
+class _Leave:
+    """The handler of a program that has nothing to save: raises `Stopped`, and ends it when it is asked again."""
+
+    def __init__(self) -> None:
+        self.asked = 0  # the first signal's number; what is raised for it may be swallowed, in a destructor for example
+        self._last = -SAME_REQUEST_SECONDS
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last < SAME_REQUEST_SECONDS:
+            return
+        self._last = now
+        if not self.asked:
+            self.asked = number
+            if not stopped_by:  # else a run that has saved is being closed
+                raise Stopped(number)
+        elif last_words is None:
+            _quit(number)
+        else:  # by a thread: this may have interrupted what they are said with
+            threading.Thread(target=_say_and_quit, args=(number,), name="ending", daemon=True).start()
+
+
 def install() -> None:
     """From here on a signal of `SIGNALS` raises `Stopped`, a second one ends the process wherever it hangs.
 
     So does its end not coming within ENDING_SECONDS of the first: threads may wait for reads that never come back. A
     lost terminal (SIGHUP) is no request: what runs goes on, and says no more.
     """
-    asked = 0
+    global stopped_by
+    stopped_by, leave = 0, _Leave()
     heard, told = socket.socketpair()  # by Python's C code, also while the main thread waits within a library
     told.setblocking(False)
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            _quit(number)
-        asked = number
-        raise Stopped(number)
 
     def see_to_the_end() -> None:
         while True:
@@ -113,9 +130,17 @@ def undisturbed(code: int) -> Iterator[None]:
         return
     asking = [number for number in SIGNALS if number != signal.SIGINT]
     before = {number: signal.signal(number, signal.SIG_IGN) for number in asking}
+    closed = threading.Event()
+
+    def see_to_the_end() -> None:
+        if not closed.wait(CLOSING_SECONDS):
+            _quit(signal.SIGINT if code == exit_code(signal.SIGINT) else signal.SIGTERM)
+
+    threading.Thread(target=see_to_the_end, name="closing", daemon=True).start()
     try:
         yield
     finally:
+        closed.set()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -152,12 +177,16 @@ def _quit_late(number: int, *, unless: Callable[[], bool] = lambda: False) -> No
     time.sleep(ENDING_SECONDS)
     if unless():
         return
-    if last_words is not None:
-        last_words(number)
     with contextlib.suppress(OSError):
         print(
             f"not all had ended after {ENDING_SECONDS:g} s: quit without waiting", file=sys.stderr, flush=True
         )
+    _say_and_quit(number)
+
+
+def _say_and_quit(number: int) -> NoReturn:
+    if last_words is not None:
+        last_words(number)
     _quit(number)
 
 
@@ -207,8 +236,15 @@ class StopRequests:
         return self
 
     def catch(self) -> None:
-        """Take over the signals; whoever has them gets them back at the end."""
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        """Take over the signals; whoever has them gets them back at the end.
+
+        With them a request is taken over of which `Stopped` was swallowed where it was raised.
+        """
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+        for handler in self._before.values():
+            self.received = self.received or getattr(handler, "asked", 0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -246,7 +282,7 @@ class StopRequests:
             seconds = self.waiting()
             if min(seconds, time.monotonic() - self._last) > HANGING_SECONDS and not self.keep_on.is_set():
                 self.say(f"no image has come for {seconds:.0f} s: quit without saving. {self.quitting()}")
-                _quit(self.received)
+                _say_and_quit(self.received)
 
     def _answer(self, number: int) -> None:
         now = time.monotonic()
@@ -264,4 +300,4 @@ class StopRequests:
             self.say(f"{name} again: still {self.first}; the next one quits without")
         else:
             self.say(f"quit by {name} without saving. {self.quitting()}")
-            _quit(number)
+            _say_and_quit(number)

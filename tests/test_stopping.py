@@ -210,3 +210,55 @@ def test_a_read_that_never_comes_back_does_not_keep_a_run_that_is_asked_to_stop(
     assert "no image has come for" in done.stdout
     assert "The last good checkpoint, step " in done.stdout
     assert (tmp_path / "run/last.ckpt").exists()
+
+
+def said_by(program: str) -> tuple[str, int]:
+    """What a program of its own says, and its exit code."""
+    words = "import os, signal, sys, time\nfrom mixer_lightning import stopping\nstopping.install()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", words + program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.stdout, done.returncode
+
+
+def test_two_signals_at_once_are_one_request():
+    """As a launcher sends its own besides the terminal's: what ends in order is not broken off."""
+    program = """
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("ended in order")
+"""
+    assert said_by(program) == ("ended in order\n", 143)
+
+
+def test_a_request_that_was_swallowed_is_heard_by_who_takes_over():
+    program = """
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+Swallows()
+requests = stopping.StopRequests(print, first="", quitting=str)
+with requests:
+    requests.catch()
+    print(requests.received == signal.SIGTERM)
+"""
+    assert said_by(program) == ("True\n", 0)
+
+
+def test_closing_after_a_save_is_not_waited_for_for_ever():
+    program = """
+stopping.CLOSING_SECONDS = 0.3
+with stopping.undisturbed(143):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(50)
+"""
+    assert said_by(program) == ("", 143)

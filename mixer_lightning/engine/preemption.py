@@ -24,6 +24,7 @@ class Preemption(StepCallback):
 
     def __init__(self, requests: StopRequests, checkpoints: Checkpoints, *, timeout_minutes: float) -> None:
         self.requests, self.checkpoints = requests, checkpoints
+        self.is_saving = False
         self.timeout = datetime.timedelta(minutes=timeout_minutes)
         self._group: Any = None
 
@@ -45,12 +46,17 @@ class Preemption(StepCallback):
         """Agree, and stop if anyone was asked to."""
         received = self.received()
         if received:
-            self.requests.keep_on.set()
-            self.checkpoints.save(trainer, module)
-            if self._group is not None:
-                # No process may end before the file is written: its launcher would kill them all.
-                torch.distributed.barrier(group=self._group)
+            self.save(trainer, module)
             raise Stopped(received, where=f" at step {module.step:,}", saved=True)
+
+    def save(self, trainer: Trainer, module: Classifier) -> None:
+        """The last save of a session: no process may end before it is written, or its launcher would kill them all."""
+        self.requests.keep_on.set()
+        self.is_saving = True
+        self.checkpoints.save(trainer, module)
+        self.is_saving = False
+        if self._group is not None:
+            torch.distributed.barrier(group=self._group)
 
 
 class PendingEvaluation(StepCallback):

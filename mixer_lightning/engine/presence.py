@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -359,7 +360,7 @@ def among(launch: Launch | None, *, seconds: float, end: Callable[[str, int], No
 
 
 def _asked(number: int) -> str:
-    return f"was asked to stop ({stopping.Stopped(number)}) before there was anything to save"
+    return f"was asked to stop ({signal.Signals(number).name}), and ended without a save"
 
 
 def tell(code: int, why: str) -> None:

@@ -53,7 +53,7 @@ class Run:
     metrics: MetricsLog
     checkpoints: Checkpoints
     dashboards: Dashboards
-    requests: StopRequests
+    preemption: Preemption
     total_steps: int
     planned_steps: int  # more than total_steps where only a few are tried
     num_parameters: int
@@ -144,7 +144,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         metrics,
         checkpoints,
         dashboards,
-        preemption.requests,
+        preemption,
         length.total_steps,
         length.schedule_steps,
         num_parameters,
@@ -296,15 +296,16 @@ def _fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
         run.dashboards.log_recipe(recipe.to_dict())
         run.dashboards.advise(run_dir)
         if run.is_unfinished:
-            with run.requests, run.checkpoints.settled():
+            with run.preemption.requests, run.checkpoints.settled():
                 run.trainer.fit(run.module, datamodule=run.data)
+                if run.module.ended is None and run.module.step < run.total_steps:  # a callback ended it
+                    run.preemption.save(run.trainer, run.module)
         screen.stop_bars()
         if run.module.ended is not None:
             screen.say(
                 f"stopped early at step {run.module.step:,} of {run.total_steps:,}: {run.module.ended}"
             )
         elif run.module.step < run.total_steps:
-            run.checkpoints.save(run.trainer, run.module)
             screen.say(
                 f"a callback ended the training at step {run.module.step:,} of {run.total_steps:,}, saved "
                 f"{run_dir / results.LAST}; the same command goes on from there"
@@ -411,5 +412,6 @@ def _preemption(
     requests = StopRequests(
         screen.say, first="saving after this step", quitting=quitting, waiting=data.seconds_waiting
     )
-    presence.save_undisturbed(requests.keep_on.is_set)
-    return Preemption(requests, checkpoints, timeout_minutes=machine.process_timeout_minutes)
+    preemption = Preemption(requests, checkpoints, timeout_minutes=machine.process_timeout_minutes)
+    presence.save_undisturbed(lambda: preemption.is_saving)
+    return preemption

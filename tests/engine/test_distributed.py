@@ -94,6 +94,32 @@ def test_two_processes_equal_one_that_accumulates(tmp_path):
         assert got == pytest.approx(want, rel=1e-4)
 
 
+#: A callback ends the training at step 2, and the disk is slower than the patience with a process that has ended.
+IMPATIENT = """
+import sys, time
+from mixer_lightning.cli import start
+from mixer_lightning.engine import presence
+from mixer_lightning.engine.callbacks import MetricsLog
+from mixer_lightning.engine import checkpoint
+presence.GRACE_SECONDS, write, heard = 0.2, checkpoint.atomic_write, MetricsLog.on_step
+def slowly(*given, **named):
+    time.sleep(2.5)
+    return write(*given, **named)
+def end(self, trainer, module):
+    heard(self, trainer, module)
+    trainer.should_stop = module.step == 2
+checkpoint.atomic_write, MetricsLog.on_step = slowly, end
+sys.exit(start.start("train"))
+"""
+
+
+@pytest.mark.slow
+def test_a_callback_that_ends_the_training_ends_it_after_the_save(tmp_path):
+    processes = start(tmp_path, "two", "device_batch=30", program=("-c", IMPATIENT))
+    assert finish(processes) == [1, 1]
+    assert torch.load(tmp_path / "two" / results.LAST, weights_only=True)["step"] == 2
+
+
 @pytest.mark.slow
 def test_one_of_two_is_asked_to_stop_and_one_process_goes_on(tmp_path):
     words = ["optimizer=sgd", "device_batch=30", "duration.steps=40", "checkpoint_every.steps=4"]
