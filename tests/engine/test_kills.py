@@ -51,7 +51,7 @@ PAIR = (
     *("trainer.precision=32-true", "trainer.silence_seconds=30"),
 )
 PARTS = (*PAIR, "trainer.fully_shard=true", "ema_decay=null", "model=mixer_digits")
-SOAK_STEPS, SOAK_MINUTES = 9000, 30
+SOAK_STEPS, SOAK_MINUTES = 12_000, 30
 BAD = "max_bad_fraction=0.1"
 
 
