@@ -1,4 +1,4 @@
-"""Training steps per second of our models beside timm's of the same shape.
+"""Training steps and inference of our models beside timm's of the same shape, in images per second.
 
     mixer study step_speed models=mixer_s16,convmixer_256_8 rounds=7
 
@@ -13,7 +13,9 @@ the steps of timm's model and of the fastest of ours go. Writes <out>/step_speed
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ def shares(model: str, variant: str, parts: Mapping[str, float]) -> list[dict[st
 
 # ------------------------------------------------------------------------------------------------ program
 
+MODES = ("training", "inference")
+
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, as key=value or --key=value. A wrong argument ends the program with a message."""
@@ -70,6 +74,7 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         help="measurements of each variant; default: %(default)s",
     )
     add("--steps", type=int, metavar="N", help="steps in a measurement; default: 1 on a CPU, 10 on a GPU")
+    add("--modes", default=",".join(MODES), metavar="NAMES", help="default: %(default)s")
     add("--bf16", choices=["true", "false"], default="true", help="also in bfloat16; default: %(default)s")
     add("--compile", choices=["true", "false"], default="false", help="all also through torch.compile")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
@@ -82,6 +87,9 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(
                 f"there is no model '{name}': known are {', '.join(CASES)} and what `mixer models` lists"
             )
+    chosen.modes = listed(chosen.modes)
+    if not chosen.modes or set(chosen.modes) - set(MODES):
+        parser.error(f"modes must be {' or '.join(MODES)}, or both, separated by commas")
     parser.check_at_least(1, chosen, "steps", "batch_size")
     parser.check_at_least(2, chosen, "rounds")
     return chosen
@@ -94,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
 
     from mixer_lightning.engine.device import seconds
     from mixer_lightning.studies.step_parts import milliseconds
-    from mixer_lightning.studies.training_step import compared_step
+    from mixer_lightning.studies.training_step import compared_inference, compared_step
 
     device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -103,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
     num_steps = chosen.steps or (1 if device == "cpu" else 10)
     rows: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
-    for name in chosen.models:
+    for name, mode in itertools.product(chosen.models, chosen.modes):
         case = CASES.get(name) or Case(name, None, default_image_size(name), 8, 1000)
         case = case._replace(batch_size=chosen.batch_size or case.batch_size)
         compared = variants(
@@ -112,20 +120,24 @@ def main(argv: Sequence[str]) -> None:
             compile=chosen.compile == "true",
             bf16=chosen.bf16 == "true",
         )
-        steps = [compared_step(case, variant, device=device) for variant in compared]
+        if mode == "inference":  # the depthwise kernel is one of gradients
+            compared = list(dict.fromkeys(replace(variant, kernel=False) for variant in compared))
+        make = compared_step if mode == "training" else compared_inference
+        steps = [make(case, variant, device=device) for variant in compared]
         for step in steps:
             seconds(step, device=device, steps=2)  # compiles, and fills caches
         runs = [lambda step=step: seconds(step, device=device, steps=num_steps) for step in steps]
         found = summary(case, interleave(runs, rounds=chosen.rounds), compared)
-        if device == "cpu":
+        if device == "cpu" and mode == "training":
             ours = [n for n, variant in enumerate(compared) if not variant.timm]
             fastest = max(ours, key=lambda n: found[n]["images_per_second"])
             parts += [
                 row for n in (0, fastest) for row in shares(name, str(compared[n]), milliseconds(steps[n]))
             ]
-        about = {"model": name, "image_size": case.image_size, "batch_size": case.batch_size}
+        about = {"model": name, "mode": mode, "image_size": case.image_size, "batch_size": case.batch_size}
         rows += [about | row | {"rounds": chosen.rounds} for row in found]
-        screen.table(f"{name}, {case.batch_size} images of {case.image_size} px", COLUMNS, map(shown, found))
+        title = f"{name}, {mode}: {case.batch_size} images of {case.image_size} px"
+        screen.table(title, COLUMNS, map(shown, found))
         screen.say("")
     results.write_rows(path, rows, digits=6)
     if parts:
@@ -165,10 +177,11 @@ def page(
         native = native_weight_gradients() is not None
         machine += f"; kernels {'compiled' if native else 'in PyTorch, for want of a C++ compiler'}"
     lines = [
-        "# Speed of a training step",
+        "# Speed of a step",
         "",
-        "Forward, backward and AdamW on synthetic images. Medians over rounds in which each variant runs once; a",
-        "ratio is between steps of the same round. In brackets the middle half of the rounds.",
+        "Training: forward, backward and AdamW; inference: as in evaluations. Synthetic images. Medians over rounds in",
+        "which each variant runs once; a ratio is between steps of the same round. In brackets the middle half of the",
+        "rounds.",
         "",
         *markdown.provenance(
             machine=machine,
@@ -177,11 +190,12 @@ def page(
             commit=results.git_sha(),
         ),
     ]
-    for name in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == name]
+    for name, mode in dict.fromkeys((row["model"], row["mode"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["mode"]) == (name, mode)]
+        size = f"{mine[0]['batch_size']} images of {mine[0]['image_size']} px, {mine[0]['rounds']} rounds"
         lines += [
             "",
-            f"## {name}: {mine[0]['batch_size']} images of {mine[0]['image_size']} px, {mine[0]['rounds']} rounds",
+            f"## {name}, {mode}: {size}",
             "",
             *markdown.table(
                 ("variant", "images/s", "ratio to timm"),
@@ -191,7 +205,7 @@ def page(
                 ],
             ),
         ]
-        theirs = [part for part in parts if part["model"] == name]
+        theirs = [part for part in parts if mode == "training" and part["model"] == name]
         for variant in dict.fromkeys(part["variant"] for part in theirs):
             shown_parts = [
                 part for part in theirs if part["variant"] == variant and part["share"] >= SMALLEST_SHARE

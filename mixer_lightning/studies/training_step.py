@@ -9,7 +9,7 @@ from torch import nn
 
 from mixer_lightning.api import create_model
 from mixer_lightning.engine.device import Step
-from mixer_lightning.engine.inference import Network
+from mixer_lightning.engine.inference import Network, evaluating
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
@@ -80,15 +80,7 @@ def timm_model(case: Case) -> nn.Module:
 
 def compared_step(case: Case, variant: Variant, *, device: str) -> Step:
     """A function that makes one training step of a variant; on timm's side with torch's AdamW as it comes."""
-    torch.manual_seed(0)
-    machine = Machine(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        precision="bf16-mixed" if variant.bf16 else "32-true",
-        channels_last=variant.channels_last,
-        compile=variant.compile,
-    )
-    ours = functools.partial(our_model, case, kernel=variant.kernel, fused=variant.fused)
-    model = machine.place(timm_model(case) if variant.timm else ours())
+    model, machine = _placed(case, variant, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1) if variant.timm else None
     return training_step(
         model,
@@ -98,6 +90,30 @@ def compared_step(case: Case, variant: Variant, *, device: str) -> Step:
         num_classes=case.num_classes,
         optimizer=optimizer,
     )
+
+
+def compared_inference(case: Case, variant: Variant, *, device: str) -> Step:
+    """A function that takes images through a variant as evaluations do."""
+    model, machine = _placed(case, variant, device=device)
+    step = inference_step(model, machine, batch_size=case.batch_size, image_size=case.image_size)
+
+    def evaluate() -> None:
+        with evaluating(model):
+            step()
+
+    return evaluate
+
+
+def _placed(case: Case, variant: Variant, *, device: str) -> tuple[nn.Module, Machine]:
+    torch.manual_seed(0)
+    machine = Machine(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        precision="bf16-mixed" if variant.bf16 else "32-true",
+        channels_last=variant.channels_last,
+        compile=variant.compile,
+    )
+    ours = functools.partial(our_model, case, kernel=variant.kernel, fused=variant.fused)
+    return machine.place(timm_model(case) if variant.timm else ours()), machine
 
 
 def training_step(

@@ -103,8 +103,11 @@ def test_the_program_writes_what_it_measured(
     step_speed.main(["models=convmixer_256_8", "device=cpu", "rounds=2", f"out={tmp_path}"])
     with (tmp_path / "step_speed_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 12
-    assert rows[0]["variant"] == "timm, float32"
+    assert [row["mode"] for row in rows] == ["training"] * 12 + ["inference"] * 10
+    assert rows[0]["variant"] == rows[12]["variant"] == "timm, float32"
+    assert [
+        row["mode"] for row in rows if row["variant"] == "ours, float32, channels_last, fused passes"
+    ] == ["inference"]
     assert float(rows[0]["ratio_to_timm"]) == 1
     assert all(float(row["images_per_second"]) > 0 for row in rows)
     text = (tmp_path / "step_speed_cpu.md").read_text()
@@ -145,6 +148,7 @@ def test_operators_are_counted_by_what_they_do():
         (["models=convmixer_256_9"], "no model 'convmixer_256_9'"),
         (["rounds=1"], "rounds must be at least 2"),
         (["batch_size=0"], "batch_size must be at least 1"),
+        (["modes=inferense"], "modes must be training or inference, or both, separated by commas"),
         (["roundz=3"], "unknown key 'roundz': did you mean 'rounds'?"),
     ],
 )
