@@ -20,6 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_SECONDS = 0.5
 #: What to do before a process is ended that hangs: its other processes, if there are any, want to know.
 last_words: Callable[[int], None] | None = None
+#: What to do, given the signal, before this process ends itself where it cannot end in order.
+before_quit: Callable[[int], None] | None = None
 #: The signal that this process has stopped for, or its run, whose processes agree; 0 while it goes on.
 stopped_by = 0
 PARENT_SECONDS = 1.0  # between two looks whether who started this process is there
@@ -192,6 +194,9 @@ def _say_and_quit(number: int) -> NoReturn:
 
 def _quit(number: int) -> NoReturn:
     """End the process at once, and leave a terminal without a part of a bar and with its cursor."""
+    if before_quit is not None:
+        with contextlib.suppress(Exception, SystemExit):
+            before_quit(number)
     with contextlib.suppress(OSError, ValueError):
         if sys.stdout.isatty():
             os.write(sys.stdout.fileno(), b"\r\x1b[K\x1b[?25h")

@@ -262,3 +262,18 @@ with stopping.undisturbed(143):
     time.sleep(50)
 """
     assert said_by(program) == ("", 143)
+
+
+def test_what_is_to_be_done_before_the_end_is_done_where_it_does_not_end_in_order():
+    program = """
+stopping.ENDING_SECONDS = 0.3
+stopping.before_quit = lambda number: print("queued again after", number, flush=True)
+while True:
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(50)
+    except SystemExit:
+        pass
+    time.sleep(50)
+"""
+    assert said_by(program) == (f"queued again after {signal.SIGUSR1.value}\n", 143)

@@ -75,7 +75,14 @@ class Task:
         """
         # The second where the job did not inherit the variable that says PREEMPTION
         handlers = [signal.getsignal(each) for each in (PREEMPTION, signal.SIGUSR2)]
-        queue_again = next((each for each in handlers if callable(each)), None)
+        again = next((each for each in handlers if callable(each)), None)
+
+        def queue_again(number: int) -> None:
+            """Let submitit do so where the time is up: it exits, or says that the time has been up too often."""
+            if number == PREEMPTION and launcher.is_first() and again is not None:
+                again(PREEMPTION, None)
+
+        stopping.before_quit = queue_again
         stdio.secure()
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         stopping.install()
@@ -88,8 +95,7 @@ class Task:
         if stopping.stopped_by:
             for each in stopping.SIGNALS:
                 signal.signal(each, signal.SIG_IGN)  # Slurm ends what it queues again
-            if stopping.stopped_by == PREEMPTION and launcher.is_first() and queue_again is not None:
-                queue_again(PREEMPTION, None)  # exits, or says that the time has been up too often
+            queue_again(stopping.stopped_by)
             raise SystemExit(code)
         if code:
             sys.tracebacklimit = 0
