@@ -221,7 +221,8 @@ class Machine:
             return None
         if self.profiler == "simple":
             return SimpleProfiler(dirpath=run_dir, filename="profile")
-        return PyTorchProfiler(dirpath=run_dir, filename="profile")
+        # Its hooks on modules would put PyTorch's operations in the place of our kernels.
+        return PyTorchProfiler(dirpath=run_dir, filename="profile", record_module_names=False)
 
     def plugins(self) -> list[Any]:
         """Lightning's view of the launcher where its own guess would do more than we want."""
