@@ -23,10 +23,10 @@ train: $(READY)  ## train the default recipe, or what ARGS names: make train ARG
 	@$(BIN)/python train.py $(ARGS)
 
 test: lint typecheck ## lint, types and tests
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 coverage: $(READY) ## tests with the lines that none of them runs: takes twice as long
-	@$(BIN)/python -m pytest -n 3 --cov --cov-report=term:skip-covered $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: $(READY)   ## ruff: rules and format
 	@$(BIN)/ruff check .
