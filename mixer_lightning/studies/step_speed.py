@@ -123,6 +123,7 @@ def main(argv: Sequence[str]) -> None:
         if mode == "inference":  # the depthwise kernel is one of gradients
             compared = list(dict.fromkeys(replace(variant, kernel=False) for variant in compared))
         make = compared_step if mode == "training" else compared_inference
+        torch._dynamo.reset()  # which compiles a function only so often
         steps = [make(case, variant, device=device) for variant in compared]
         for step in steps:
             seconds(step, device=device, steps=2)  # compiles, and fills caches
