@@ -53,8 +53,10 @@ class Preemption(StepCallback):
         """The last save of a session: no process may end before it is written, or its launcher would kill them all."""
         self.requests.keep_on.set()
         self.is_saving = True
-        self.checkpoints.save(trainer, module)
-        self.is_saving = False
+        try:
+            self.checkpoints.save(trainer, module)
+        finally:
+            self.is_saving = False
         if self._group is not None:
             torch.distributed.barrier(group=self._group)
 

@@ -4,10 +4,9 @@
 
 A step is forward, backward and AdamW on synthetic images, with the loss in float32. The other side is timm's model with
 torch.optim.AdamW, first as they come, eager, in float32 and contiguous memory, to which ratios are, then with each of
-PyTorch's own settings. Variants are interleaved in one process, so that a
-ratio compares steps made within the same seconds; the table gives medians over the rounds. On a CPU it is said where
-the steps of timm's model and of the fastest of ours go. Writes <out>/step_speed_<device>.csv,
-<out>/step_parts_<device>.csv and a Markdown page with both.
+PyTorch's own settings. Variants are interleaved in one process, so that a ratio compares steps made within the same
+seconds; the table gives medians over the rounds. On a CPU it is said where the steps of timm's model and of the fastest
+of ours go. Writes <out>/step_speed_<device>.csv, <out>/step_parts_<device>.csv and a Markdown page with both.
 """
 
 from __future__ import annotations
