@@ -51,82 +51,6 @@ static inline Eight load_eight(const uint8_t* from) {
 #endif
 }
 
-#if defined __AVX512F__ && defined __AVX512BW__
-constexpr long LANES = 16;
-typedef int32_t Ints __attribute__((vector_size(64)));
-
-static inline Ints load(const uint8_t* from) {
-    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-static inline void store(Ints v, uint8_t* to) {
-    const __m512i positive = _mm512_max_epi32((__m512i)v, _mm512_setzero_si512());
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(positive));
-}
-#else
-constexpr long LANES = 8;
-typedef Eight Ints;
-
-static inline Ints load(const uint8_t* from) { return load_eight(from); }
-#endif
-
-#if defined __AVX512VNNI__ && defined __AVX512BW__ && defined __AVX512VL__
-#define BYTES_HAVE_DOT
-// 64 sums of bytes times weights, four at a time, where the processor adds four products of bytes at once. A weight of 24
-// bits is three digits of 8 bits with a sign; each has its sum.
-class Weighted {
-  public:
-    explicit Weighted(int first) {
-        for (int part = 0; part < 4; part++) {
-            sums[0][part] = _mm512_set1_epi32(first);
-            sums[1][part] = sums[2][part] = _mm512_setzero_si512();
-        }
-    }
-
-    // The digits of four weights.
-    struct Digits {
-        int of[3];
-
-        explicit Digits(const int* weights) {
-            __m128i left = _mm_loadu_si128(reinterpret_cast<const __m128i*>(weights));
-            for (int& digit : of) {
-                const __m128i low = _mm_srai_epi32(_mm_slli_epi32(left, 24), 24);
-                left = _mm_srai_epi32(_mm_sub_epi32(left, low), 8);
-                digit = _mm_cvtsi128_si32(_mm_cvtepi32_epi8(low));
-            }
-        }
-        Digits() = default;
-    };
-
-    void add(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, const Digits& weights) {
-        const __m512i ra = row(a), rb = row(b), rc = row(c), rd = row(d);
-        const __m512i ab[2] = {_mm512_unpacklo_epi8(ra, rb), _mm512_unpackhi_epi8(ra, rb)};
-        const __m512i cd[2] = {_mm512_unpacklo_epi8(rc, rd), _mm512_unpackhi_epi8(rc, rd)};
-        const __m512i fours[4] = {_mm512_unpacklo_epi16(ab[0], cd[0]), _mm512_unpackhi_epi16(ab[0], cd[0]),
-                                  _mm512_unpacklo_epi16(ab[1], cd[1]), _mm512_unpackhi_epi16(ab[1], cd[1])};
-        for (int digit = 0; digit < 3; digit++)
-            for (int part = 0; part < 4; part++)
-                sums[digit][part] =
-                    _mm512_dpbusd_epi32(sums[digit][part], fours[part], _mm512_set1_epi32(weights.of[digit]));
-    }
-
-    template <int BITS>
-    void store(uint8_t* to) const {
-        __m512i whole[4];
-        for (int part = 0; part < 4; part++) {
-            const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(sums[2][part], 8), sums[1][part]);
-            whole[part] = _mm512_srai_epi32(_mm512_add_epi32(_mm512_slli_epi32(upper, 8), sums[0][part]), BITS);
-        }
-        const __m512i words[2] = {_mm512_packs_epi32(whole[0], whole[1]), _mm512_packs_epi32(whole[2], whole[3])};
-        _mm512_storeu_si512(to, _mm512_packus_epi16(words[0], words[1]));
-    }
-
-  private:
-    __m512i sums[3][4];
-
-    static __m512i row(const uint8_t* from) { return _mm512_loadu_si512(from); }
-};
-#endif
-
 typedef uint16_t Words __attribute__((vector_size(32)));
 typedef uint32_t Longs __attribute__((vector_size(32)));
 
@@ -177,6 +101,11 @@ static inline Words packed(Longs a, Longs b) {
 #endif
 }
 
+static inline Words words(const int16_t* from) {
+    typedef Words Unaligned __attribute__((aligned(2), may_alias));
+    return *reinterpret_cast<const Unaligned*>(from);
+}
+
 static inline Words words(const uint8_t* from) {
 #ifdef __AVX2__
     return (Words)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
@@ -222,12 +151,14 @@ static inline void store_around_128(Words a, Words b, uint8_t* to) {
 static inline void transpose_tile(const uint8_t* from, long from_stride, uint8_t* to, long to_stride) {
     typedef uint16_t Short __attribute__((vector_size(16)));
     typedef uint32_t Long __attribute__((vector_size(16)));
+    typedef uint64_t Pair __attribute__((vector_size(16)));
     Half row[8], pairs[4];
     Short fours[4];
     Long columns[4];
     for (int y = 0; y < 8; y++) {
-        row[y] = Half{};
-        std::memcpy(&row[y], from + y * from_stride, 8);
+        uint64_t eight;
+        std::memcpy(&eight, from + y * from_stride, 8);
+        row[y] = (Half)Pair{eight, 0};  // in a register: half a vector that is written to memory is slow to read as a whole
     }
     for (int i = 0; i < 4; i++)
         pairs[i] = __builtin_shuffle(row[2 * i], row[2 * i + 1],
@@ -242,8 +173,10 @@ static inline void transpose_tile(const uint8_t* from, long from_stride, uint8_t
         columns[2 * i] = __builtin_shuffle(a, b, Long{0, 4, 1, 5});
         columns[2 * i + 1] = __builtin_shuffle(a, b, Long{2, 6, 3, 7});
     }
-    for (int x = 0; x < 8; x++)
-        std::memcpy(to + x * to_stride, reinterpret_cast<const uint8_t*>(&columns[x / 2]) + x % 2 * 8, 8);
+    for (int x = 0; x < 8; x++) {
+        const uint64_t eight = ((Pair)columns[x / 2])[x % 2];
+        std::memcpy(to + x * to_stride, &eight, 8);
+    }
 }
 
 }  // namespace bytes

@@ -77,7 +77,7 @@ static inline void inverse_dct(Pair& pair, const Place& first, const Place& seco
     using bytes::Words;
     Words r[8];
     for (int i = 0; i < 8; i++) {
-        std::memcpy(&r[i], pair.coefficients + 16 * i, 32);
+        r[i] = bytes::words(pair.coefficients + 16 * i);
         r[i] *= bytes::both(first.steps + 8 * i, second.steps + 8 * i);
     }
     std::memset(pair.coefficients, 0, sizeof pair.coefficients);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bytes.h"
+#include "weighted.h"
 
 namespace resample {
 
@@ -96,42 +97,17 @@ struct Taps {
     static int fixed(double w) { return static_cast<int>(w < 0 ? w * (1 << BITS) - 0.5 : w * (1 << BITS) + 0.5); }
 };
 
-using bytes::Ints, bytes::LANES;
-
 // to[i] = sum over t of from[t * stride + i] * weight[t], i below `length` rounded up to whole vectors; what lies
 // behind is read and written, and is not used. Weights are 0 from `taps` on to the next multiple of 4.
 static inline void weighted_sum(const uint8_t* from, long stride, const int* weight, long taps, uint8_t* to, long length) {
-#ifdef BYTES_HAVE_DOT
-    bytes::Weighted::Digits digits[Taps::MAX_TAPS / 4];
-    for (long t = 0; t < taps; t += 4) digits[t / 4] = bytes::Weighted::Digits(weight + t);
-    for (long i = 0; i < length; i += 64) {
-        bytes::Weighted sum(1 << (Taps::BITS - 1));
-        for (long t = 0; t < taps; t += 4) {
-            const uint8_t* row = from + t * stride + i;  // where there is no further one, the same again, times 0
-            const long left = taps - t, second = left > 1 ? stride : 0, third = left > 2 ? 2 * stride : 0;
-            sum.add(row, row + second, row + third, row + (left > 3 ? 3 * stride : 0), digits[t / 4]);
-        }
+    Weighted::Factors factors[Taps::MAX_TAPS / Weighted::ROWS];
+    for (long t = 0; t < taps; t += Weighted::ROWS) factors[t / Weighted::ROWS] = Weighted::Factors(weight + t);
+    for (long i = 0; i < length; i += Weighted::WIDTH) {
+        Weighted sum(1 << (Taps::BITS - 1));
+        for (long t = 0; t < taps; t += Weighted::ROWS)
+            sum.add(from + t * stride + i, stride, taps - t, factors[t / Weighted::ROWS]);
         sum.store<Taps::BITS>(to + i);
     }
-#else
-    long i = 0;
-    for (; i + 2 * LANES <= length + LANES - 1; i += 2 * LANES) {
-        Ints a = Ints{} + (1 << (Taps::BITS - 1)), b = a;
-        const uint8_t* row = from + i;
-        for (long t = 0; t < taps; t++, row += stride) {
-            a += bytes::load(row) * weight[t];
-            b += bytes::load(row + LANES) * weight[t];
-        }
-        bytes::store(a >> Taps::BITS, to + i);
-        bytes::store(b >> Taps::BITS, to + i + LANES);
-    }
-    for (; i < length; i += LANES) {
-        Ints a = Ints{} + (1 << (Taps::BITS - 1));
-        const uint8_t* row = from + i;
-        for (long t = 0; t < taps; t++, row += stride) a += bytes::load(row) * weight[t];
-        bytes::store(a >> Taps::BITS, to + i);
-    }
-#endif
 }
 
 // to[x, y] = from[y, x] for y below `rows`, x below `columns`, in tiles of 8 x 8 as they come, the last ones beyond both.

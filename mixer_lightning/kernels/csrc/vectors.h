@@ -15,9 +15,7 @@ typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
 template <class To, class From>
 static To bits(From v) {
     static_assert(sizeof(To) == sizeof(From));
-    To to;
-    std::memcpy(&to, &v, sizeof to);
-    return to;
+    return (To)v;
 }
 
 static inline Floats widen(Floats v) { return v; }
@@ -25,12 +23,18 @@ static inline Floats widen(Halves v) {  // a bfloat16 is the upper half of a flo
     return bits<Floats>(__builtin_convertvector(v, Words) << 16);
 }
 
+// A vector somewhere in memory: read and written at once, where memcpy may take it in halves, which it is slow to wait for.
+template <class Vector>
+struct __attribute__((packed, may_alias)) Whole {
+    Vector vector;
+};
+
 // The vector's first `lanes` numbers, zeros behind them.
 template <class Vector, class Scalar>
 static inline Floats load(const Scalar* from, long lanes) {
+    if (lanes == LANES) return widen(reinterpret_cast<const Whole<Vector>*>(from)->vector);
     Vector v = {};
-    if (lanes == LANES) std::memcpy(&v, from, sizeof v);
-    else std::memcpy(&v, from, lanes * sizeof(Scalar));
+    std::memcpy(&v, from, lanes * sizeof(Scalar));
     return widen(v);
 }
 
@@ -44,6 +48,6 @@ template <class Vector, class Scalar>
 static inline void store(Floats v, Scalar* to, long lanes) {
     Vector narrowed;
     narrow(v, narrowed);
-    if (lanes == LANES) std::memcpy(to, &narrowed, sizeof narrowed);
+    if (lanes == LANES) reinterpret_cast<Whole<Vector>*>(to)->vector = narrowed;
     else std::memcpy(to, &narrowed, lanes * sizeof(Scalar));
 }
