@@ -57,9 +57,10 @@ class Augment:
     Sampled from the sample's key:
       crop             "random_resized": a random part of area share `crop_scale` and aspect ratio `crop_ratio`,
                        resized to S (arXiv 1409.4842), as in timm and torchvision; "inception": the same as
-                       TensorFlow draws it, with smaller areas; "resize_random": short side to S / eval_crop, then a
-                       random S x S part; "pad": short side to S, `crop_padding` black pixels on each side, then a
-                       random S x S part; "none": the crop of evaluation
+                       TensorFlow draws it, with smaller areas; "resize_random": short side to floor(S /
+                       crop_fraction), then a random S x S part; "square_random": the same with both sides; "pad":
+                       short side to S, `crop_padding` black pixels on each side, then a random S x S part;
+                       "none": the crop of evaluation
       interpolation    of that resize (data/crops.py says which there are) and, bilinear or bicubic, of timm's
                        RandAugment's geometry; "random" chooses one of these per image
       flip             probability of a horizontal flip
@@ -92,10 +93,11 @@ class Augment:
     the nearest number, the offset down.
     """
 
-    crop: Literal["random_resized", "inception", "resize_random", "pad", "none"] = "none"
+    crop: Literal["random_resized", "inception", "resize_random", "square_random", "pad", "none"] = "none"
     crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
     crop_padding: NonNegativeInt = 0
+    crop_fraction: PositiveFraction = 0.875
     interpolation: Literal[Filter, "random"] = "bilinear"
     flip: Fraction = 0.0
     rand_augment: str | None = None
@@ -119,7 +121,9 @@ class Augment:
     shuffle_seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        _one_of("crop", self.crop, "random_resized", "inception", "resize_random", "pad", "none")
+        _one_of(
+            "crop", self.crop, "random_resized", "inception", "resize_random", "square_random", "pad", "none"
+        )
         _one_of("interpolation", self.interpolation, *FILTERS, "random")
         _one_of("mix_per", self.mix_per, "device_batch", "batch")
         _one_of("erase_mode", self.erase_mode, "pixel", "const")
@@ -151,8 +155,9 @@ class Augment:
             raise ValueError(f"augment.crop_scale needs 0 < low <= high <= 1; it is {list(self.crop_scale)}.")
         if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"augment.crop_ratio needs 0 < low <= high; it is {list(self.crop_ratio)}.")
-        if not 0 < self.eval_crop <= 1:
-            raise ValueError(f"augment.eval_crop must be in (0, 1]; it is {self.eval_crop}.")
+        for name in ("crop_fraction", "eval_crop"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} must be in (0, 1]; it is {getattr(self, name)}.")
         if self.rand_augment is not None:
             check_policy(self.rand_augment)
 
@@ -175,9 +180,12 @@ class Augment:
             else:
                 boxes = random_resized(u, widths, heights, **shape)
             return _resized_boxes(boxes, image_size, filters)
-        side = image_size if self.crop == "pad" else math.floor(image_size / self.eval_crop)
+        side = image_size if self.crop == "pad" else math.floor(image_size / self.crop_fraction)
         border = self.crop_padding if self.crop == "pad" else 0
-        to_width, to_height = self._short_side(widths, heights, side)
+        if self.crop == "square_random":
+            to_width = to_height = np.full_like(widths, side)
+        else:
+            to_width, to_height = self._short_side(widths, heights, side)
         x = integer(u[:, 0], to_width + 2 * border - image_size) - border
         y = integer(u[:, 1], to_height + 2 * border - image_size) - border
         return _whole_images(widths, heights, to_width, to_height, x, y, filters)

@@ -387,7 +387,8 @@ def test_only_what_is_seen_is_resized_and_it_is_the_same(monkeypatch, filter, wi
 
 
 @pytest.mark.parametrize(
-    "augment", [Augment(), Augment(crop="resize_random"), Augment(crop="pad", crop_padding=4)]
+    "augment",
+    [Augment(), Augment(crop="resize_random", crop_fraction=1.0), Augment(crop="pad", crop_padding=4)],
 )
 def test_an_image_of_one_row_costs_no_gigabytes(augment):
     """Its box at 224 px is 20,000 * 224 pixels wide: 3 GB as grey levels, 12 in float32."""

@@ -85,7 +85,7 @@ def test_an_evaluation_is_big_visions():
 def test_a_random_part_is_of_an_image_resized_with_the_same_rounding():
     named = np.arange(40, dtype=np.uint64)
     width, height, to_width, to_height, *_ = REFERENCE["geometry"][:40].T
-    crops = Augment(crop="resize_random", eval_crop=0.875, eval_rounding="big_vision").train_crops(
+    crops = Augment(crop="resize_random", crop_fraction=0.875, eval_rounding="big_vision").train_crops(
         named, width, height, 224
     )
     np.testing.assert_array_equal(crops.to_width, to_width)

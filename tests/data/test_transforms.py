@@ -226,17 +226,18 @@ def test_pad_resizes_other_images_first():
     assert_close_by(trained(augment, photo(20, 20), 8)[0], expected)
 
 
-def test_resize_random_takes_parts_of_the_resized_image():
-    augment = Augment(crop="resize_random", eval_crop=0.8)
+@pytest.mark.parametrize(("crop", "size"), [("resize_random", (60, 40)), ("square_random", (40, 40))])
+def test_a_random_part_of_the_resized_image(crop, size):
+    augment = Augment(crop=crop, crop_fraction=0.8, eval_crop=0.5)
     image = photo(90, 60)
-    whole = pixels(image.resize((60, 40), Image.Resampling.BILINEAR))  # 32 / .8 = 40
+    whole = pixels(image.resize(size, Image.Resampling.BILINEAR))  # 32 / .8 = 40
     corners = set()
     crops = augment.train_crops(keys(400), *extents(image, 400), 32)
     for x, y, part in zip(crops.x, crops.y, seen(crops, image, 32), strict=True):
         assert_close_by(part, whole[:, y : y + 32, x : x + 32])
         corners.add((int(y), int(x)))
     assert {y for y, _ in corners} == set(range(9))
-    assert {x for _, x in corners} == set(range(29))
+    assert {x for _, x in corners} == set(range(size[0] - 31))
 
 
 def test_none_trains_on_the_crop_of_evaluation():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mixer_lightning import results
+from mixer_lightning.data.crops import FILTERS
+from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.suites import read_suite
 from mixer_lightning.studies.transfer_plan import format_time, show_plan
 from mixer_lightning.studies.transfer_runs import SuiteRuns, best_learning_rate
+from mixer_lightning.targets import build
 
 OVERRIDES = ["checkpoint=x", "model=mixer_b16"]
 
@@ -69,7 +73,8 @@ def test_the_protocol_of_the_five() -> None:
 
 
 def test_the_protocol_of_vtab() -> None:
-    """2,500 steps of 512 (arXiv 2105.01601, App. C); crops and flips of arXiv 1912.11370, appendix F."""
+    """2,500 steps of 512 (arXiv 2105.01601, App. C), views of Scenic's vtab_plainvit_config.py at 224 px: pp_train is
+    resize(256)|random_crop(224)|flip_lr, pp_eval resize(224); tasks without, as in arXiv 1912.11370, appendix F."""
     suite = read_suite("vtab")
     runs = SuiteRuns(suite, folder=Path("x"), overrides=OVERRIDES, seeds=[0])
     uncropped = {"clevr_count", "clevr_dist", "dmlab", "kitti_dist", "dsprites_loc"}
@@ -86,10 +91,17 @@ def test_the_protocol_of_vtab() -> None:
                 512,
                 200,
             )
-            crop = ("none", 1.0) if name in uncropped else ("resize_random", 0.875)
-            assert (recipe.augment["crop"], recipe.augment["eval_crop"]) == crop
+            augment = build(recipe.augment)
+            size = np.array([500]), np.array([250])
+            trained = augment.train_crops(sample_keys(0, [(0, 0, 0)]), *size, recipe.image_size)
+            tested = augment.eval_crops(*size, recipe.image_size)
+            side = 224 if name in uncropped else 256
+            for crops, to in ((trained, side), (tested, 224)):
+                assert (crops.to_width, crops.to_height) == (to, to)
+                assert (crops.width, crops.height) == (500, 250)
+                assert FILTERS[crops.filter[0]] == "tf_bilinear"
+            assert (tested.x, tested.y) == (0, 0)
             assert recipe.augment["flip"] == (0.0 if name in unflipped else 0.5)
-            assert recipe.augment["eval_resize"] == "square"
         assert {step.recipe.data["split"] for step in dev} == {"train800"}
         assert {step.recipe.test_split for step in dev} == {"none"}
         assert (final.recipe.data["split"], final.recipe.val_split) == ("trainval1000", "none")
