@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAUROC, MulticlassRecall
+from torchmetrics.utilities.data import dim_zero_cat
 
 from mixer_lightning.evals import Predict, checked_split, eval_splits
 from mixer_lightning.screen import last_line
@@ -17,6 +21,32 @@ from mixer_lightning.targets import build
 
 if TYPE_CHECKING:
     from mixer_lightning.data.sources import Dataset
+
+
+class AreaUnderCurve(MulticlassAUROC):
+    """Of each class against the others, the mean over the classes that have images."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none")
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """One number."""
+        has_images = torch.bincount(dim_zero_cat(self.target), minlength=self.num_classes) > 0
+        areas: Tensor = super().compute()
+        return areas[has_images].mean()
+
+
+class BalancedAccuracy(MulticlassRecall):
+    """The accuracy of each class, the mean over the classes that have images."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none")
+
+    def compute(self) -> Tensor:
+        """One number."""
+        accuracies: Tensor = super().compute()
+        has_images = dim_zero_cat(self.tp) + dim_zero_cat(self.fn) > 0
+        return accuracies[has_images].mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +74,20 @@ class Metrics:
                     "out"
                 )
         num_classes = len(data.classes)
-        labels = torch.arange(2 * num_classes) % num_classes
+        labels = torch.arange(min(num_classes, 8)).repeat(
+            2
+        )  # to see its form; of all classes it would be gigabytes
         for name, node in self.metrics.items():
             metric = metric_of(name, node, num_classes=num_classes)
             try:
-                metric.update(torch.eye(num_classes)[labels], labels)
+                metric.update(F.one_hot(labels, num_classes).float(), labels)
                 value = metric.compute()
             except Exception as error:
                 raise ValueError(
                     f"{name}: {type(metric).__name__} cannot judge the probabilities [N, {num_classes}] of "
                     f"classes: {last_line(error)}. Take one of torchmetrics.classification.Multiclass..."
                 ) from error
-            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ValueError(
                     f"{name}: {type(metric).__name__} gives {_form(value)}, and a figure is one number: average=macro "
                     "makes one of several classes, evals=confusion draws the matrix"
@@ -118,6 +150,6 @@ def metric_of(name: str, node: Mapping[str, Any], *, num_classes: int) -> Metric
 
 
 def _form(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return f"{value.numel()} numbers" if value.numel() else "no number"
     return f"a {type(value).__name__}"

@@ -10,6 +10,7 @@ import torch
 import yaml
 from scipy.special import softmax
 from sklearn.metrics import (
+    balanced_accuracy_score,
     f1_score,
     matthews_corrcoef,
     precision_score,
@@ -59,6 +60,17 @@ def test_area_under_the_curve_and_correlation_are_scikit_learns():
     assert found["val/auroc"] == pytest.approx(area, abs=1e-6)
     correlation = matthews_corrcoef(labels, logits.argmax(axis=1))
     assert found["val/matthews"] == pytest.approx(correlation, abs=1e-6)
+
+
+def test_classes_without_images_do_not_count():
+    """A class may be predicted and have none, and every image may be named right."""
+    labels = np.array([0, 0, 1, 1])
+    logits = 9 * np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
+    data = dataset(num_classes=4, val=labels)
+    recall = dict(of_conf("macro").run(Fixed(data, {"val": logits})))["val/macro_recall"]
+    assert recall == pytest.approx(balanced_accuracy_score(labels, [0, 0, 1, 2])) == 0.75
+    right = {"val": 9 * np.eye(4, dtype=np.float32)[labels]}
+    assert dict(of_conf("metrics").run(Fixed(data, right)))["val/auroc"] == 1
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0])
