@@ -151,7 +151,8 @@ def sample_shots(
     A class that has fewer gives all. In place of a `bad` image stands the next in the order.
     """
     generator = np.random.default_rng(seed)
-    orders = [generator.permutation(np.flatnonzero(labels == label)) for label in range(num_classes)]
+    by_class, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=num_classes))
+    orders = [generator.permutation(members) for members in np.split(by_class, ends[:-1])]
     if bad is not None and len(bad):
         orders = [order[np.isin(order, bad, invert=True)] for order in orders]
     return {number: np.concatenate([order[:number] for order in orders]) for number in shots}
