@@ -49,14 +49,15 @@ def _is_like(plus: Tensor | None, x: Tensor) -> bool:
 
 def is_fused(x: Tensor, modules: list[nn.Module]) -> bool:
     """Whether `fused` can stand for two modules, trained or evaluated, with nobody watching what is between them."""
-    if not (len(modules) == 2 and x.dim() == 4 and may_stand_in(x, modules)):
+    if not (len(modules) == 2 and may_stand_in(x, modules) and x.dim() == 4):
         return False
     sigma, norm = modules
     return (
-        (isinstance(sigma, nn.ReLU) or (isinstance(sigma, nn.GELU) and sigma.approximate == "none"))
+        (type(sigma) is nn.ReLU or (type(sigma) is nn.GELU and sigma.approximate == "none"))
         and type(norm) is nn.BatchNorm2d
         and norm.training == torch.is_grad_enabled()
         and norm.affine
+        and norm.track_running_stats
         and norm.running_mean is not None
         and all(
             each.dtype == torch.float32 and each.is_contiguous()

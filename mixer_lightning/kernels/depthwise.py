@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mixer_lightning.kernels import extension
+from mixer_lightning.kernels.standing_in import is_computed
 
 Pads = tuple[int, int, int, int]
 Padding = int | tuple[int, int] | Literal["same", "valid"]
@@ -54,7 +55,13 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding:
     Training on a CPU in float32 or bfloat16 uses the fast gradients, which cannot be differentiated again; anything
     else is F.conv2d itself.
     """
-    if not (x.is_cpu and torch.is_grad_enabled() and x.dim() == 4 and weight.shape[:2] == (x.shape[1], 1)):
+    if not (
+        (torch.compiler.is_compiling() or is_computed(x))
+        and x.is_cpu
+        and torch.is_grad_enabled()
+        and x.dim() == 4
+        and weight.shape[:2] == (x.shape[1], 1)
+    ):
         return F.conv2d(x, weight, bias, padding=padding, groups=x.shape[1])
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
@@ -89,7 +96,8 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # every y[m] holds x[m + i - top] w[i], so dx[m] = sum of g[m + top - i] w[i]: a convolution again
             pads = (kw - 1 - left, kw - 1 - right, kh - 1 - top, kh - 1 - bottom)
-            dx = _convolve(g, weight.to(g.dtype).flip(2, 3), None, pads)
+            with torch.autocast("cpu", enabled=False):  # in the precision of the forward pass
+                dx = _convolve(g, weight.to(g.dtype).flip(2, 3), None, pads)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             dw, db = weight_gradients(x, g, kh, kw, top, left)
             dw, db = (
@@ -134,7 +142,7 @@ def weight_gradients(x: Tensor, g: Tensor, kh: int, kw: int, top: int, left: int
     x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
     B, C, H, W = x.shape
     h, w = g.shape[2:]
-    out = torch.empty(B, kh * kw + 1, C)
+    out = torch.empty(B, kh * kw + 1, C, dtype=torch.float32, device=x.device)
     native(
         x.data_ptr(), g.data_ptr(), out.data_ptr(), x.dtype == torch.bfloat16,
         B, C, H, W, h, w, kh, kw, top, left, torch.get_num_threads(),

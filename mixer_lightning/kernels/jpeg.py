@@ -5,10 +5,10 @@ without looking at coefficients, and stops behind the box's last row; with resta
 box. It resizes components as they are stored, chroma at its own resolution, and converts the result alone to RGB.
 
 Baseline files of 8 bits are taken, grey or YCbCr, sampled 4:4:4, 4:2:2, 4:2:0 or 4:4:0, resized bilinearly or
-bicubically. Whatever else comes, and every file with which something is wrong, is left to data/decode.py's way
-through libjpeg-turbo, which has the last word. Samples are libjpeg's to the bit (its "islow" transform) and weights
-are Pillow's; a crop differs from Pillow's by rounding alone, since resizing before colours are converted rounds
-elsewhere: 53 dB on photographs.
+bicubically; of two columns of chroma or one, which libjpeg does not interpolate, none. Whatever else comes, and every
+file with which something is wrong, is left to data/decode.py's way through libjpeg-turbo, which has the last word.
+Samples are libjpeg's to the bit (its "islow" transform) and weights are Pillow's; a crop differs from Pillow's by
+rounding alone, since resizing before colours are converted rounds elsewhere: 53 dB on photographs.
 
 Arithmetic is in whole numbers, so that bits are the same for any processor and number of threads. It is compiled when
 it is first needed; without a C++ compiler, data/decode.py's other way does it all.

@@ -20,16 +20,23 @@ def may_stand_in(x: Tensor, modules: Iterable[nn.Module]) -> bool:
     modes) sees none in a kernel.
     """
     return (
-        type(x) is Tensor  # no tensor of another kind that only looks like one
+        is_computed(x)
         and x.is_cpu
         and x.dtype in (torch.float32, torch.bfloat16)
         and (x.dtype == torch.float32 or torch.is_autocast_enabled("cpu"))
         and not torch.compiler.is_compiling()
+        and not any(is_watched(module) for module in modules)
+    )
+
+
+def is_computed(x: Tensor) -> bool:
+    """Whether x is numbers, which nobody traces, transforms or counts, and no tensor that only looks like one."""
+    return (
+        type(x) is Tensor
         and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
-        and not any(is_watched(module) for module in modules)
     )
 
 

@@ -2,7 +2,7 @@
 Sutskever and Hinton, NIPS 2012), section 3.
 
 Its convolutions 2, 4 and 5 have two groups, the halves that lay on two GPUs, and the first two are normalised across
-channels. torchvision's `alexnet` (baselines.py) is the one column without normalisation of arXiv 1404.5997.
+channels. torchvision's `alexnet` (alexnet.py) is the one column without normalisation of arXiv 1404.5997.
 
     B images   S image_size (224 in the paper)   K num_classes
 """

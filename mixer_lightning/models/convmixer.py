@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixer_lightning.kernels.activation_norm import Sequential
 from mixer_lightning.kernels.depthwise import DepthwiseConv2d
+from mixer_lightning.kernels.standing_in import is_watched
 from mixer_lightning.models.patches import grid_size
 from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 
@@ -115,7 +116,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, H/p, W/p] -> the same shape."""
-        if isinstance(self.fn, Sequential) and not (self.training and self.drop_rate > 0):
+        is_whole = not (self.training and self.drop_rate > 0)
+        if is_whole and isinstance(self.fn, Sequential) and not is_watched(self.fn):
             z: Tensor = self.fn(x, plus=x)
             return z
         return drop_branch(self.fn(x), drop_rate=self.drop_rate, training=self.training) + x

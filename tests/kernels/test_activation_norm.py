@@ -223,6 +223,11 @@ def test_what_is_no_training_on_a_cpu_and_what_is_watched_is_pytorchs_own() -> N
     assert not is_fused(Sequential(nn.GELU(), nn.BatchNorm2d(8, affine=False))(x))
     assert not is_fused(Sequential(nn.GELU(), nn.BatchNorm2d(8, track_running_stats=False))(x))
     assert not is_fused(Sequential(nn.GELU(), nn.Identity(), nn.BatchNorm2d(8))(x))
+    assert not is_fused(Sequential(type("LeakyReLU", (nn.ReLU,), {})(), nn.BatchNorm2d(8))(x))
+    still = pair("gelu", 8)
+    still[1].track_running_stats = False  # as is done to keep statistics as they are
+    assert not is_fused(still(x))
+    assert still[1].num_batches_tracked == 0
     seen = []
     watched = pair("gelu", 8)
     watched[0].register_forward_hook(lambda *_: seen.append(1))

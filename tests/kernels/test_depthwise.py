@@ -87,6 +87,41 @@ def test_both_forms_give_the_sums_of_small_integers_exactly() -> None:
     assert torch.equal(native[1], g.sum((0, 2, 3)))
 
 
+def test_the_usual_dtype_of_the_process_does_not_change_a_bit() -> None:
+    x, g = torch.randn(2, 8, 6, 6), torch.randn(2, 8, 6, 6)
+    expected = depthwise.weight_gradients(x, g, 3, 3, 1, 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = depthwise.weight_gradients(x, g, 3, 3, 1, 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_is_traced_or_transformed_takes_pytorchs_operations() -> None:
+    conv, x = DepthwiseConv2d(8, 3), torch.randn(2, 8, 6, 6)
+    traced = torch.jit.trace(conv, x)
+    torch.testing.assert_close(traced(x), conv(x))
+    parameters = dict(conv.named_parameters())
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        y: Tensor = torch.func.functional_call(conv, parameters, (x,))
+        return y.square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    loss(parameters).backward()
+    for name, parameter in conv.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+
+
+def test_a_backward_pass_under_autocast_has_the_forward_passs_precision() -> None:
+    conv, x = DepthwiseConv2d(8, 3), draw(2, 8, 6, 6, dtype=torch.float32)
+    y = conv(x).square().sum()
+    (expected,) = torch.autograd.grad(y, x, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(y, x)[0], expected)
+
+
 def test_the_number_of_threads_does_not_change_a_bit() -> None:
     x, g = torch.randn(3, 32, 8, 8), torch.randn(3, 32, 8, 8)
     one = depthwise.weight_gradients(x, g, 3, 3, 1, 1)

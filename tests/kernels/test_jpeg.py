@@ -253,6 +253,12 @@ def test_what_it_leaves_is_decoded_all_the_same_and_beside_the_rest() -> None:
 def test_boxes_beyond_the_image_and_other_filters_are_left_alone() -> None:
     file = encoded(PHOTO.resize((64, 48)))
     assert square(file, 16, left=48, top=32) is not None
+    for width, is_taken in (
+        (4, False),
+        (5, True),
+    ):  # libjpeg does not interpolate between two columns of chroma
+        narrow = encoded(PHOTO.resize((width, 40)), subsampling=2)
+        assert (cropped(narrow, (0, 0, width, 40, 16, 16, 0, 0), 16) is not None) == is_taken
     assert square(file, 16, left=49, top=32) is None
     assert (
         cropped(file, (0, 0, 48, 48, 16, 16, 1, 0), 16) is None

@@ -107,6 +107,18 @@ def test_stochastic_depth_drops_the_depthwise_branch_and_rescales() -> None:
     assert torch.equal(residual.eval()(x), 2 * x)
 
 
+def test_a_branch_is_seen_alone() -> None:
+    model, images = small_convmixer(), torch.randn(2, 3, 12, 12)
+    theirs = TimmConvMixer(16, 3, kernel_size=5, patch_size=2, num_classes=7).eval()
+    theirs.load_state_dict(model.state_dict())
+    seen: list[torch.Tensor] = []
+    for each in (model, theirs):
+        each.blocks[1][0].fn.register_forward_hook(lambda *given: seen.append(given[-1]))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), theirs(images))
+    torch.testing.assert_close(*seen)
+
+
 def test_image_size_must_be_a_multiple_of_the_patch() -> None:
     with pytest.raises(ValueError, match="image_size 13 is not a multiple of patch_size 2: 12 and 14 work"):
         small_convmixer(image_size=13)

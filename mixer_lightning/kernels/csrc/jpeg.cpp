@@ -41,6 +41,7 @@ struct Context {
 Code Context::crop(const uint8_t* file, long length, const Crop& crop, long size, uint8_t* out) {
     header = jpeg::Header();
     if (const Code code = jpeg::HeaderReader(file, length, header).read()) return code;
+    if (header.h > 1 && header.width <= 4) return jpeg::OTHER_KIND;  // libjpeg repeats chroma of one or two columns
     const resample::Axis x{crop.left, crop.width, crop.to_width, crop.x, size};
     const resample::Axis y{crop.top, crop.height, crop.to_height, crop.y, size};
     if (!resample::Taps::is_possible(x) || !resample::Taps::is_possible(y)) return jpeg::OTHER_KIND;
