@@ -115,7 +115,7 @@ class Loader:
         self.mark_bad = mark_bad
         self.bad = BadImages(
             images,
-            max_fraction=1.0 if mark_bad else None if seed is None else max_bad_fraction,
+            max_fraction=math.inf if mark_bad else None if seed is None else max_bad_fraction,
             on_bad=on_bad,
         )
         self.waiting_since: float | None = None  # for a batch, by time.monotonic()
@@ -271,7 +271,8 @@ class Loader:
 class BadImages:
     """The images of a split that turned out to be bad, and the ones used in their place.
 
-    `max_fraction` of the images read may be bad, or a few of a small split; None for none, with BadImage at once.
+    `max_fraction` of the images read may be bad, or a few of a small split; None for none, with BadImage at once;
+    math.inf for all, which are then marked and not replaced.
     """
 
     def __init__(
@@ -326,7 +327,9 @@ class BadImages:
                 f"remove them, or allow more, such as max_bad_fraction={_rounded_up(2 * bad / read)}"
             )
         if bad <= MAX_BAD_IMAGES_NAMED:
-            log.warning("%s; another image is used instead", what)
+            log.warning(
+                "%s%s", what, "" if self.max_fraction == math.inf else "; another image is used instead"
+            )
         elif bad == MAX_BAD_IMAGES_NAMED + 1 or bad & (bad - 1) == 0:
             log.warning("%s bad images so far; from here on they are counted, not named", f"{bad:,}")
 

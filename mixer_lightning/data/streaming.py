@@ -12,7 +12,9 @@ import itertools
 import os
 import queue
 import random
+import re
 import signal
+import tarfile
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset.gopen import Pipe
-from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
+from webdataset.tariterators import group_by_keys, url_opener
 from webdataset.utils import pytorch_worker_info
 
 from mixer_lightning.data.loader import Loader
@@ -34,18 +36,17 @@ from mixer_lightning.data.sources import BadImage
 from mixer_lightning.data.sources.names import IMAGE_SUFFIXES
 from mixer_lightning.data.sources.samples import image_and_note, read_labels
 from mixer_lightning.data.sources.stream import StreamImages
+from mixer_lightning.data.sources.tar import MAX_PADDING
 from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.stopping import SIGNALS
 
-TAIL_BYTES = 1024  # zeros that end a tar
 PREFETCHED = 16  # samples that a worker process has ready
 QUEUED = 256  # samples that wait to be decoded
 LOOK_SECONDS = 0.2  # between looks at whether the loader was closed
-#: How compressed files begin, which have ends of their own.
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 MAX_BAD_IN_A_ROW = 100  # samples
 MAX_FAILING_SHARDS = 20  # in a row
 FAILED = "__failed__"  # of an item that stands for a shard
+NOTES_ON_SHARD = re.compile(r"__[^/]*__(?:$|/)")  # names that webdataset passes over
 
 
 class Place(NamedTuple):
@@ -85,19 +86,60 @@ class EndlessShards(IterableDataset[dict[str, str]]):
             yield from ({"url": address} for address in order)
 
 
+class StrictHeader(tarfile.TarInfo):
+    """A header of a tar, where Python's tarfile takes a damaged one behind the first for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> StrictHeader:
+        """The next header.
+
+        Raises:
+            tarfile.EOFHeaderError: it is the block of zeros that ends the tar.
+            tarfile.ReadError: it is damaged, or not there.
+        """
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            if tar.offset == 0 or isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                raise
+            if isinstance(error, tarfile.InvalidHeaderError):  # type: ignore[attr-defined]
+                raise tarfile.ReadError(
+                    f"at byte {tar.offset:,} is no tar header, or a damaged one"
+                ) from error
+            raise tarfile.ReadError("it ends before the tar does: it was cut") from error
+
+
+def shard_files(url: str, stream: Any) -> Iterator[dict[str, Any]]:
+    """The files of a shard as webdataset's `tar_file_expander` gives them, and an empty item behind the last.
+
+    Raises:
+        tarfile.TarError, OSError: it is cut, or is not a tar.
+        ValueError: more than a few zeros follow its end.
+    """
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictHeader) as tar:
+        for member in tar:
+            if member.isreg() and not NOTES_ON_SHARD.match(member.name):
+                data = tar.extractfile(member)
+                assert data is not None
+                yield {"fname": member.name, "data": data.read(), "__url__": url}
+            tar.members = []  # type: ignore[attr-defined]  # or it keeps every header
+        assert tar.fileobj is not None
+        rest = tar.fileobj.read(MAX_PADDING + 1)
+        if len(rest) > MAX_PADDING or rest.strip(b"\0"):
+            raise ValueError(f"it ends at byte {tar.offset:,}, but more follows: it is empty in the middle")
+    yield {}
+
+
 class Watched:
-    """An opened shard that remembers how it ended: webdataset takes one that was cut between two files for whole."""
+    """An opened shard that says of a command that fails how it ended."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.head, self.tail, self.ended = stream, b"", b"", False
+        self.stream = stream
 
     def read(self, count: int) -> bytes:
         """The next bytes, fewer only at the end."""
         with self._exit_code():
             data: bytes = self.stream.read(count)
-        self.head = self.head or data[:8]
-        self.tail = (self.tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
-        self.ended |= len(data) < count
         return data
 
     def close(self) -> None:
@@ -114,11 +156,6 @@ class Watched:
             if isinstance(self.stream, Pipe) and (code := self.stream.proc.returncode):
                 raise OSError(f"its command ended with exit code {code}") from error
             raise
-
-    def refuse_cut(self) -> None:
-        """ValueError where the bytes came to an end before the tar did."""
-        if self.ended and any(self.tail[-512:]) and not self.head.startswith(COMPRESSED):
-            raise ValueError("it ends before the tar does: it was cut")
 
     def break_off(self) -> None:
         """Close it in the middle, without waiting for a command that may never end."""
@@ -138,18 +175,17 @@ def read_shards(shards: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
     for shard in shards:
         watched: list[Watched] = []
 
-        def opened(shard: dict[str, str], watched: list[Watched] = watched) -> Iterator[dict[str, Any]]:
+        def files(shard: dict[str, str], watched: list[Watched] = watched) -> Iterator[dict[str, Any]]:
             for each in url_opener(iter([dict(shard)])):
                 watched.append(Watched(each["stream"]))
-                yield {**each, "stream": watched[-1]}
+                yield from shard_files(shard["url"], watched[-1])
 
         is_empty = True
         try:
-            for sample in group_by_keys(tar_file_expander(opened(shard))):
+            for sample in group_by_keys(files(shard)):
                 is_empty = False
                 yield sample
             for each in watched:
-                each.refuse_cut()
                 each.close()
             if is_empty:
                 raise ValueError("it holds no sample")
@@ -176,7 +212,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = [each for each in error.args[:1] if isinstance(each, str)]
-    return said[0].partition(" @ ")[0] if said else type(error).__name__
+    return said[0] if said else type(error).__name__
 
 
 class ShuffledSamples(IterableDataset[dict[str, Any]]):

@@ -434,6 +434,10 @@ def test_bad_images_are_marked_where_that_is_asked_for(load, said, sizes_of, sma
     expected[np.isin(order, list(bad))] = 0
     assert torch.equal(pixels_of(found), expected)
     assert sorted(line.split(":")[0] for line in said) == sorted(f"cannot read /images/{i}.png" for i in bad)
+    assert not [line for line in said if "another" in line]
+    monkeypatch.setattr(module, "MIN_IMAGES_OF_BAD_FRACTION", 3)  # more are bad than count as read
+    [batch] = load(Files(sizes, bad=range(19)), range(20), seed=None, augment=Augment(), mark_bad=True)
+    assert batch.labels.tolist() == [-1] * 19 + [19]
 
 
 def test_evaluation_of_what_is_load_into_memory_does_not_even_begin(load):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import http.server
 import json
@@ -26,10 +28,21 @@ from mixer_lightning.data.sources.remote import File, expand
 from mixer_lightning.data.sources.shards import shards
 from mixer_lightning.data.splits import Joined, Subset
 
+FLOCK = fcntl.flock
+
+
+def flock_of_nfs(descriptor: int, operation: int) -> None:
+    """As flock(2) has it of NFS: what is locked exclusively must be open for writing, what is shared for reading."""
+    mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+    if mode == (os.O_RDONLY if operation & fcntl.LOCK_EX else os.O_WRONLY):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    FLOCK(descriptor, operation)
+
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
     monkeypatch.setattr(remote, "RETRY_WAITS_SECONDS", (0.0, 0.0, 0.0, 0.0))
     yield
     fsspec.filesystem("memory").store.clear()
@@ -385,6 +398,21 @@ def test_what_is_open_stays(tmp_path, caplog):
     os.close(second)
     fetched(cache, files[5])
     assert held(cache) == "45"
+
+
+@pytest.mark.parametrize("has_nfs", [False, True])
+def test_copies_of_another_user_go_where_they_can_be_locked(tmp_path, monkeypatch, has_nfs):
+    def not_for_writing(path, flags, *args, opens=os.open):
+        if flags & os.O_RDWR and str(path).endswith(".tar"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opens(path, flags, *args)
+
+    monkeypatch.setattr(os, "open", not_for_writing)
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs if has_nfs else FLOCK)
+    cache = Cache(tmp_path / "copies", max_bytes=2500)
+    for file in numbered(3):
+        fetched(cache, file)
+    assert held(cache) == ("012" if has_nfs else "12")
 
 
 def test_files_of_unknown_size_keep_the_bound(tmp_path):

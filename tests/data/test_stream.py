@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import json
@@ -139,6 +140,24 @@ def test_a_shard_that_is_cut_or_does_not_come_is_named(root):
         items = list(read_shards([{"url": str(root / "cut.tar")}]))
         assert FAILED in items[-1], cut
         assert items[-1]["__url__"] == str(root / "cut.tar")
+    for form, at, reason in (
+        ("w", 100, "no tar header"),  # a flipped bit is not taken for the end
+        ("w", None, "more follows"),  # nor is a block of zeros
+        ("w:gz", 100, "no tar header"),
+    ):
+        (root / "raw.tar").write_bytes(whole)
+        with tarfile.open(root / "raw.tar") as tar:
+            header = tar.getmembers()[4].offset
+        damaged = bytearray(whole)
+        if at is None:
+            damaged[header : header + 512] = bytes(512)
+        else:
+            damaged[header + at] ^= 1
+        (root / "cut.tar").write_bytes(gzip.compress(damaged) if form == "w:gz" else damaged)
+        for address in (f"{root}/cut.tar", f"pipe:cat {root}/cut.tar"):
+            *good, item = read_shards([{"url": address}])
+            assert reason in item[FAILED]
+            assert [each["__key__"] for each in good] == ["s00000"]
     for address, reason in (
         (str(root / "none.tar"), "No such file"),
         (f"pipe:cat {root}/x-1.tar; exit 3", "exit code 3"),

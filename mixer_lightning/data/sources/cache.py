@@ -198,7 +198,10 @@ class Cache:
 def _remove_unless_open(path: Path) -> bool:
     """Remove a file unless it is open anywhere; whether it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDWR)  # NFS locks exclusively what is open for writing
+        except PermissionError:  # another user's
+            descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:
@@ -207,5 +210,9 @@ def _remove_unless_open(path: Path) -> bool:
         if is_at(descriptor, path):
             path.unlink()
         return True
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return False  # another user's on NFS: stays
     finally:
         os.close(descriptor)
