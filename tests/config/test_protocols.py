@@ -115,16 +115,13 @@ LENGTHS = {
     "imagenet1k": (20_000, 500),
     "cifar10": (10_000, 500),
     "cifar100": (10_000, 500),
-    "pets": (500, 100),
     "flowers": (500, 100),
-    "folder": (500, 100),
-    "csv": (500, 100),
-    "shards": (500, 100),
+    "pets": (500, 100),
     "digits": (500, 100),
 }
 
 
-@pytest.mark.parametrize("name", TRANSFER)
+@pytest.mark.parametrize("name", [*TRANSFER, "pets"])
 def test_the_protocol_of_fine_tuning(name: str) -> None:
     recipe = transferred(name)
     steps, warmup = LENGTHS.get(name, (2500, 200))
@@ -158,13 +155,19 @@ def test_fine_tuning_minimises_plain_cross_entropy(name: str) -> None:
 
 
 def test_fine_tuning_without_a_file_for_the_data_is_the_protocol_too() -> None:
-    recipe, folder = compose_one("finetune", ["data=imagenet21k"]), transferred("folder")
+    recipe, flowers = compose_one("finetune", ["data=pets"]), transferred("flowers")
     keys = ("optimizer", "schedule", "loss", "augment", "duration", "batch_size", "clip_grad_norm")
-    assert {key: recipe.to_dict()[key] for key in keys} == {key: folder.to_dict()[key] for key in keys}
+    assert {key: recipe.to_dict()[key] for key in keys} == {key: flowers.to_dict()[key] for key in keys}
 
 
 def test_another_optimiser_in_fine_tuning_has_its_own_numbers() -> None:
     """SGD's learning rate is ten times too much for Adam."""
-    for data in ("folder", "pets", "digits"):
+    for data in ("folder", "imagenet1k", "digits"):
         found: dict[str, Any] = compose_one("finetune", [f"data={data}", "optimizer=adamw"]).optimizer
         assert found == yaml.safe_load((CONF / "optimizer" / "adamw.yaml").read_text())
+
+
+@pytest.mark.parametrize("data", ["pets", "cifar10", "imagenet1k"])
+def test_another_augmentation_in_fine_tuning_is_its_file(data: str) -> None:
+    found = compose_one("finetune", [f"data={data}", "augment=convmixer_cifar10_25"]).augment
+    assert found == yaml.safe_load((CONF / "augment" / "convmixer_cifar10_25.yaml").read_text())

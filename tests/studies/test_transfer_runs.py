@@ -109,10 +109,10 @@ def test_the_protocol_of_vtab() -> None:
 
 def test_what_the_user_sets_goes_before_the_suite_but_not_before_its_splits() -> None:
     suite = read_suite("vtab").only(["vtab_dsprites_ori"])
-    given = [*OVERRIDES, "transfer=pets", "augment.flip=0.0", "batch_size=32"]
+    given = [*OVERRIDES, "transfer=flowers", "augment.flip=0.0", "batch_size=32"]
     runs = SuiteRuns(suite, folder=Path("x"), overrides=given, seeds=[0])
     recipe = runs.final(suite.tasks[0], 0.01)[0].recipe
-    assert (recipe.choices["transfer"], recipe.duration.steps, recipe.batch_size) == ("pets", 500, 32)
+    assert (recipe.choices["transfer"], recipe.duration.steps, recipe.batch_size) == ("flowers", 500, 32)
 
 
 def test_what_is_wrong_with_a_recipe_is_said_with_its_task() -> None:
