@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from mixer_lightning import launcher, results
 from mixer_lightning.files import existing_part, fsync
+from mixer_lightning.kernels import extension
 from mixer_lightning.kernels.compiled import compiled
 
 State = Literal["ok", "warning", "failure"]
@@ -80,11 +81,12 @@ def kernels() -> Finding:
     """Whether the native code is there, without which training on a CPU takes longer."""
     missing = [name for name, is_there in compiled().items() if not is_there]
     if missing:
+        why = extension.missing[missing[0]]
         return Finding(
             "kernels",
             "warning",
-            f"no C++ compiler makes {' and '.join(missing)}: PyTorch does it, slower on a CPU",
-            "install g++, or name a compiler by CXX",
+            f"{' and '.join(missing)}: PyTorch does it, slower on a CPU: {why.reason}",
+            why.advice,
         )
     return Finding("kernels", "ok", "compiled")
 

@@ -32,13 +32,17 @@ LEVELS = {
 }
 
 
+def command() -> list[str]:
+    """How the compiler is called."""
+    return shlex.split(os.environ.get("CXX") or shutil.which("g++") or "c++")
+
+
 def compile_library(source: Path, library: Path, *, march: str) -> None:
     """Compile a kernel. Several processes may do this at once: each in its own folder, then its file takes the place.
 
     Raises:
         OSError, subprocess.SubprocessError: there is no compiler, or it failed.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
     library.parent.mkdir(parents=True, exist_ok=True)
     flags = [*FLAGS, f"-march={march}", *FLAGS_OF.get(source.stem, ())]
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -50,7 +54,7 @@ def compile_library(source: Path, library: Path, *, march: str) -> None:
         )
         for arguments in commands:
             subprocess.run(
-                [*shlex.split(compiler), *arguments],
+                [*command(), *arguments],
                 check=True,
                 capture_output=True,
                 timeout=TIMEOUT_SECONDS,

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import subprocess
 import threading
-from pathlib import Path
+from typing import NamedTuple
 
 import torch  # noqa: F401  (its OpenMP is the kernels')
 
@@ -22,6 +22,18 @@ from mixer_lightning.kernels import compiler
 
 log = logging.getLogger(__name__)
 
+COMPILER_ADVICE = "Install g++, or name a compiler by CXX"
+
+
+class Missing(NamedTuple):
+    """Why a library could not be had, and what to do about it."""
+
+    reason: str
+    advice: str
+
+
+#: Of the libraries that were asked for in vain.
+missing: dict[str, Missing] = {}
 _compiling = threading.Lock()  # decoding threads need a kernel at the same time
 
 
@@ -32,42 +44,46 @@ def load(name: str) -> ctypes.CDLL | None:
     headers, the compiler's flags and the processor. That there is none is said once, with what to do about it.
     """
     try:
-        return ctypes.CDLL(str(_compiled(name)))
+        return _compiled(name)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = _reason(error)
+        why = _why(error)
     path = compiler.prebuilt(name)
     if path is not None:
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(path))
-    _say(reason)
+    missing[name] = why
+    _say(why)
     return None
 
 
-def _compiled(name: str) -> Path:
+def _compiled(name: str) -> ctypes.CDLL:
     source = compiler.CSRC / f"{name}.cpp"
     texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(compiler.CSRC.glob("*.h")))]
     flags = [*compiler.FLAGS, *compiler.FLAGS_OF.get(name, ()), *compiler.processor()]
     key = hashlib.sha256("\n".join([*texts, *flags]).encode()).hexdigest()[:16]
     library = cache_home() / f"{name}-{key}.so"
     with _compiling:
-        if not library.exists():
-            compiler.compile_library(source, library, march="native")
-    return library
+        if library.exists():
+            with contextlib.suppress(OSError):  # a file that a power failure has cut is written again
+                return ctypes.CDLL(str(library))
+        compiler.compile_library(source, library, march="native")
+        return ctypes.CDLL(str(library))
 
 
 @functools.cache
-def _say(reason: str) -> None:
+def _say(why: Missing) -> None:
     log.warning(
-        "native code is missing, decoding and training on a CPU are slower: %s. Install g++, or name a compiler by CXX",
-        reason,
+        "native code is missing, decoding and training on a CPU are slower: %s. %s", why.reason, why.advice
     )
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no C++ compiler was found"
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = error.stderr.decode(errors="replace").splitlines()
-        said = next((line for line in lines if "error" in line), "")
-        return f"the C++ compiler failed: {said}" if said else "the C++ compiler failed"
-    return str(error)
+def _why(error: Exception) -> Missing:
+    if isinstance(error, subprocess.SubprocessError):
+        said = ""
+        if isinstance(error, subprocess.CalledProcessError):
+            lines = error.stderr.decode(errors="replace").splitlines()
+            said = next((f": {line}" for line in lines if "error" in line), "")
+        return Missing(f"the C++ compiler failed{said}", COMPILER_ADVICE)
+    if isinstance(error, OSError) and error.filename == compiler.command()[0]:
+        return Missing("no C++ compiler was found", COMPILER_ADVICE)
+    return Missing(str(error), f"See to the folder {cache_home()}, or name another by XDG_CACHE_HOME")

@@ -74,7 +74,9 @@ def an_old_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finding:
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finding:
-    monkeypatch.setattr(activation_norm, "native", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.with_name("cache")))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(activation_norm, "native", activation_norm.native.__wrapped__)
     return health.kernels()
 
 
@@ -95,7 +97,7 @@ def an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Finding:
     [
         (a_low_limit, "warning", "at most 512", "ulimit -n "),
         (an_old_torch, "failure", r"torch is .* torch>=99.0 is needed; no-such-package is missing", "pip install"),
-        (no_compiler, "warning", "no C\\+\\+ compiler makes activation_norm", "install g\\+\\+"),
+        (no_compiler, "warning", "activation_norm: .* no C\\+\\+ compiler was found", "Install g\\+\\+"),
         (a_full_disk, "failure", "cannot be written to: No space left on device", "make room"),
         (an_empty_folder, "failure", "is empty", "mount it"),
     ],

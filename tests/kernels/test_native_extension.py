@@ -77,6 +77,33 @@ def test_it_is_compiled_once_and_found_again(
     assert extension.load(name) is not None
 
 
+def test_a_cache_folder_that_cannot_be_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    extension._say.cache_clear()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert extension.load("depthwise") is None
+    assert "Not a directory" in caplog.messages[0]
+    assert "or name another by XDG_CACHE_HOME" in caplog.messages[0]
+    extension._say.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_a_library_that_was_cut_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiler, "CSRC", tmp_path)
+    (tmp_path / "whole.cpp").write_text('extern "C" int whole() { return 3; }')
+    compile_library = compiler.compile_library
+    monkeypatch.setattr(compiler, "compile_library", lambda _, library, **__: library.write_bytes(b""))
+    (tmp_path / "mixer_lightning").mkdir()
+    assert extension.load("whole") is None
+    monkeypatch.setattr(compiler, "compile_library", compile_library)
+    library = extension.load("whole")
+    assert library is not None
+    assert library.whole() == 3
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_a_changed_source_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
