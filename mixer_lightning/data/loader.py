@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from torch import Tensor
 from mixer_lightning.data import decode
 from mixer_lightning.data.crops import Crops, Integers, crop_batch
 from mixer_lightning.data.memory import load_into_memory
-from mixer_lightning.data.sources import BadImage, Images, StorageError
+from mixer_lightning.data.sources import BadImage, Images, StorageError, Streamed
 from mixer_lightning.data.sources.arrays import Arrays
 from mixer_lightning.data.stateless_random import derive_seed, sample_keys
 
@@ -283,6 +284,8 @@ class BadImages:
         on_bad: Callable[[Images, int, str], object] | None = None,
     ) -> None:
         self.images, self.max_fraction, self.on_bad = images, max_fraction, on_bad
+        # bad samples of a stream are counted over all its epochs, whose length says nothing about the set
+        self._size = sys.maxsize if isinstance(images, Streamed) else len(images)
         self.reasons: dict[int, str] = {}
         self._read = 0
         self._lock = threading.Lock()
@@ -319,7 +322,7 @@ class BadImages:
                 f"{what}. In evaluation each image counts: put a good file in its place, or remove it"
             )
         self.reasons[index] = reason
-        bad, read = len(self.reasons), min(max(self._read, MIN_IMAGES_OF_BAD_FRACTION), len(self.images))
+        bad, read = len(self.reasons), min(max(self._read, MIN_IMAGES_OF_BAD_FRACTION), self._size)
         if bad > max(self.max_fraction * read, self._tolerated()):
             raise BadImage(
                 f"{what}. It is bad image number {bad:,} of {read:,}, more than "
@@ -335,7 +338,7 @@ class BadImages:
 
     def _tolerated(self) -> int:
         """Bad images that stop no run, however small the fraction that is allowed, unless that is none."""
-        return min(TOLERATED_BAD_IMAGES, max(1, len(self.images) // 10)) if self.max_fraction else 0
+        return min(TOLERATED_BAD_IMAGES, max(1, self._size // 10)) if self.max_fraction else 0
 
     def _substitute(self, index: int) -> int:
         """The first good one of a list that depends on `index` alone, so all processes and sessions agree."""

@@ -20,6 +20,7 @@ import webdataset
 from PIL import Image
 
 from mixer_lightning.data import identity
+from mixer_lightning.data import loader as loader_module
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import BadImage, Dataset
 from mixer_lightning.data.sources.stream import stream
@@ -210,6 +211,18 @@ def test_bad_samples_are_replaced_and_counted(root, loader, caplog):
         write_shard(root / f"x-{i}.tar", range(PER_SHARD * i, PER_SHARD * i + 2), **changed)
     with pytest.raises(BadImage, match=r"samples of the stream in a row are bad"):
         list(loader(stream(**options), fraction=0.9))
+
+
+def test_the_fraction_of_bad_samples_is_that_of_all_that_was_read(root, loader, monkeypatch):
+    monkeypatch.setattr(loader_module, "TOLERATED_BAD_IMAGES", 1)
+    monkeypatch.setattr(loader_module, "MIN_IMAGES_OF_BAD_FRACTION", 30)
+    for i in range(2):
+        numbers = range(60 * i, 60 * (i + 1))
+        write_shard(root / f"y-{i}.tar", numbers, **{f"s{numbers[n]:05d}": {"cls": b"9"} for n in (5, 55)})
+    data = stream(root=str(root), train="y-{0..1}.tar", samples_per_epoch=8, shuffle_buffer=1)
+    found = loader(data, steps=16, fraction=0.07)  # an epoch is 8 of 120 samples, of which 4 are bad
+    assert sum(len(batch.labels) for batch in found) == 128
+    assert len(found.bad.reasons) == 4
 
 
 def test_labels_by_name_and_several(root, loader):
