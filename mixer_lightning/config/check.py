@@ -26,6 +26,7 @@ class Problem(NamedTuple):
     key: str
     message: str
     is_text: bool = False  # a number or truth value where a text is taken: it may have been meant as one
+    is_unknown: bool = False  # nothing takes the key
 
 
 def check(recipe: Mapping[str, Any], root: type[Recipe] | type[EvaluationRecipe]) -> list[Problem]:
@@ -126,7 +127,8 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
     for key, value in node.items():
         path = f"{dot}{key}"
         if key not in known:
-            yield Problem(path, f"unknown key '{path}'{did_you_mean(str(key), known, dot)}")
+            message = f"unknown key '{path}'{did_you_mean(str(key), known, dot)}"
+            yield Problem(path, message, is_unknown=True)
         elif value != UNSET and (numbers := out_of_range(known[key].annotation, value)):
             yield Problem(path, f"'{path}' must be {numbers}, found {value!r}")
         elif value != UNSET and not fits(known[key].annotation, value):

@@ -163,6 +163,8 @@ def compose(
                         where = ""
                     elif problem.key not in from_checkpoint.values:
                         where = written_in(problem.key, config_name, choices, folders)
+                        if problem.is_unknown and problem.key.split(".")[0] in stated:
+                            where += f": leave it out with '~{problem.key}'"
                     found.setdefault(problem.message, f"{problem.message}{where}")
                 if not found and not wrong:
                     whole = settled(values, stated=stated, choices=choices)

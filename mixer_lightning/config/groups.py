@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -48,10 +50,69 @@ def numbers_of_other_data(choices: Mapping[str, str]) -> str | None:
     return None
 
 
+def numbers_for_other_choices(recipe: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
+    """What to say of numbers that outlive another choice of their group: AdamW's rate under optimizer=lamb.
+
+    They are those that a file of scratch or transfer sets for its own choice of the group; or of experiment, which
+    states all numbers, also those that stood in the others.
+    """
+    said = []
+    sources = (
+        {"experiment": None} if "experiment" in choices else {"scratch": "train", "transfer": "finetune"}
+    )
+    for source, config_name in sources.items():
+        path = CONF / source / f"{choices.get(source, '')}.yaml"
+        if not path.is_file():
+            continue
+        content, written_for = _settings(path)
+        if config_name is not None:
+            written_for = _settings(CONF / f"{config_name}.yaml")[1] | written_for
+        for group, choice in written_for.items():
+            chosen = CONF / group / f"{choices.get(group, '')}.yaml"
+            if (
+                choices.get(group) == choice
+                or not chosen.is_file()
+                or not isinstance(content.get(group), dict)
+            ):
+                continue
+            usual = yaml.safe_load(chosen.read_text(encoding="utf-8"))
+            kept = [
+                key
+                for key, value in content[group].items()
+                if recipe[group].get(key) == value != usual.get(key, value)
+            ]
+            if kept:
+                numbers = ", ".join(f"{group}.{key}={_written(content[group][key])}" for key in kept)
+                own = " ".join(f"'{group}.{key}={_written(usual[key])}'" for key in kept)
+                said.append(
+                    f"{source}={choices[source]} states numbers for {group}={choice}, which stay with "
+                    f"{group}={choices[group]}: {numbers}. For its own add {own}"
+                )
+    return said
+
+
+def _settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file and those that it is made from set, and which choices of groups they make."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    found: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
+    for each in content.pop("defaults", []):
+        if isinstance(each, dict):
+            choices |= {key.split()[-1].lstrip("/"): choice for key, choice in each.items()}
+        elif each != "_self_":
+            found, choices = _settings(path.with_name(f"{each}.yaml"))
+    for key, value in content.items():
+        above = found.get(key)
+        found[key] = above | value if isinstance(value, dict) and isinstance(above, dict) else value
+    return found, choices
+
+
+def _written(value: object) -> str:
+    """A value as a command line takes it."""
+    return json.dumps(value).replace('"', "").replace(" ", "")
+
+
 def _data_of_experiment(name: str) -> str | None:
     """The choice of data/ that a file of conf/experiment makes."""
     path = CONF / "experiment" / f"{name}.yaml"
-    if not name or not path.is_file():
-        return None
-    defaults = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
-    return next((str(each["override /data"]) for each in defaults if "override /data" in each), None)
+    return _settings(path)[1].get("data") if path.is_file() else None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from mixer_lightning.config.groups import numbers_of_other_data
+from mixer_lightning.config.groups import numbers_for_other_choices, numbers_of_other_data
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data.sources import Dataset, Streamed
 from mixer_lightning.data.splits import refuse_one_class
@@ -37,6 +37,8 @@ def check_training(
     other = numbers_of_other_data(recipe.choices)
     if other is not None:
         say(other)
+    for each in numbers_for_other_choices(recipe.to_dict(), recipe.choices):
+        say(each)
     slow = slow_average(decay=recipe.ema_decay, total_steps=total_steps)
     if slow is not None:
         say(slow)

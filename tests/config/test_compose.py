@@ -76,6 +76,16 @@ def test_null_for_a_part_is_refused(group):
     assert group in message
 
 
+def test_a_key_of_a_file_that_the_chosen_part_does_not_take_is_refused_with_the_way_out():
+    given = ["data=cifar10", "schedule=constant"]
+    (message,) = compose("finetune", given).messages
+    assert message == (
+        "unknown key 'schedule.warmup_steps'  (in conf/transfer/cifar10.yaml): leave it out with "
+        "'~schedule.warmup_steps'"
+    )
+    assert compose("finetune", [*given, "~schedule.warmup_steps"]).messages == []
+
+
 def test_a_sweep_is_every_combination_in_a_directory_of_its_own():
     found = compose("train", ["optimizer.lr=0.1,0.2", "seed=0,1", "name=grid"], multirun=True)
     assert found.messages == []

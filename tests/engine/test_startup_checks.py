@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from conftest import TINY
 from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.config.groups import numbers_of_other_data
+from mixer_lightning.config.groups import numbers_for_other_choices, numbers_of_other_data
 from mixer_lightning.engine import run
 from mixer_lightning.engine.callbacks import MetricsLog
 from mixer_lightning.engine.startup_checks import refuse_one_value, slow_average
@@ -137,3 +137,36 @@ def test_numbers_of_another_data_set_are_said(words, said):
     found = numbers_of_other_data(compose_one("train", words).choices)
     assert (found is None) == (said is None)
     assert said is None or found.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "own"),
+    [
+        (["augment=basic"], None, None),
+        (
+            ["augment=none", "augment.eval_crop=0.9"],
+            "augment.crop=pad, augment.crop_padding=1.",
+            "augment.crop=none",
+        ),
+        (["experiment=mixer_b16_imagenet1k", "optimizer=adamw"], None, None),
+        (
+            ["experiment=mixer_b16_imagenet1k", "optimizer=adam"],
+            "optimizer.weight_decay=0.1.",
+            "weight_decay=0.0",
+        ),
+        (
+            ["experiment=mixer_b16_imagenet1k", "optimizer=lamb"],
+            "optimizer.lr=0.001, optimizer.weig",
+            "eps=1e-06",
+        ),
+    ],
+)
+def test_numbers_for_another_choice_of_a_group_are_said(words, kept, own):
+    """Adam would add AdamW's weight decay to the gradient, and LAMB would learn at a fifth of its rate, in silence."""
+    recipe = compose_one("train", words)
+    said = " ".join(numbers_for_other_choices(recipe.to_dict(), recipe.choices))
+    assert bool(said) == (kept is not None)
+    if kept is not None:
+        chosen = next(word for word in words if word.startswith(("augment=", "optimizer=")))
+        assert f"stay with {chosen}: {kept}" in said
+        assert f"{own}'" in said
