@@ -176,12 +176,12 @@ def native() -> Native | None:
     library = extension.load("activation_norm")
     if library is None:
         return None
-    pointer, flags = ctypes.c_void_p, [ctypes.c_bool] * 2
-    sizes = [ctypes.c_long] * 2 + [ctypes.c_double, ctypes.c_int]
-    kernel = Native(
-        library.activation_norm_forward, library.activation_norm_backward, library.activation_norm_evaluate
+    pointer, layout = (
+        ctypes.c_void_p,
+        [ctypes.c_bool] * 2 + [ctypes.c_long] * 2 + [ctypes.c_double, ctypes.c_int],
     )
-    for function, pointers in zip(kernel, (7, 8, 7), strict=True):
-        function.restype = None
-        function.argtypes = [pointer] * pointers + flags + sizes
-    return kernel
+    return Native(
+        extension.function(library, "activation_norm_forward", [pointer] * 7 + layout),
+        extension.function(library, "activation_norm_backward", [pointer] * 8 + layout),
+        extension.function(library, "activation_norm_evaluate", [pointer] * 7 + layout),
+    )

@@ -62,8 +62,6 @@ def native() -> Any | None:
     library = extension.load("augment")
     if library is None:
         return None
-    function = library.augment_images
-    function.restype = ctypes.c_bool
     pointer, number = ctypes.c_void_p, ctypes.c_long
-    function.argtypes = [pointer, pointer, number, number, pointer, number, pointer, ctypes.c_int]
-    return function
+    arguments = [pointer, pointer, number, number, pointer, number, pointer, ctypes.c_int]
+    return extension.function(library, "augment_images", arguments, ctypes.c_bool)

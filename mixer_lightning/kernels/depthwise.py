@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -170,12 +169,10 @@ def plain_weight_gradients(
 
 
 @functools.cache
-def native_weight_gradients() -> Callable[..., None] | None:
+def native_weight_gradients() -> Any | None:
     """`depthwise_weight_gradients` of csrc/depthwise.cpp; None where no C++ compiler builds a library that loads."""
     library = extension.load("depthwise")
     if library is None:
         return None
-    function = library.depthwise_weight_gradients
-    function.restype = None
-    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_bool] + [ctypes.c_long] * 10 + [ctypes.c_int]
-    return function
+    arguments = [ctypes.c_void_p] * 3 + [ctypes.c_bool] + [ctypes.c_long] * 10 + [ctypes.c_int]
+    return extension.function(library, "depthwise_weight_gradients", arguments)

@@ -13,7 +13,8 @@ import hashlib
 import logging
 import subprocess
 import threading
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch  # noqa: F401  (its OpenMP is the kernels')
 
@@ -54,6 +55,13 @@ def load(name: str) -> ctypes.CDLL | None:
     missing[name] = why
     _say(why)
     return None
+
+
+def function(library: ctypes.CDLL, name: str, arguments: Sequence[Any], result: Any = None) -> Any:
+    """A function of a library, by the ctypes of its arguments and its result."""
+    found = getattr(library, name)
+    found.argtypes, found.restype = list(arguments), result
+    return found
 
 
 def _compiled(name: str) -> ctypes.CDLL:

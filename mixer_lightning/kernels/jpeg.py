@@ -77,11 +77,10 @@ def native() -> Any | None:
     library = extension.load("jpeg")
     if library is None:
         return None
-    function = library.jpeg_crops
-    function.restype = None
-    pointer = ctypes.c_void_p
-    function.argtypes = [ctypes.c_long, pointer, pointer, pointer, ctypes.c_long, pointer, pointer]
-    return function
+    number, pointer = ctypes.c_long, ctypes.c_void_p
+    return extension.function(
+        library, "jpeg_crops", [number, pointer, pointer, pointer, number, pointer, pointer]
+    )
 
 
 @functools.cache
@@ -90,7 +89,5 @@ def native_restart() -> Any | None:
     library = extension.load("jpeg_restart")
     if library is None:
         return None
-    function = library.jpeg_with_restart_markers
-    function.restype = ctypes.c_long
-    function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_long, ctypes.c_void_p, ctypes.c_long]
-    return function
+    arguments = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_long, ctypes.c_void_p, ctypes.c_long]
+    return extension.function(library, "jpeg_with_restart_markers", arguments, ctypes.c_long)

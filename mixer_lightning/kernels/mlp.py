@@ -182,10 +182,8 @@ def native() -> Native | None:
     library = extension.load("mlp")
     if library is None:
         return None
-    kernel = Native(library.mlp_gelu_forward, library.mlp_gelu_backward)
-    for function, pointers in zip(kernel, (3, 4), strict=True):
-        function.restype = None
-        function.argtypes = [
-            *[ctypes.c_void_p] * pointers, *[ctypes.c_bool] * 2, *[ctypes.c_long] * 3, ctypes.c_int,
-        ]  # fmt: skip
-    return kernel
+    pointer, layout = ctypes.c_void_p, [ctypes.c_bool] * 2 + [ctypes.c_long] * 3 + [ctypes.c_int]
+    return Native(
+        extension.function(library, "mlp_gelu_forward", [pointer] * 3 + layout),
+        extension.function(library, "mlp_gelu_backward", [pointer] * 4 + layout),
+    )
