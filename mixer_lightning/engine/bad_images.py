@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from mixer_lightning.data.sources import Dataset, Images
 
 
 class BadImagesLog:
-    """Adds each bad image once to the run's bad_images.jsonl; any thread and any process may call it."""
+    """Adds each bad image once to the run's bad_images.jsonl; any thread and any process may call it.
 
-    def __init__(self, run_dir: Path) -> None:
+    `known` are the rows of that file which stay.
+    """
+
+    def __init__(self, run_dir: Path, known: Iterable[Mapping[str, Any]]) -> None:
         self.run_dir = run_dir
-        self._known = {(each["split"], each["key"]) for each in results.read_bad_images(run_dir)}
+        self._known = {(each["split"], each["key"]) for each in known}
         self._lock = threading.Lock()
 
     def __call__(self, split: str, images: Images, index: int, reason: str) -> None:

@@ -103,7 +103,8 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     num_parameters = sum(p.numel() for p in parts.model.parameters())
     screen.say(parts.headline(recipe.choices.get("model", ""), f" {num_parameters:,} parameters"))
 
-    data.on_bad = bad_images.BadImagesLog(run_dir)
+    known = [] if earlier is None else results.read_bad_images(run_dir)  # else `_fit` deletes them
+    data.on_bad = bad_images.BadImagesLog(run_dir, known)
     if earlier is not None:
         resumption.refuse_another_run(recipe, *earlier, of_data, length)
         resumption.go_on(module, data, earlier[1], of_data, length, screen)

@@ -169,12 +169,18 @@ def test_bad_training_images_are_removed_and_repaired(tmp_path, photos, session,
     finishes(session, tmp_path, photos, lambda: capsys.readouterr().out)
 
 
-def test_what_an_attempt_named_that_saved_nothing_is_forgotten(tmp_path, photos, session, capsys):
+def test_an_attempt_that_saved_nothing_leaves_no_bad_images_and_the_next_one_names_them_anew(
+    tmp_path, photos, session
+):
     bad = photos / "train" / "dogs" / "3.jpg"
-    (tmp_path / "run").mkdir()
-    results.append_bad_image(tmp_path / "run", {"split": "train", "key": 1, "labels": [0]})
     cut(bad)
     assert session() == 0
     (row,) = results.read_bad_images(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    for each in (row, {**row, "key": 1}):
+        results.append_bad_image(tmp_path / "run", each)
+    assert session() == 0
+    assert results.read_bad_images(tmp_path / "run") == [row]
     assert row["image"] == str(bad)
     assert row["labels"] == [1]
