@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mixer_lightning.kernels import extension
-from mixer_lightning.kernels.standing_in import may_stand_in
+from mixer_lightning.kernels.standing_in import may_stand_in, plain_gradients
 
 
 class Sequential(nn.Sequential):
@@ -78,7 +78,7 @@ def fused(x: Tensor, sigma: nn.Module, norm: nn.BatchNorm2d, *, plus: Tensor | N
     gelu = isinstance(sigma, nn.GELU)
     if not norm.training:
         return _evaluated(x, norm, plus, gelu)
-    y, mean, variance = _ActivationNorm.apply(x, norm.weight, norm.bias, plus, gelu, norm.eps)
+    y, mean, variance = _ActivationNorm.apply(_in_order(x), norm.weight, norm.bias, plus, gelu, norm.eps)
     count = x.numel() // x.shape[1]
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
@@ -109,7 +109,7 @@ class _ActivationNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, plus: Tensor | None, gelu: bool, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, plus = _in_order(x), None if plus is None else _in_order(plus)
+        plus = None if plus is None else _in_order(plus)
         y, mean, variance = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         kernel = native()
         assert kernel is not None
@@ -117,18 +117,25 @@ class _ActivationNorm(torch.autograd.Function):
             *_pointers([x, weight, bias, plus, y, mean, variance]),
             gelu, *_sizes(x), eps, torch.get_num_threads(),
         )  # fmt: skip
-        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.save_for_backward(x, weight, bias, mean, variance)
         ctx.gelu, ctx.eps = gelu, eps
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, g: Tensor, *_: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, weight, mean, variance = ctx.saved_tensors
+        x, weight, bias, mean, variance = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            sigma = F.gelu if ctx.gelu else F.relu
+
+            def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                return F.batch_norm(sigma(x), None, None, weight, bias, training=True, eps=ctx.eps)
+
+            dx, dweight, dbias = plain_gradients(plain, (x, weight, bias), wanted[:3], g)
+            return dx, dweight, dbias, g if wanted[3] else None, None, None
         plus_gradient = g if wanted[3] else None
         g = _in_order(g.to(x.dtype))
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)

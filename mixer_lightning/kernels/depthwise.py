@@ -21,10 +21,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mixer_lightning.kernels import extension
-from mixer_lightning.kernels.standing_in import is_computed
+from mixer_lightning.kernels.standing_in import is_computed, plain_gradients
 
 Pads = tuple[int, int, int, int]
 Padding = int | tuple[int, int] | Literal["same", "valid"]
@@ -51,8 +50,7 @@ class DepthwiseConv2d(nn.Conv2d):
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: Padding = "same") -> Tensor:
     """F.conv2d(x, weight, bias, padding=padding, groups=C) of x [B, C, H, W] and weight [C, 1, kh, kw].
 
-    Training on a CPU in float32 or bfloat16 uses the fast gradients, which cannot be differentiated again; anything
-    else is F.conv2d itself.
+    Training on a CPU in float32 or bfloat16 uses the fast gradients; anything else is F.conv2d itself.
     """
     if not (
         (torch.compiler.is_compiling() or is_computed(x))
@@ -80,15 +78,19 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pads: Pads) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         ctx.pads = pads
-        bias = None if bias is None else bias.to(x.dtype)
-        return _convolve(x, weight.to(x.dtype), bias, pads)
+        return _convolve(x, weight.to(x.dtype), _to(bias, x), pads)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx, dw, db = plain_gradients(
+                lambda x, weight, bias: _convolve(x, weight.to(x.dtype), _to(bias, x), ctx.pads),
+                (x, weight, bias), ctx.needs_input_grad[:3], g,
+            )  # fmt: skip
+            return dx, dw, db, None
         left, right, top, bottom = ctx.pads
         kh, kw = weight.shape[2:]
         dx = dw = db = None
@@ -104,6 +106,10 @@ class _Depthwise(torch.autograd.Function):
                 db.to(weight.dtype),
             )  # DDP expects the weight's strides
         return dx, dw, db if ctx.needs_input_grad[2] else None, None
+
+
+def _to(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, pads: Pads) -> Tensor:

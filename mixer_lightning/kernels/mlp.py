@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mixer_lightning.kernels import extension
-from mixer_lightning.kernels.standing_in import may_stand_in
+from mixer_lightning.kernels.standing_in import may_stand_in, plain_gradients
 
 
 def mlp(
@@ -35,8 +34,6 @@ def mlp(
         fc2: W2 and b2.
         over_tokens: W1 and W2 mix the tokens of each channel, else the channels of each token.
         plus: added to the result, whose shape it has.
-
-    On a CPU its gradients cannot be differentiated again.
     """
     if not _is_fused(x, fc1, fc2):
         return plain_mlp(x, fc1, fc2, over_tokens=over_tokens, plus=plus)
@@ -54,6 +51,12 @@ def plain_mlp(
     y: Tensor = fc2(F.gelu(fc1(x.mT if over_tokens else x), approximate="tanh"))
     y = y.mT if over_tokens else y
     return y if plus is None else plus + y
+
+
+def _plain(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, over_tokens: bool) -> Tensor:
+    w1, b1, w2, b2 = (each.to(x.dtype) for each in (w1, b1, w2, b2))
+    y = F.linear(F.gelu(F.linear(x.mT if over_tokens else x, w1, b1), approximate="tanh"), w2, b2)
+    return y.mT if over_tokens else y
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -97,6 +100,7 @@ class _Mlp(torch.autograd.Function):
         over_tokens: bool,
         is_training: bool,  # here gradients are off in any case
     ) -> Tensor:
+        inputs = (x, w1, b1, w2, b2)
         shape, x = x.shape, x if over_tokens else x.flatten(0, 1)
         w1, w2, b2 = (each.to(x.dtype) for each in (w1, w2, b2[:, None] if over_tokens else b2))
         with torch.autocast("cpu", enabled=False):
@@ -106,14 +110,20 @@ class _Mlp(torch.autograd.Function):
             y = torch.empty_like(x)
             y.copy_(b2) if plus is None else torch.add(plus.reshape(x.shape), b2, out=y)
             y.baddbmm_(_of_each(w2, x), a) if over_tokens else y.addmm_(a, w2.t())
-        ctx.save_for_backward(x, w1, b1, w2, h, a)
+        ctx.save_for_backward(*inputs, w1, w2, h, a)
+        ctx.over_tokens = over_tokens
         return y.view(shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, b1, w2, h, a = ctx.saved_tensors
-        wanted, over_tokens = ctx.needs_input_grad, x.dim() == 3
+        *inputs, w1, w2, h, a = ctx.saved_tensors
+        wanted, over_tokens = ctx.needs_input_grad, ctx.over_tokens
+        if torch.is_grad_enabled():
+            plain = functools.partial(_plain, over_tokens=over_tokens)
+            gradients = plain_gradients(plain, inputs, wanted[:5], gradient)
+            return *gradients, gradient if wanted[5] else None, None, None
+        x, _, b1, *_ = inputs
+        x = x if over_tokens else x.flatten(0, 1)
         dx = dw1 = dw2 = db2 = None
         with torch.autocast("cpu", enabled=False):
             g = gradient.to(x.dtype).contiguous().view(x.shape)

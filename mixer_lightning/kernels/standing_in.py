@@ -1,8 +1,8 @@
-"""When a kernel may stand in for modules of PyTorch."""
+"""When a kernel may stand in for modules of PyTorch, and what does where its gradients are to have gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,17 @@ def is_computed(x: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
     )
+
+
+def plain_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool], gradient: Tensor
+) -> list[Tensor | None]:
+    """Those of function(*inputs), PyTorch's operations, that are wanted: with a graph, to be differentiated again."""
+    with torch.autocast("cpu", enabled=False):  # inputs are in the precision of the forward pass
+        y = function(*inputs)
+        asked = [x for x, is_wanted in zip(inputs, wanted, strict=True) if is_wanted and x is not None]
+        found = iter(torch.autograd.grad(y, asked, gradient.to(y.dtype), create_graph=True))
+    return [next(found) if is_wanted else None for is_wanted in wanted]
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -214,6 +214,22 @@ def test_frozen_parameters_get_no_gradient() -> None:
     assert module[1].bias.grad is not None
 
 
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_gradients_of_gradients_are_pytorchs(sigma: str) -> None:
+    module = pair(sigma, 8)
+    x, plus = (torch.randn(2, 8, 4, 4, requires_grad=True) for _ in range(2))
+    inputs = [x, plus, *module.parameters()]
+
+    def penalties(y: Tensor) -> tuple[Tensor, ...]:
+        gradients = torch.autograd.grad((y**3).sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in gradients), inputs)
+
+    for found, right in zip(
+        penalties(module(x, plus)), penalties(nn.Sequential(*module)(x) + plus), strict=True
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+
+
 def test_what_is_no_training_on_a_cpu_and_what_is_watched_is_pytorchs_own() -> None:
     x = torch.randn(2, 8, 4, 4).requires_grad_()
     assert is_fused(pair("gelu", 8)(x))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,12 +196,17 @@ def test_the_module_is_conv2d_by_name_and_by_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), torchs.parameters(), strict=True))
 
 
-def test_a_second_derivative_is_refused() -> None:
-    x = draw(1, 4, 5, 5, dtype=torch.float32)
-    y = depthwise_conv2d(x, torch.randn(4, 1, 3, 3, requires_grad=True), None)
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+def test_gradients_of_gradients_are_those_of_conv2d() -> None:
+    inputs = [draw(*shape, dtype=torch.float32) for shape in ((2, 4, 5, 5), (4, 1, 3, 3), (4,))]
+
+    def penalties(convolve: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        y = convolve(*inputs, padding="same")
+        gradients = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in gradients), inputs)
+
+    expected = penalties(functools.partial(F.conv2d, groups=4))
+    for found, right in zip(penalties(depthwise_conv2d), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
 def test_the_operator_keeps_the_promises_that_torch_compile_relies_on() -> None:

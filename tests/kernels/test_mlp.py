@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixer_lightning.kernels import mlp as kernel
-from mixer_lightning.kernels.mlp import mlp
+from mixer_lightning.kernels.mlp import mlp, plain_mlp
 
 pytestmark = pytest.mark.skipif(kernel.native() is None, reason="no C++ compiler")
 
@@ -223,9 +225,16 @@ class _Whole(nn.Module):
         return mlp(x, self.fc1, self.fc2)
 
 
-def test_a_second_derivative_is_refused() -> None:
-    x = torch.randn(2, 4, 8, requires_grad=True)
-    y = mlp(x, *layers(False, (2, 4, 8, 16)))
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+@pytest.mark.parametrize("over_tokens", [False, True])
+def test_gradients_of_gradients_are_pytorchs(over_tokens: bool) -> None:
+    both = layers(over_tokens, (2, 4, 8, 16))
+    x, plus = (torch.randn(2, 4, 8, requires_grad=True) for _ in range(2))
+    inputs = [x, plus, *(parameter for layer in both for parameter in layer.parameters())]
+
+    def penalties(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        y = function(x, *both, over_tokens=over_tokens, plus=plus)
+        gradients = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in gradients), inputs)
+
+    for found, right in zip(penalties(mlp), penalties(plain_mlp), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
