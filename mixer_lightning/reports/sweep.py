@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -29,10 +29,12 @@ def summarise(
     """Print the table of these runs and write it beside them; 1 if some run has no result, else 0.
 
     `runs` are run directories, each with what the sweep varied there: the value of every key, the seed among them.
-    `errors` are what runs that failed have said. Every run, its seed and its error stand in a second file.
+    `errors` are what runs that failed have said. Every run, its seed and its error stand in a second file. A damaged
+    result is none; 1 too where a file cannot be written.
     """
     screen = Screen()
-    found = {run_dir: results.read_result(run_dir) for run_dir in runs}
+    found, errors = _records(results.read_result, runs, errors)
+    codes = []
     done = [SweptRun(runs[run_dir], result["metrics"]) for run_dir, result in found.items() if result]
     common = [name for name in done[0].metrics if all(name in run.metrics for run in done)] if done else []
     metric = results.main_metric(common)
@@ -42,22 +44,37 @@ def summarise(
         rows = table(done, metric)
         screen.say(_title(metric))
         screen.table("", list(rows[0]), [_cells(row, metric) for row in rows])
-        _write(screen, runs, [row | {"metric": metric} for row in rows])
-    _write_runs(runs, found, errors, metric)
+        codes.append(_write(screen, runs, TABLE, [row | {"metric": metric} for row in rows]))
+    codes.append(_write(screen, runs, RUNS, _run_rows(runs, found, errors, metric)))
     if metric is None and done:
         screen.say("in the order of the runs, whose evaluations have no metric in common")
-        _write(screen, runs, _show_each(screen, done))
-    return _name_missing(screen, found, errors)
+        codes.append(_write(screen, runs, TABLE, _show_each(screen, done)))
+    return max(*codes, _name_missing(screen, found, errors))
 
 
-def _write_runs(
+def _records(
+    read: Callable[[Path], dict[str, Any] | None], run_dirs: Iterable[Path], errors: Mapping[Path, str]
+) -> tuple[dict[Path, dict[str, Any] | None], dict[Path, str]]:
+    """What each run wrote at its end, None where that is missing or damaged; and `errors` with what is damaged."""
+    found: dict[Path, dict[str, Any] | None] = {}
+    said = dict(errors)
+    for run_dir in run_dirs:
+        try:
+            found[run_dir] = read(run_dir)
+        except (ValueError, OSError) as error:
+            found[run_dir] = None
+            said.setdefault(run_dir, str(error))
+    return found, said
+
+
+def _run_rows(
     runs: Mapping[Path, Mapping[str, Any]],
     found: Mapping[Path, Mapping[str, Any] | None],
     errors: Mapping[Path, str],
     metric: str | None,
-) -> None:
+) -> list[dict[str, Any]]:
     """One row for each run: what was varied, its seed, its metric, or the error."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run_dir, varied in runs.items():
         result = found[run_dir]
         keys = {key: str(value) for key, value in varied.items() if key != "seed"}
@@ -67,7 +84,7 @@ def _write_runs(
         rows.append(
             {**keys, "seed": seed, "state": state, **value, "error": errors.get(run_dir, ""), "run": run_dir}
         )
-    results.write_rows(_common_folder(list(runs)) / RUNS, rows)
+    return rows
 
 
 def summarise_evaluations(
@@ -75,11 +92,10 @@ def summarise_evaluations(
 ) -> int:
     """The same for directories of evaluations: a row for each, with all of its metrics."""
     screen = Screen()
-    found = {run_dir: results.read_evaluation(run_dir) for run_dir in runs}
+    found, errors = _records(results.read_evaluation, runs, errors)
     done = [SweptRun(runs[run_dir], record["metrics"]) for run_dir, record in found.items() if record]
-    if done:
-        _write(screen, runs, _show_each(screen, done))
-    return _name_missing(screen, found, errors)
+    code = _write(screen, runs, TABLE, _show_each(screen, done)) if done else 0
+    return max(code, _name_missing(screen, found, errors))
 
 
 def table(runs: Sequence[SweptRun], metric: str) -> list[dict[str, Any]]:
@@ -137,10 +153,17 @@ def _show_each(screen: Screen, runs: Sequence[SweptRun]) -> list[dict[str, Any]]
     return rows
 
 
-def _write(screen: Screen, runs: Mapping[Path, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    path = _common_folder(list(runs)) / TABLE
-    results.write_rows(path, rows)
-    screen.say(f"written to {path}")
+def _write(screen: Screen, runs: Mapping[Path, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Write a file beside the runs; 1 if that cannot be, else 0."""
+    path = _common_folder(list(runs)) / name
+    try:
+        results.write_rows(path, rows)
+    except OSError as error:
+        screen.say(f"{path} cannot be written: {error.strerror or error}")
+        return 1
+    if name == TABLE:
+        screen.say(f"written to {path}")
+    return 0
 
 
 def _name_missing(screen: Screen, found: Mapping[Path, object], errors: Mapping[Path, str]) -> int:

@@ -121,6 +121,20 @@ def test_runs_without_a_result_are_named(tmp_path, capsys):
     assert "no result" not in capsys.readouterr().out
 
 
+def test_a_damaged_result_or_table_is_named_and_the_others_are_shown(tmp_path, capsys):
+    runs: dict[Path, dict[str, Any]] = {finished(tmp_path, "a", {"val/top1": 0.5}): {}, tmp_path / "b": {}}
+    finished(tmp_path, "b", {"val/top1": 0.7})
+    (tmp_path / "b" / "result.json").write_text('{"x"')
+    (tmp_path / "sweep.csv").mkdir()
+    assert summarise(runs) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "50.00 %" in said
+    assert f"{tmp_path / 'sweep.csv'} cannot be written: " in said
+    assert f"no result: {tmp_path / 'b'} {tmp_path / 'b' / 'result.json'} is damaged" in said
+    rows = list(csv.DictReader((tmp_path / "sweep_runs.csv").open()))
+    assert [row["state"] for row in rows] == ["done", "failed"]
+
+
 def test_no_run_has_a_result(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     assert summarise({tmp_path / "a": {}}) == 1
