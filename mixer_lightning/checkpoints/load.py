@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mixer_lightning.checkpoints.describe import Description, describe, widening
 from mixer_lightning.checkpoints.read import Checkpoint, read, some_of
 from mixer_lightning.checkpoints.recognise import models_of
+from mixer_lightning.data.sources.imagenet_archives import googles_order_missed
 from mixer_lightning.models.baselines import fitted
 from mixer_lightning.models.mixer import Mixer
 from mixer_lightning.models.presets import default_image_size
@@ -66,8 +67,9 @@ def load(
         model: a models.protocol.Backbone.
         checkpoint: what `read` takes, or gave.
         head: "auto" keeps the checkpoint's head if it is for as many classes and, where both sides name theirs, for
-            the same in the same order; "keep" raises if it is not; "new" never takes it. A new head has zero weights
-            and the model's `head_bias`, as in the transfer of arXiv 2105.01601 (vit_jax/checkpoint.py).
+            the same in the same order; "keep" raises if it is not; "new" never takes it. One for 21,843 classes that
+            are not named is for ImageNet-21k's in Google's order. A new head has zero weights and the model's
+            `head_bias`, as in the transfer of arXiv 2105.01601 (vit_jax/checkpoint.py).
         classes: names of the model's classes, if they are known.
 
     Raises:
@@ -170,6 +172,8 @@ def _why_new_head(
         return "the file has none"
     if any(found[key].shape[:1] != shapes[key][:1] for key in heads):
         return f"{found[heads[0]].shape[0]} classes there, {shapes[heads[0]][0]} here"
+    if classes is not None and checkpoint.classes is None:
+        return googles_order_missed(classes)
     if classes is None or checkpoint.classes is None or list(classes) == checkpoint.classes:
         return None
     if len(classes) != len(checkpoint.classes):  # then the names are not those of this head

@@ -11,7 +11,12 @@ from typing import Any
 
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.groups import groups
-from mixer_lightning.data.sources.imagenet_archives import BUNDLED, VAL_SHARE_21K, VARIANTS
+from mixer_lightning.data.sources.imagenet_archives import (
+    BUNDLED,
+    DEFAULT_LIST_21K,
+    VAL_SHARE_21K,
+    VARIANTS,
+)
 from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
 from mixer_lightning.prepare.options import (
     ARCHIVES_AND_LISTS,
@@ -88,7 +93,7 @@ def _parser() -> Parser:
     add("--splits", type=_split_names, metavar="NAMES", help="only these, such as train,val; default: all")
     add("--classes", metavar="FILE",
         help="one name (imagenet21k: WordNet id) per line, in the order of labels; for imagenet21k also: "
-        f"{', '.join(['found', *BUNDLED])}")
+        f"{', '.join(['found', *BUNDLED])}; default of fall11 and winter21: {DEFAULT_LIST_21K}")
     add("--val_share", type=float, metavar="SHARE",
         help=f"share of train to hold out as val; default: 0, for imagenet21k without val {VAL_SHARE_21K:.2g}")
     add("--short_side", type=int, metavar="PIXELS", help="resize larger images; default: bytes as they are")

@@ -19,6 +19,7 @@ from mixer_lightning.data.sources.imagenet_archives import (
     ARCHIVES_1K,
     ARCHIVES_21K,
     BUNDLED,
+    DEFAULT_LIST_21K,
     DEVKIT,
     SPLIT_FOLDERS_21K,
     VAL_SHARE_21K,
@@ -35,6 +36,7 @@ from mixer_lightning.prepare.cleaning import OtherFile
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import EVERYWHERE, Cursor, Extent, Sample, Source, selected_splits
 
+GOOGLES_ORDER = f"classes: {DEFAULT_LIST_21K}"  # in a fingerprint: earlier versions took those found instead
 VAL_SHARE_P = 561_052 / 12_358_684  # of fall11_p, which has one: for an estimate before it is read
 
 
@@ -240,7 +242,11 @@ def open_21k(source: Path, options: Options) -> Source:
         wnids=wnids,
         splits={split: Extent(None, round(num_bytes * share[split])) for split in wanted},
         labels_per_image=1,
-        fingerprint=[variant, *map(_about, archives)],
+        fingerprint=[
+            variant,
+            *map(_about, archives),
+            *([] if own_val or options.classes else [GOOGLES_ORDER]),
+        ],
         total=num_bytes,
         samples=partial(samples, [(path, parts) for path in archives]),
         val_share=0.0 if own_val or options.splits is not None else VAL_SHARE_21K,
@@ -281,8 +287,7 @@ def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tupl
     """WordNet ids in the order of labels, and those of class tars that the list lacks, as far as headers tell."""
     nested = not variant.endswith("_p")
     found = found_classes(archives) if nested and not is_gzip(archives[0]) else None
-    if choice is None:
-        choice = "found" if found is not None else variant
+    choice = choice or (DEFAULT_LIST_21K if nested else variant)
     if choice == "found":
         if found is None:
             raise ValueError(
@@ -294,13 +299,6 @@ def _classes_21k(archives: list[Path], variant: str, choice: str | None) -> tupl
         wnids = wnid_list(choice)
     elif Path(choice).expanduser().is_file():
         wnids = " ".join(read_lines(Path(choice).expanduser())).split()
-    elif choice == "winter21":
-        raise ValueError(
-            f"classes is missing: {archives[0].name} can only be read from front to end, and no list of the 19,167 "
-            "classes of winter21 is at hand. Use classes=fall11 (21,841, which include them), classes=google (21,843, "
-            "as in Google's checkpoints) or classes=<file> with one WordNet id per line; or gunzip the archive, and "
-            "its headers tell."
-        )
     else:
         raise ValueError(f"classes: no file {choice}. The lists at hand are found, {', '.join(BUNDLED)}")
     repeated = [wnid for wnid, times in Counter(wnids).items() if times > 1]

@@ -71,9 +71,8 @@ def refuse_differences(
     if not any(f": {LABELS} " in each for each in before):
         after = {each for each in after if f": {LABELS} " not in each}
     if not changes and before != after:
-        lines = [
-            f"  source: {'; '.join(sorted(before - after))} there, {'; '.join(sorted(after - before))} here"
-        ]
+        there, here = ("; ".join(sorted(each)) or "nothing more" for each in (before - after, after - before))
+        lines = [f"  source: {there} there, {here} here"]
     if lines:
         raise ValueError(
             "\n".join([f"{subject}:", *lines]) + "\nChoose another output, or delete that folder."

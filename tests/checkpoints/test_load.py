@@ -17,6 +17,7 @@ from mixer_lightning.api import create_model
 from mixer_lightning.checkpoints.load import load
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.checkpoints.save import save_flax, save_timm
+from mixer_lightning.data.sources.imagenet_archives import class_names, wnid_list
 from mixer_lightning.models.baselines import timm_backbone
 from mixer_lightning.models.convmixer import ConvMixer
 
@@ -92,6 +93,22 @@ def test_a_kept_head_of_nameless_classes_is_said(tmp_path: Path) -> None:
     assert str(report).endswith("the head is kept: 3 classes on both sides, of which the file says no names")
     assert_same_logits(model, other)
     assert "head" not in str(load(other, tmp_path / "mixer.pth"))  # nobody named any
+
+
+def test_a_nameless_head_of_21843_classes_is_for_googles_order(tmp_path: Path) -> None:
+    google, fall11 = wnid_list("google"), wnid_list("fall11")
+    numbers = [str(label) for label in range(len(google))]
+    path = tmp_path / "mixer.npz"
+    save_flax(digits_model(num_classes=len(google)), path)
+    model = digits_model(seed=1, num_classes=len(google))
+    for kept in (google, class_names(google), numbers, ["my cat", *numbers[1:]]):
+        assert load(model, path, classes=kept).fresh == []
+    for names in (fall11, class_names(fall11)):
+        reordered = [*names, *numbers[len(names) :]]
+        report = load(model, path, classes=reordered)
+        assert report.fresh == ["head.weight", "head.bias"]
+        first = (class_names(google) if names != fall11 else google)[9205]
+        assert f"another order than Google's ('{first}' there, '{names[9205]}' here)" in str(report)
 
 
 def test_a_new_or_the_old_head_can_be_asked_for(tmp_path: Path) -> None:

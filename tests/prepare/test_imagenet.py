@@ -251,10 +251,11 @@ def test_classes_are_found_in_the_headers(tmp_path, layout):
     if layout == "folder":
         for name, data in inner.items():
             (tmp_path / name).write_bytes(data)
-        opened = opened_source("data=imagenet21k", f"source={tmp_path}", "variant=winter21")
+        source = [f"source={tmp_path}", "variant=winter21"]
     else:
         (tmp_path / layout).write_bytes(tar(inner))
-        opened = opened_source("data=imagenet21k", f"source={tmp_path}")  # the name tells the release
+        source = [f"source={tmp_path}"]  # the name tells the release
+    opened = opened_source("data=imagenet21k", *source, "classes=found")
     wnids = [WNIDS[0], WNIDS[3], MISSING]
     assert opened.wnids == wnids
     assert opened.classes == ["tench", "tabby", MISSING]  # no word is known for the last
@@ -264,23 +265,28 @@ def test_classes_are_found_in_the_headers(tmp_path, layout):
     everything = list(opened.samples((0, 0)))
     for i, sample in enumerate(everything):
         assert [s.key for s in opened.samples(sample.cursor)] == [s.key for s in everything[i + 1 :]]
+    by_default = opened_source("data=imagenet21k", *source)
+    google = imagenet_archives.wnid_list("google")
+    assert by_default.wnids == google  # a head of Google's is for these, in this order
+    assert read(by_default) == expected_21k([WNIDS[3], WNIDS[0]], google)
+    assert by_default.unknown_classes == {MISSING}
+    assert set(by_default.fingerprint) - set(opened.fingerprint) == {"classes: google"}
 
 
-@pytest.mark.parametrize("choice", ["google", "fall11", "file"])
+@pytest.mark.parametrize("choice", [None, "fall11", "file"])
 def test_a_compressed_archive_takes_a_list_of_classes(tmp_path, choice):
     path = tmp_path / "winter21_whole.tar.gz"
     path.write_bytes(gzip.compress(tar(class_tars([WNIDS[3], MISSING, WNIDS[0]], "winter21_whole/"))))
-    with pytest.raises(ValueError, match=r"classes is missing.*classes=fall11 \(21,841.*gunzip"):
-        opened_source("data=imagenet21k", f"source={path}")
     with pytest.raises(ValueError, match=r"only be read from front to end"):
         opened_source("data=imagenet21k", f"source={path}", "classes=found")
     wnids = [WNIDS[3], WNIDS[0], WNIDS[1]]
     if choice == "file":
         (tmp_path / "wnids.txt").write_text("\n".join(wnids) + "\n")
     else:
-        wnids = imagenet_archives.wnid_list(choice)
+        wnids = imagenet_archives.wnid_list(choice or "google")
     argument = str(tmp_path / "wnids.txt") if choice == "file" else choice
-    opened = opened_source("data=imagenet21k", f"source={path}", f"classes={argument}")
+    arguments = [f"classes={argument}"] if argument else []
+    opened = opened_source("data=imagenet21k", f"source={path}", *arguments)
     assert read(opened) == expected_21k([WNIDS[3], WNIDS[0]], wnids)
     assert opened.unknown_classes == {MISSING}
 

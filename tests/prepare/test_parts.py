@@ -95,7 +95,8 @@ def nested_tar(path: Path, counts: dict[str, int]) -> None:
 def archive(root: Path) -> list[str]:
     root.mkdir()
     nested_tar(root / "winter21_whole.tar", {"n00000001": 9, "n00000002": 1, "n00000003": 14})
-    return ["data=imagenet21k", f"source={root / 'winter21_whole.tar'}", "val_share=0.2", "shards=2"]
+    source = f"source={root / 'winter21_whole.tar'}"
+    return ["data=imagenet21k", source, "classes=found", "val_share=0.2", "shards=2"]
 
 
 def compressed(root: Path) -> list[str]:

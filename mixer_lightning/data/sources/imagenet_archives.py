@@ -48,6 +48,8 @@ BUNDLED = {
     "12k": "imagenet12k_synsets.txt",  # 11,821, a subset of fall11
     "1k": "imagenet_synsets.txt",
 }
+#: The order of labels of fall11 and winter21, whose classes are all in it: data and checkpoints of 21,843 agree.
+DEFAULT_LIST_21K = "google"
 
 
 def needed_1k(split: str) -> tuple[str, ...]:
@@ -108,6 +110,25 @@ def wnids_of(classes: Sequence[str]) -> list[str] | None:
     wnid_of = {name: wnid for name, wnid in zip(names, thousand, strict=True) if names.count(name) == 1}
     found = [each if is_wnid(each) else wnid_of.get(each) for each in classes]
     return [each for each in found if each is not None] if None not in found else None
+
+
+def googles_order_missed(classes: Sequence[str]) -> str | None:
+    """How classes differ from Google's 21,843 where they are as many, and by name or id none but these; else None.
+
+    Numbers stand for classes without a name.
+    """
+    google = wnid_list("google")
+    if len(classes) != len(google):
+        return None
+    names = google if any(map(is_wnid, classes)) else class_names(google)
+    named = {each for each in classes if not each.isdigit()}
+    if list(classes) == names or not named or not named <= set(names):
+        return None
+    there, here = next((a, b) for a, b in zip(names, classes, strict=True) if a != b)
+    return (
+        f"the {len(google):,} classes of ImageNet-21k in another order than Google's ('{there}' there, '{here}' here), "
+        "which is what mixer prepare writes with classes=google"
+    )
 
 
 def _timm_folder() -> Path:
