@@ -72,15 +72,15 @@ def main(argv: Sequence[str]) -> int:
             show_plan(runs, screen, images_per_second=asked.rate)
             return 0
         code = run_all(runs, screen)
+        record: dict[str, object] = {
+            "checkpoint": asked.overrides,
+            "suite": asked.suite_name,
+            "seeds": asked.seeds,
+        }
+        write_table(runs, model=model, record=record, screen=screen)
     except (ValueError, OSError) as error:
         screen.say(str(error))
         return 2
-    record: dict[str, object] = {
-        "checkpoint": asked.overrides,
-        "suite": asked.suite_name,
-        "seeds": asked.seeds,
-    }
-    write_table(runs, model=model, record=record, screen=screen)
     seconds = time.perf_counter() - began
     screen.say(f"{seconds:,.0f} s; written to {runs.folder / 'transfer.md'}, .csv and .json")
     return code

@@ -18,6 +18,7 @@ from mixer_lightning.engine import run
 from mixer_lightning.models.presets import PASSES, Cost, list_models
 from mixer_lightning.screen import Screen, did_you_mean
 from mixer_lightning.studies.transfer_plan import format_time, measured_rate
+from mixer_lightning.studies.transfer_runs import remedied_by_folder
 
 
 class Run(NamedTuple):
@@ -165,10 +166,8 @@ def is_finished(each: Run) -> bool:
     Raises:
         ValueError, OSError: its directory holds a run of another recipe, or on other data.
     """
-    try:
+    with remedied_by_folder():
         return each.run_dir.is_dir() and run.finished(each.recipe, each.run_dir) is not None
-    except ValueError as error:  # whose remedy is for a run by itself
-        raise ValueError(str(error).replace("name=<word>", "folder=<another>")) from None
 
 
 def train_all(runs: Sequence[Run], screen: Screen) -> int:

@@ -6,12 +6,13 @@ the whole training set with several seeds. Runs that have finished are not repea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.config.compose import Composition, compose
@@ -22,6 +23,8 @@ from mixer_lightning.models.presets import list_models, model_node
 from mixer_lightning.reports import transfer as tables
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.suites import Fewshot, Suite, Task
+
+FEWSHOT = "fewshot"  # the directory of an evaluation in that of its data set
 
 
 class Step(NamedTuple):
@@ -85,20 +88,40 @@ class SuiteRuns:
         return name if is_published else ""
 
     def metrics(self) -> dict[str, dict[str, list[float]]]:
-        """Of what has finished: task -> metric -> one value per seed."""
-        wanted = {column.metric for column in self.suite.columns}
+        """Of all that has finished under the folder, by this suite or another: task -> metric -> one value per seed.
+
+        What was made of another checkpoint, model or image size is left out.
+
+        Raises:
+            ValueError: a record under the folder is damaged.
+        """
+        columns = self.suite.columns
+        wanted = {column.metric for column in columns}
+        suites = [*(data for column in columns for data in column.data), *self.suite.names]
+        names = dict.fromkeys([*suites, *sorted(path.parent.name for path in self.folder.glob("*/*"))])
         found: dict[str, dict[str, list[float]]] = {}
-        for task in self.suite.tasks:
+        for name in names:
             for seed in self.seeds:
-                result = results.read_result(self._run_dir(task, f"final-seed{seed}"))
-                for name, value in (result or {"metrics": {}})["metrics"].items():
-                    if name in wanted:
-                        found.setdefault(task.name, {}).setdefault(name, []).append(value)
-        for data in self.suite.fewshot:
-            record = results.read_evaluation(self._fewshot_dir(data))
-            for name, value in (record or {"metrics": {}})["metrics"].items():
-                found.setdefault(data.name, {})[name] = [value]
+                result = results.read_result(self.folder / name / f"final-seed{seed}", whole=True)
+                for metric, value in self._metrics_of(result).items():
+                    if metric in wanted:
+                        found.setdefault(name, {}).setdefault(metric, []).append(value)
+            record = results.read_evaluation(self.folder / name / FEWSHOT, whole=True)
+            for metric, value in self._metrics_of(record).items():
+                found.setdefault(name, {})[metric] = [value]
         return found
+
+    def _metrics_of(self, record: Mapping[str, Any] | None) -> Mapping[str, float]:
+        """The metrics of a record, if it is there and of what this suite transfers."""
+        mine: Recipe | EvaluationRecipe
+        if self.suite.tasks:
+            mine = self._finetune_recipe(self.suite.tasks[0], self.suite.tasks[0].final)
+        else:
+            mine, _ = self.fewshot(self.suite.fewshot[0])
+        keys = ("checkpoint", "model", "image_size")
+        if record is None or any(record["recipe"].get(key) != getattr(mine, key) for key in keys):
+            return {}
+        return dict(record["metrics"])
 
     def _step(self, task: Task, name: str, recipe: Recipe, rate: float, seed: int) -> Step:
         recipe = replace(recipe, seed=seed, optimizer={**recipe.optimizer, "lr": rate})
@@ -123,7 +146,7 @@ class SuiteRuns:
         return self.folder / task.name / name
 
     def _fewshot_dir(self, data: Fewshot) -> Path:
-        return self.folder / data.name / "fewshot"
+        return self.folder / data.name / FEWSHOT
 
 
 def _recipe_of(name: str, composed: Composition[AnyRecipe]) -> AnyRecipe:
@@ -147,6 +170,8 @@ def run_all(runs: SuiteRuns, screen: Screen) -> int:
         ValueError: a directory holds results of another recipe, or of a run that saw the test set too early.
     """
     tasks = runs.suite.tasks
+    for step in (step for task in tasks for step in runs.dev(task)):
+        _is_finished(step)  # refuses what another recipe made before anything is started
     for number, task in enumerate(tasks, start=1):
         label = f"{task.name} ({number} of {len(tasks)})"
         for step in runs.dev(task):
@@ -159,7 +184,8 @@ def run_all(runs: SuiteRuns, screen: Screen) -> int:
                 return code
     for data in runs.suite.fewshot:
         recipe, run_dir = runs.fewshot(data)
-        run.refuse_another_evaluation(recipe, run_dir)
+        with remedied_by_folder():
+            run.refuse_another_evaluation(recipe, run_dir)
         if results.read_evaluation(run_dir) is None:
             screen.say(f"{data.name}: few-shot")
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -189,7 +215,7 @@ def best_learning_rate(task: Task, steps: Sequence[Step]) -> float:
 
 def _run_step(step: Step, label: str, screen: Screen) -> int:
     """Fine-tune, unless that has been done; the exit code."""
-    if (step.run_dir / results.RESULT).exists() and run.finished(step.recipe, step.run_dir) is not None:
+    if _is_finished(step):
         return 0
     screen.say(f"{label}: {step.name}")
     step.run_dir.mkdir(parents=True, exist_ok=True)
@@ -197,6 +223,20 @@ def _run_step(step: Step, label: str, screen: Screen) -> int:
     if code:
         screen.say(f"{label}: {step.name} ended with exit code {code}; the same command goes on from there")
     return code
+
+
+def _is_finished(step: Step) -> bool:
+    with remedied_by_folder():
+        return step.run_dir.is_dir() and run.finished(step.recipe, step.run_dir) is not None
+
+
+@contextlib.contextmanager
+def remedied_by_folder() -> Iterator[None]:
+    """Let the refusal of a directory that holds something else name the key of a study or suite, `folder`."""
+    try:
+        yield
+    except ValueError as error:  # whose remedy is for a run by itself
+        raise ValueError(str(error).replace("name=<word>", "folder=<another>")) from None
 
 
 # -------------------------------------------------------------------------------------------- their table

@@ -13,7 +13,7 @@ from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.screen import Screen
 from mixer_lightning.studies.suites import read_suite
 from mixer_lightning.studies.transfer_plan import format_time, show_plan
-from mixer_lightning.studies.transfer_runs import SuiteRuns, best_learning_rate
+from mixer_lightning.studies.transfer_runs import Step, SuiteRuns, best_learning_rate, run_all
 from mixer_lightning.targets import build
 
 OVERRIDES = ["checkpoint=x", "model=mixer_b16"]
@@ -35,6 +35,38 @@ def test_a_run_that_saw_the_test_set_chooses_nothing(tmp_path: Path) -> None:
     results.write_result(steps[0].run_dir, {"metrics": {"train/loss": 0.5}})
     with pytest.raises(ValueError, match="no val/top1"):
         best_learning_rate(task, steps)
+
+
+def finish(step: Step, **metrics: float) -> None:
+    """What a run leaves behind."""
+    record = {"recipe": step.recipe.to_dict(), "best": None, "images_per_second": 1.0, "wall_seconds": 1.0}
+    step.run_dir.mkdir(parents=True)
+    results.write_result(step.run_dir, {**record, "metrics": {f"test/{k}": v for k, v in metrics.items()}})
+
+
+def test_the_table_keeps_what_other_suites_made_of_the_same_checkpoint(tmp_path: Path) -> None:
+    for name, task, given in (
+        ("avg5", "cifar10", OVERRIDES),
+        ("avg5", "pets", ["checkpoint=other", *OVERRIDES[1:]]),
+        ("vtab", "vtab_svhn", OVERRIDES),
+    ):
+        runs = SuiteRuns(read_suite(name).only([task]), folder=tmp_path, overrides=given, seeds=[0, 1])
+        for step, top1 in zip(runs.final(runs.suite.tasks[0], 0.01), (0.5, 0.6), strict=True):
+            finish(step, top1=top1, top5=1.0)
+    metrics = runs.metrics()  # of vtab, whose command came last
+    assert metrics == {task: {"test/top1": [0.5, 0.6]} for task in ("vtab_svhn", "cifar10")}
+
+
+def test_a_folder_of_another_checkpoint_is_refused_before_any_run(tmp_path: Path) -> None:
+    suite = read_suite("avg5").only(["cifar10", "pets"])
+    made, now = (
+        SuiteRuns(suite, folder=tmp_path, overrides=[f"checkpoint={name}", *OVERRIDES[1:]], seeds=[0])
+        for name in ("1k/B_16.npz", "21k/B_16.npz")
+    )
+    finish(made.dev(suite.tasks[1])[0], top1=0.5)
+    with pytest.raises(ValueError, match=r"(?s)checkpoint: '1k/B_16.npz' there.*\(folder=<another>\)"):
+        run_all(now, Screen())
+    assert not (tmp_path / "cifar10").exists()
 
 
 def test_the_protocol_of_the_five() -> None:
