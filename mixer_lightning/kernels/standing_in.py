@@ -20,11 +20,11 @@ def may_stand_in(x: Tensor, modules: Iterable[nn.Module]) -> bool:
     modes) sees none in a kernel.
     """
     return (
-        is_computed(x)
+        not torch.compiler.is_compiling()  # first: a compiler cannot ask the rest
+        and is_computed(x)
         and x.is_cpu
         and x.dtype in (torch.float32, torch.bfloat16)
         and (x.dtype == torch.float32 or torch.is_autocast_enabled("cpu"))
-        and not torch.compiler.is_compiling()
         and not any(is_watched(module) for module in modules)
     )
 

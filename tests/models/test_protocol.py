@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,16 @@ def test_features_of_our_families_are_means() -> None:
 
 def test_what_is_no_backbone_is_seen() -> None:
     assert not isinstance(nn.Linear(3, 4), Backbone)
+
+
+@pytest.mark.parametrize(("name", "image_size"), [("mixer_digits", 8), ("convmixer_96_4", 32)])
+def test_a_compiler_sees_the_whole_of_a_training_step(name: str, image_size: int) -> None:
+    model, images = backbone(name, image_size=image_size).train(), torch.randn(2, 3, image_size, image_size)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
+    for each in (model, compiled):
+        each(images).square().mean().backward()
+    for mine, other in zip(model.parameters(), compiled.parameters(), strict=True):
+        if mine.ndim > 1:  # biases in front of a normalisation have no gradient but rounding
+            torch.testing.assert_close(
+                other.grad, mine.grad, rtol=1e-3, atol=1e-4 * float(mine.grad.abs().max())
+            )
