@@ -539,6 +539,24 @@ def test_mistakes_are_said_before_anything_is_started(prepare, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_among_class_folders_is_refused(prepare, tmp_path):
+    """It would be a class of its own source from then on."""
+    for path in ("flat/elk", "flat/newt", "split/train/elk", "split/train/newt"):
+        (tmp_path / path).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / path / f"{number}.png").write_bytes(picture(number, "PNG"))
+    for given, source, output in (
+        ("source", "flat", "shards"),
+        ("data.root", "flat", "train/shards"),
+        ("source", "split", "train/shards"),
+    ):
+        root, path = tmp_path / source, tmp_path / source / output
+        code, said = prepare("data=folder", f"{given}={root}", f"output={path}")
+        assert (code, f"is among the class folders of {root}" in said, path.exists()) == (2, True, False)
+    beside = ["data=folder", f"source={tmp_path / 'split'}", f"output={tmp_path / 'split/shards'}"]
+    assert prepare(*beside)[0] == 0
+
+
 def test_mistakes_are_said_at_once():
     """Without torch, which takes seconds to come."""
     code = (
