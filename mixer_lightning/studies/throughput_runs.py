@@ -242,7 +242,9 @@ class Study:
         others = [
             row.median * row.macs * PASSES[setting.mode]
             for setting, row in self.table.rows.items()
-            if row.values and row.macs > 0.1 * case.macs  # small networks use less of a device
+            if row.values
+            and setting == setting._replace(**self.conditions)  # of this machine, with these options
+            and row.macs > 0.1 * case.macs  # small networks use less of a device
         ]
         return statistics.median(others) / case.macs / PASSES[mode] if others else None
 

@@ -281,10 +281,12 @@ def test_rows_of_another_machine_stay_and_other_files_are_not_overwritten(
     table = Table(path)
     theirs = Setting("mixer_h14", "training", 4, 224, definition="", **CONDITIONS)
     table.row(theirs).left_out = "needs about 12.0 GB of memory, 8.0 GB are free"
+    measured(table, "mixer_b16", "inference", [1e-6])  # by which a step of lenet_5 would take minutes
     table.write({})
     monkeypatch.setattr(throughput_runs, "seconds_for", lambda *_, **__: 1.0)
-    argv = ["models=lenet_5", *QUICK, "rounds=1", f"out={tmp_path}"]
+    argv = ["models=lenet_5", *QUICK, "rounds=1", "step_seconds=10", f"out={tmp_path}"]
     throughput.main(argv)
+    assert all(row["values"] for row in rows_of(tmp_path) if row["model"] == "lenet_5")
     (kept,) = (row for row in rows_of(tmp_path) if row["model"] == "mixer_h14")
     assert (kept["machine"], kept["left_out"]) == (
         "a machine",
