@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import mixer_lightning
 from mixer_lightning import launcher
+from mixer_lightning.config.arguments import without_dashes
 from mixer_lightning.config.compose import ROOTS, compose
 from mixer_lightning.config.groups import groups_of
 from mixer_lightning.config.hydra_internals import parse_flags
@@ -72,11 +73,10 @@ def _program(
     run: Callable[[Any, Path], int],
     after_sweep: Callable[[Mapping[Path, Mapping[str, Any]], Mapping[Path, str]], int],
 ) -> int:
-    keys = [*groups_of(config_name), *(f.name for f in fields(ROOTS[config_name])), "hydra"]
-    # `--optimizer.lr=0.1`, as agents of sweeps write it
-    argv = [each[2:] if _is_dashed(each, keys) else each for each in argv]
+    keys = root_keys(config_name)
+    argv = without_dashes(argv, keys)
     flags = parse_flags(argv, keys)
-    folders = [CONF, *_further_folder(flags.config_dir)]
+    folders = [CONF, *further_folder(flags.config_dir)]
     if flags.help:
         print(help_text(config_name, folders))
         return 0
@@ -114,10 +114,9 @@ def _program(
     return code
 
 
-def _is_dashed(argument: str, keys: Collection[str]) -> bool:
-    """Whether an argument is key=value with two dashes before it."""
-    key, equals, _ = argument.partition("=")
-    return bool(equals) and key.startswith("--") and key[2:].partition(".")[0] in keys
+def root_keys(config_name: str) -> list[str]:
+    """What may stand at the beginning of an override: groups and root keys of a program, and hydra."""
+    return [*groups_of(config_name), *(f.name for f in fields(ROOTS[config_name])), "hydra"]
 
 
 def _num_processes() -> int:
@@ -127,7 +126,7 @@ def _num_processes() -> int:
         refuse([str(error)])
 
 
-def _further_folder(config_dir: str | None) -> list[Path]:
+def further_folder(config_dir: str | None) -> list[Path]:
     """The folder of --config-dir, which must be there."""
     if config_dir is None:
         return []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mixer_lightning import launcher
 from mixer_lightning.children import num_processes
+from mixer_lightning.cli.program import further_folder, root_keys
 from mixer_lightning.cli.subcommands import choose
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, without_dashes
 from mixer_lightning.config.compose import compose
+from mixer_lightning.config.hydra_internals import parse_flags
 from mixer_lightning.config.space import Space, space_of
 from mixer_lightning.files import CONF
 from mixer_lightning.screen import Screen, refuse
@@ -65,12 +68,14 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(
                 "a search starts its trainings itself, one after the other: start it without a launcher"
             )
-        flags = [word for word in words if word.startswith("--config-dir=")]
-        unknown = [word for word in words if word.startswith("-") and word not in flags]
+        words = without_dashes(words, root_keys(program))
+        parsed = parse_flags(words, root_keys(program))
+        unknown = [word for word in words if re.match("-(?!-config-dir(=|$)|cd$)", word)]
         if unknown:
             raise ValueError(f"unknown option '{unknown[0]}'")
-        space = space_of([word for word in words if word not in flags])
-        folder, processes = _checked(program, space, flags)
+        folders = further_folder(parsed.config_dir)
+        space = space_of(parsed.overrides)
+        folder, processes = _checked(program, space, [CONF, *folders], chosen.metric)
         from mixer_lightning.studies.search import Search, carry_out  # Optuna: a second
 
         search = Search(
@@ -83,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             prune=chosen.pruner == "median",
             seed=chosen.seed,
             processes=processes,
-            flags=flags,
+            flags=[f"--config-dir={folder}" for folder in folders],
         )
         return carry_out(search, screen)
     except (ValueError, OSError) as error:
@@ -91,15 +96,14 @@ def main(argv: Sequence[str]) -> int:
         return 2
 
 
-def _checked(program: str, space: Space, flags: Sequence[str]) -> tuple[Path, int]:
+def _checked(program: str, space: Space, folders: Sequence[Path], metric: str) -> tuple[Path, int]:
     """The folder of the search, and how many processes its trainings have; every end of the space composes.
 
     Raises:
-        ValueError: what is wrong with the recipe, or with one of the values.
+        ValueError, OSError: what is wrong with the recipe, its data or one of the values; or nothing yields `metric`.
     """
     if any(line.startswith("hydra.") for line in space.fixed):
         raise ValueError("hydra.* is the search's own: give it a place with name=<word>")
-    folders = [CONF, *(Path(flag.partition("=")[2]).expanduser().resolve() for flag in flags)]
     messages: dict[str, None] = {}
     job = None
     for line in space.examples():
@@ -108,6 +112,10 @@ def _checked(program: str, space: Space, flags: Sequence[str]) -> tuple[Path, in
         job = composition.jobs[0] if composition.jobs else job
     if messages or job is None:
         raise ValueError("\n".join(messages))
-    if "fast_dev_run" in {key for key in job.recipe.to_dict() if job.recipe.to_dict()[key]}:
+    if job.recipe.fast_dev_run:
         raise ValueError("fast_dev_run keeps no figures to search by: try one training first, without search")
-    return job.run_dir.absolute().parent / "search", num_processes(job.recipe.trainer)
+    processes = num_processes(job.recipe.trainer)
+    from mixer_lightning.studies.search import check_metric  # torch: seconds
+
+    check_metric(metric, job.recipe)
+    return job.run_dir.absolute().parent / "search", processes

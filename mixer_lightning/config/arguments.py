@@ -7,7 +7,7 @@ import errno
 import os
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +20,14 @@ def without_value(argument: str) -> str | None:
     if equals and not value.strip("'\" "):
         return f"'{key}=' is empty: give a value, or leave it out"
     return None
+
+
+def without_dashes(argv: Sequence[str], keys: Collection[str]) -> list[str]:
+    """`--optimizer.lr=0.1`, as agents of sweeps write it, as `optimizer.lr=0.1`; `keys` are those of the root."""
+    return [
+        word[2:] if "=" in word and word.startswith("--") and re.split("[.=]", word[2:])[0] in keys else word
+        for word in argv
+    ]
 
 
 def listed(text: str) -> list[str]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.children import Child
+from mixer_lightning.config.overrides import quoted
+from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.config.space import Dimension, Space
 from mixer_lightning.files import lock_run_dir
 from mixer_lightning.screen import Screen, error_in, format_metric
@@ -203,7 +206,8 @@ class _Attempt:
                 metrics = (results.read_result(run_dir(self.search, self.trial.number, seed)) or {})[
                     "metrics"
                 ]
-                self._check(metrics)
+                if self.search.metric not in metrics:
+                    raise _no_metric(self.search.metric, metrics)
                 found[str(seed)] = metrics[self.search.metric]
                 self.trial.set_user_attr("values", found)
                 continue
@@ -229,7 +233,7 @@ class _Attempt:
     def _train(self, values: dict[str, Any], seed: int) -> tuple[int, str | None]:
         """The exit code of a training, and what went wrong."""
         folder = run_dir(self.search, self.trial.number, seed)
-        words = [*self.search.space.words(values, seed), f"hydra.run.dir='{folder}'"]
+        words = [*self.search.space.words(values, seed), f"hydra.run.dir={quoted(str(folder))}"]
         with folder.with_suffix(".txt").open("w", encoding="utf-8") as said:
 
             def hear(line: str) -> None:
@@ -265,13 +269,29 @@ class _Attempt:
                 self.pruned_at = step
                 child.ask_to_stop()
 
-    def _check(self, metrics: dict[str, float]) -> None:
-        if self.search.metric not in metrics:
-            names = sorted(name for name in metrics if not name.startswith(("train/", "test/")))
-            raise NoMetric(
-                f"no metric '{self.search.metric}': the evaluations yield {', '.join(names) or 'none but test figures'}"
-                ". Use search.metric=<one of them>; train_split='train[:90%]' val_split='train[90%:]' makes a val split"
-            )
+
+def check_metric(metric: str, recipe: Recipe) -> None:
+    """See that an evaluation yields what is searched for; of one that does not tell its names the first trial will.
+
+    Raises:
+        ValueError, OSError: none does, or the data of the recipe are not there.
+    """
+    from mixer_lightning.engine.source import open_data
+    from mixer_lightning.evals import checked_eval, names_of
+    from mixer_lightning.targets import build
+
+    data = open_data(recipe)
+    names = [names_of(checked_eval(name, build(node)), data) for name, node in recipe.evals.items()]
+    if None not in names and not any(metric in (each or []) for each in names):
+        raise _no_metric(metric, [name for each in names for name in each or []])
+
+
+def _no_metric(metric: str, there: Iterable[str]) -> NoMetric:
+    names = sorted(name for name in there if not name.startswith(("train/", "test/")))
+    return NoMetric(
+        f"no metric '{metric}': the evaluations yield {', '.join(names) or 'none but test figures'}. Use "
+        "search.metric=<one of them>; train_split='train[:90%]' val_split='train[90%:]' makes a val split"
+    )
 
 
 def run_dir(search: Search, number: int, seed: int) -> Path:
@@ -330,6 +350,6 @@ def show(search: Search, study: optuna.Study, screen: Screen) -> None:
         ]
         screen.table("", ["trial", "state", *keys, search.metric, "error"], lines)
     if done:
-        words = search.space.words(done[0].params, search.space.seeds[0])
-        screen.say(f"best: mixer {search.program} {' '.join(words)}")
+        words = [*search.flags, *search.space.words(done[0].params, search.space.seeds[0])]
+        screen.say(f"best: {shlex.join(['mixer', search.program, *words])}")
     screen.say(f"written to {search.folder / TABLE}")

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from conftest import ROOT, TINY
 from mixer_lightning import children, results
 from mixer_lightning.children import Child, num_processes
 from mixer_lightning.cli.console import main as mixer
+from mixer_lightning.config.overrides import values_by_key
 from mixer_lightning.config.space import Dimension, space_of
 from mixer_lightning.studies import search
 from mixer_lightning.studies.search import rows
@@ -59,7 +61,11 @@ def test_a_space_is_written_in_hydras_grammar():
         (["optimizer.lr=tag(lag,interval(0.1,1))"], "unknown tag lag"),
         (["optimizer.lr=0.1,1", "seed=one"], "seed: whole numbers"),
         (["optimizer.lrr=0.1,1"], "unknown key 'optimizer.lrr': did you mean 'optimizer.lr'?"),
-        (["optimizer.lr=0.1,fast"], "'optimizer.lr' takes float, found 'fast'"),
+        (["--optimizer.lr=0.1,fast"], "'optimizer.lr' takes float, found 'fast'"),
+        (
+            ["optimizer.lr=0.1,1"],
+            "no metric 'val/top1': the evaluations yield none but test figures. Use search.met",
+        ),
         (["optimizer.lr=0.1,1", "trainer=ddp"], "trainer.devices=2"),
         (["optimizer.lr=0.1,1", "fast_dev_run=true"], "keeps no figures to search by"),
         (["optimizer.lr=0.1,1", "hydra.run.dir=x"], "hydra.* is the search's own"),
@@ -81,6 +87,8 @@ def test_what_is_wrong_is_said_before_the_first_trial(words, said, tmp_path, mon
         (["search.metric=test/top1"], "would choose by test or training images"),
         (["search.trails=3"], "unknown key 'search.trails': did you mean 'search.trials'?"),
         (["search.trials=0"], "trials must be at least 1"),
+        (["--config-dir=nowhere"], "--config-dir: there is no folder"),
+        (["--config-dir", "nowhere"], "--config-dir: there is no folder"),
     ],
 )
 def test_wrong_options(words, said, capsys):
@@ -100,7 +108,7 @@ class Training:
 
     def __init__(self, argv: list[str], *, processes: int, hear: Callable[[str], None]) -> None:
         self.given = dict(word.split("=", 1) for word in argv if "=" in word)
-        self.run_dir = Path(self.given["hydra.run.dir"].strip("'"))
+        self.run_dir = Path(values_by_key(argv[1:])["hydra.run.dir"][0])
         self.hear, self.last_lines, self.stopped = hear, list[str](), False
         assert argv[0] == "train"
         assert processes == 1
@@ -138,13 +146,15 @@ class Training:
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
     """searched(*words) -> the exit code and the rows of search.csv, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "it's a b"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(search, "Child", Training)
     monkeypatch.setattr(Training, "begun", [])
 
     def run(*words: str, name: str = "s") -> tuple[int, list[dict[str, str]]]:
-        code = mixer(["search", "train", "model=mixer_digits", *WORDS, f"name={name}", *words])
-        path = tmp_path / "runs" / name / "search" / search.TABLE
+        code = mixer(["search", "train", *VAL, "model=mixer_digits", *WORDS, f"name={name}", *words])
+        path = folder / "runs" / name / "search" / search.TABLE
         return code, list(csv.DictReader(path.open())) if path.exists() else []
 
     return run
@@ -165,10 +175,14 @@ def test_seeds_values_states_and_errors_stand_in_one_table(searched, monkeypatch
     assert table[2]["error"] == "step 3 gave a loss that is not finite"
     assert len({row["optimizer.lr"] for row in table}) == 3
     best = max(table, key=lambda row: float(row["mean"] or 0))
-    assert (
-        f"best: mixer train model=mixer_digits name=s optimizer.lr={best['optimizer.lr']}"
-        in capsys.readouterr().out
-    )
+    said = " ".join(capsys.readouterr().out.split())
+    line = said[said.index("best: mixer train ") : said.index(" written to ")]
+    assert shlex.split(line)[3:8] == [
+        *VAL,
+        "model=mixer_digits",
+        "name=s",
+        f"optimizer.lr={best['optimizer.lr']}",
+    ]
 
 
 def test_trials_below_the_median_are_stopped(searched):
@@ -225,6 +239,9 @@ def test_what_no_trial_could_do_ends_the_search(searched, monkeypatch, capsys):
     assert (code, len(Training.begun)) == (2, 1)
     assert "step 3 gave a loss that is not finite" in capsys.readouterr().out
     monkeypatch.setattr(Training, "end", lambda number, given: 0)
+    monkeypatch.setattr(
+        search, "check_metric", lambda metric, recipe: None
+    )  # an evaluation that does not tell
     code, _ = searched("search.trials=3", "search.metric=val/f1", name="other")
     assert code == 1
     assert "no metric 'val/f1': the evaluations yield val/top1. Use search.metric=" in capsys.readouterr().out
