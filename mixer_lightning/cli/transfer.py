@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mixer_lightning import launcher
 from mixer_lightning.checkpoints.families import TIMM_SCHEME
-from mixer_lightning.config.arguments import Parser, without_value
+from mixer_lightning.config.arguments import Parser, without_dashes, without_value
 from mixer_lightning.config.from_checkpoint import check_there
 from mixer_lightning.config.groups import groups
 from mixer_lightning.config.overrides import values_by_key
@@ -71,19 +71,23 @@ def main(argv: Sequence[str]) -> int:
         if asked.dry_run:
             show_plan(runs, screen, images_per_second=asked.rate)
             return 0
+        runs.check_data()
         code = run_all(runs, screen)
-        record: dict[str, object] = {
-            "checkpoint": asked.overrides,
-            "suite": asked.suite_name,
-            "seeds": asked.seeds,
-        }
-        write_table(runs, model=model, record=record, screen=screen)
+        if not code:
+            record: dict[str, object] = {
+                "checkpoint": asked.overrides,
+                "suite": asked.suite_name,
+                "seeds": asked.seeds,
+            }
+            write_table(runs, model=model, record=record, screen=screen)
     except (ValueError, OSError) as error:
         screen.say(str(error))
-        return 2
+        code = 2
+    if code:
+        return 1 if code == 2 and runs.any_made else code  # 2 promises that nothing was started
     seconds = time.perf_counter() - began
     screen.say(f"{seconds:,.0f} s; written to {runs.folder / 'transfer.md'}, .csv and .json")
-    return code
+    return 0
 
 
 def settings(argv: Sequence[str]) -> Settings:
@@ -91,6 +95,7 @@ def settings(argv: Sequence[str]) -> Settings:
     parser = _parser()
     if messages := [message for each in argv if (message := without_value(each))]:
         parser.error(messages[0])
+    argv = without_dashes(argv, _known_keys())
     mine = [f"--{argument}" if argument.partition("=")[0] in OPTIONS else argument for argument in argv]
     chosen, overrides = parser.parse_known_args(mine)
     if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
@@ -146,8 +151,10 @@ def _refuse_wrong(parser: argparse.ArgumentParser, overrides: Sequence[str]) -> 
     if wrong:
         parser.error(f"'{wrong[0]}' is not of the form key=value")
     keys = [argument.partition("=")[0] for argument in overrides]
-    known = [*OPTIONS, *groups(), *(each.name for each in fields(Recipe)), "hydra"]
+    known = _known_keys()
     for root in (key.lstrip("+~").partition(".")[0].partition("/")[0] for key in keys):
+        if root == "hydra":
+            parser.error("hydra.* is the suite's own: give its runs a place with folder=<folder>")
         if root not in known:
             parser.error(f"unknown key '{root}'{did_you_mean(root, known)}")
     for key in OF_SUITE:
@@ -155,6 +162,10 @@ def _refuse_wrong(parser: argparse.ArgumentParser, overrides: Sequence[str]) -> 
             parser.error(f"'{key}' is set by the suite: choose tasks= and seeds=, or use mixer finetune")
     if "checkpoint" not in keys:
         parser.error("'checkpoint' is missing: a file, a run directory, or timm:<name>")
+
+
+def _known_keys() -> list[str]:
+    return [*OPTIONS, *groups(), *(each.name for each in fields(Recipe))]
 
 
 def _suite(parser: argparse.ArgumentParser, name: str, tasks: str | None) -> Suite:

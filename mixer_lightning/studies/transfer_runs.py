@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.config.compose import Composition, compose
+from mixer_lightning.config.groups import groups_of
+from mixer_lightning.config.overrides import key_of
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.files import write_text
@@ -47,6 +50,7 @@ class SuiteRuns:
 
     def __init__(self, suite: Suite, *, folder: Path, overrides: Sequence[str], seeds: Sequence[int]) -> None:
         self.suite, self.folder, self.overrides, self.seeds = suite, folder, list(overrides), seeds
+        self.any_made = False  # a run was started
         self._composed: dict[tuple[str, ...], Recipe] = {}
 
     def dev(self, task: Task) -> list[Step]:
@@ -62,14 +66,14 @@ class SuiteRuns:
         return [self._step(task, f"final-seed{seed}", recipe, rate, seed) for seed in self.seeds]
 
     def fewshot(self, data: Fewshot) -> tuple[EvaluationRecipe, Path]:
-        """What `mixer evaluate` would do, and where its figures go.
+        """What `mixer evaluate` would do, and where its figures go. What the user sets for training alone is left out.
 
         Raises:
             ValueError: listing what is wrong with it.
         """
-        return _recipe_of(data.name, compose("evaluate", self._given(data.overrides))), self._fewshot_dir(
-            data
-        )
+        known = {*groups_of("evaluate"), *(field.name for field in fields(EvaluationRecipe))}
+        given = [line for line in self._given(data.overrides) if re.split("[.@/]", key_of(line))[0] in known]
+        return _recipe_of(data.name, compose("evaluate", given)), self._fewshot_dir(data)
 
     def check(self) -> str:
         """Compose all recipes before anything runs; the model of the last one, "" if it is none of conf/model.
@@ -82,10 +86,36 @@ class SuiteRuns:
             for task in self.suite.tasks
             for step in (*self.dev(task), *self.final(task, task.learning_rates[0]))
         ]
+        if any(isinstance(recipe, Recipe) and recipe.fast_dev_run for recipe in recipes):
+            raise ValueError("fast_dev_run keeps no figures to choose a learning rate by: use mixer finetune")
         recipes += [self.fewshot(data)[0] for data in self.suite.fewshot]
         name = recipes[-1].choices["model"]
         is_published = name in list_models() and model_node(name) == recipes[-1].model
         return name if is_published else ""
+
+    def check_data(self) -> None:
+        """Open the data of everything that is still to be run.
+
+        Raises:
+            ValueError: something is not there, or lacks a split; the task is named.
+        """
+        from mixer_lightning.engine.source import open_data  # torch: seconds
+
+        wanted: list[tuple[str, Recipe | EvaluationRecipe]] = []
+        for task in self.suite.tasks:
+            for steps in (self.dev(task), self.final(task, task.learning_rates[0])):
+                if not all((step.run_dir / results.RESULT).exists() for step in steps):
+                    wanted.append((task.name, steps[0].recipe))
+        for data in self.suite.fewshot:
+            recipe, run_dir = self.fewshot(data)
+            if not (run_dir / results.EVALUATION).exists():
+                wanted.append((data.name, recipe))
+        for name, each in wanted:
+            try:
+                open_data(each)
+            except (ValueError, OSError) as error:
+                text = str(error)
+                raise ValueError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from error
 
     def metrics(self) -> dict[str, dict[str, list[float]]]:
         """Of all that has finished under the folder, by this suite or another: task -> metric -> one value per seed.
@@ -175,12 +205,12 @@ def run_all(runs: SuiteRuns, screen: Screen) -> int:
     for number, task in enumerate(tasks, start=1):
         label = f"{task.name} ({number} of {len(tasks)})"
         for step in runs.dev(task):
-            if code := _run_step(step, label, screen):
+            if code := _run_step(runs, step, label, screen):
                 return code
         rate = best_learning_rate(task, runs.dev(task))
         screen.say(f"{label}: lr {rate:g} is the best on the dev split")
         for step in runs.final(task, rate):
-            if code := _run_step(step, label, screen):
+            if code := _run_step(runs, step, label, screen):
                 return code
     for data in runs.suite.fewshot:
         recipe, run_dir = runs.fewshot(data)
@@ -189,7 +219,9 @@ def run_all(runs: SuiteRuns, screen: Screen) -> int:
         if results.read_evaluation(run_dir) is None:
             screen.say(f"{data.name}: few-shot")
             run_dir.mkdir(parents=True, exist_ok=True)
-            if code := run.evaluate(recipe, run_dir):
+            code = run.evaluate(recipe, run_dir)
+            runs.any_made = runs.any_made or code != 2
+            if code:
                 return code
     return 0
 
@@ -213,13 +245,14 @@ def best_learning_rate(task: Task, steps: Sequence[Step]) -> float:
     return -max(found, key=lambda each: (math.isfinite(each[0]), *each))[1]
 
 
-def _run_step(step: Step, label: str, screen: Screen) -> int:
+def _run_step(runs: SuiteRuns, step: Step, label: str, screen: Screen) -> int:
     """Fine-tune, unless that has been done; the exit code."""
     if _is_finished(step):
         return 0
     screen.say(f"{label}: {step.name}")
     step.run_dir.mkdir(parents=True, exist_ok=True)
     code = run.finetune(step.recipe, step.run_dir)
+    runs.any_made = runs.any_made or code != 2
     if code:
         screen.say(f"{label}: {step.name} ended with exit code {code}; the same command goes on from there")
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,12 @@ def test_features_are_evaluated_once(
         f"folder={folder}",
         "image_size=8",
         "trainer=cpu",
+        *(
+            "batch_size=256",
+            "logger=tensorboard",
+            "duration.steps=4",
+            "freeze=[backbone]",
+        ),  # of training alone
     ]
     assert transfer.main([*fewshot, "--dry-run"]) == 0
     assert "the features of digits for few-shot" in capsys.readouterr().out
@@ -169,7 +176,11 @@ def test_the_plan_counts_runs_steps_and_images(
         (["rate=0", "--dry-run"], "rate must be above 0"),
         (["evals=none"], "'evals' is set by the suite"),
         (["nonsense"], "not of the form key=value"),
+        (["--optimzer.momentum=1"], "not of the form key=value"),
         (["optimzer.momentum=1"], "did you mean 'optimizer'"),
+        (["--optimizer.momentun=1"], "unknown key 'optimizer.momentun'"),
+        (["hydra.run.dir=x"], "give its runs a place with folder=<folder>"),
+        (["fast_dev_run=true"], "keeps no figures to choose a learning rate by"),
     ],
 )
 def test_wrong_arguments_end_it_before_any_work(
@@ -188,6 +199,16 @@ def test_wrong_arguments_end_it_before_any_work(
     said = capsys.readouterr()
     assert code == 2
     assert message in said.out + said.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_data_of_a_later_task_end_it_before_the_first_run(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "vtab" / "eurosat")
+    assert transfer.main([*argv, "data.download=false"]) == 2
+    assert capsys.readouterr().out.startswith("vtab_eurosat: ")
     assert not (tmp_path / "runs").exists()
 
 
