@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixer_lightning import launcher, results
-from mixer_lightning.config.arguments import Parser, listed, output_folder, without_value
+from mixer_lightning.config.arguments import Parser, listed, output_folder, without_dashes, without_value
 from mixer_lightning.config.groups import groups, groups_of
 from mixer_lightning.config.recipe import Duration, Recipe
 from mixer_lightning.engine import run
@@ -46,14 +46,17 @@ def read_settings(
     """
     if messages := [message for each in argv if (message := without_value(each))]:
         parser.error(messages[0])
+    known = [*groups_of("train"), *(field.name for field in fields(Recipe))]
+    argv = without_dashes(argv, known)
     mine = [f"--{argument}" if argument.partition("=")[0] in options else argument for argument in argv]
     chosen, overrides = parser.parse_known_args(mine)
-    known = [*groups_of("train"), *(field.name for field in fields(Recipe))]
     for each in overrides:
         key, equals, _ = each.partition("=")
         if each.startswith("-") or not equals:
             parser.error(f"'{each}' is not of the form key=value")
         name = key.lstrip("+~").partition("@")[0]
+        if name.startswith(("hydra.", "hydra/")):
+            parser.error("hydra.* is the study's own: give its runs a place with folder=<folder>")
         if "." not in name and name not in known and name not in of_study:
             parser.error(f"unknown key '{name}'{did_you_mean(name, [*options, *known])}")
         if key in of_study:
@@ -179,6 +182,8 @@ def train_all(runs: Sequence[Run], screen: Screen) -> int:
     for each in runs:
         if not each.recipe.evals:
             raise ValueError(f"{each.label}: 'evals' is empty, and there would be no accuracy: leave it out")
+        if each.recipe.fast_dev_run:
+            raise ValueError("fast_dev_run keeps no figures to compare: use mixer train, or leave it out")
     done = [is_finished(each) for each in runs]
     for number, (each, was_done) in enumerate(zip(runs, done, strict=True), start=1):
         what = f"{each.label} ({number} of {len(runs)})"
