@@ -164,7 +164,7 @@ def check_writable(run_dir: Path) -> None:
     except OSError as error:
         raise OSError(
             f"cannot write into the run directory {run_dir}: {error.strerror or error}. "
-            "Free some space, or choose another place with hydra.run.dir=<folder>."
+            "Free some space, or choose another place with hydra.run.dir=<folder>, of a sweep hydra.sweep.dir=<folder>."
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -36,6 +36,7 @@ from mixer_lightning.config.overrides import (
     swept_keys,
     values_by_key,
     wrong_on_sight,
+    wrong_place,
 )
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, load_recipe
 from mixer_lightning.config.settle import settled
@@ -127,6 +128,8 @@ def compose(
     except RuntimeError as error:  # ~ where nobody is at home
         return Composition([], [f"{str(error).rstrip('.')}: write the folder out instead of ~"], [])
     wrong = {line: message for line in overrides if (message := wrong_on_sight(line, known, root))}
+    if "hydra.mode" not in map(key_of, overrides):
+        wrong |= {line: message for line in overrides if (message := wrong_place(line, multirun))}
     overrides = [line for line in overrides if line not in wrong]
     stated = values_by_key(overrides)
     from_checkpoint = Overrides({}, {})

@@ -114,7 +114,8 @@ def _run_here(job: Job[AnyRecipe], run: Callable[[AnyRecipe, Path], int], *, mul
     try:
         job.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        refuse([f"cannot create the run directory: {error}. Choose another with hydra.run.dir=<folder>."])
+        key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+        refuse([f"cannot create the run directory: {error}. Choose another with {key}=<folder>."])
     codes = []
     run_composed(job.config, multirun=multirun, task=lambda _: codes.append(run(job.recipe, _output_dir())))
     return codes[0]
@@ -139,7 +140,8 @@ def _hydra_main(config_name: str, argv: Sequence[str], task: Callable[[DictConfi
     except HydraException as error:
         refuse([str(error)])
     except OSError as error:
-        refuse([f"cannot create the run directory: {error}. Choose another with hydra.run.dir=<folder>."])
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(argv) else "hydra.run.dir"
+        refuse([f"cannot create the run directory: {error}. Choose another with {key}=<folder>."])
 
 
 @dataclass

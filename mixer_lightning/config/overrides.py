@@ -179,6 +179,16 @@ def _is_installed(package: str) -> bool:
         return False
 
 
+def wrong_place(override: str, multirun: bool) -> str | None:
+    """What is wrong with an override that gives a place to a run in a sweep, or to a sweep of a single run."""
+    key = key_of(override)
+    if multirun and key == "hydra.run.dir":
+        return "hydra.run.dir is of one run: with -m it is hydra.sweep.dir=<folder of all>"
+    if not multirun and key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
+        return f"{key} is of a sweep: without -m it is hydra.run.dir=<folder>"
+    return None
+
+
 def wrong_on_sight(
     override: str, known: Mapping[str, list[str]], root: type[Recipe] | type[EvaluationRecipe]
 ) -> str | None:

@@ -86,6 +86,19 @@ def test_a_key_of_a_file_that_the_chosen_part_does_not_take_is_refused_with_the_
     assert compose("finetune", [*given, "~schedule.warmup_steps"]).messages == []
 
 
+@pytest.mark.parametrize(
+    ("place", "multirun", "instead"),
+    [
+        ("hydra.run.dir=foo", True, "hydra.sweep.dir=<folder of all>"),
+        ("hydra.sweep.dir=foo", False, "hydra.run.dir=<folder>"),
+        ("hydra.sweep.subdir=foo", False, "hydra.run.dir=<folder>"),
+    ],
+)
+def test_a_place_that_would_be_ignored_is_refused(place, multirun, instead):
+    (message,) = compose("train", [place, "seed=0,1" if multirun else "seed=0"], multirun=multirun).messages
+    assert message.endswith(f"it is {instead}")
+
+
 def test_a_sweep_is_every_combination_in_a_directory_of_its_own():
     found = compose("train", ["optimizer.lr=0.1,0.2", "seed=0,1", "name=grid"], multirun=True)
     assert found.messages == []
