@@ -6,13 +6,15 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
+import json
 import logging
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,27 @@ def read_lines(path: Path) -> list[str]:
     """The lines of somebody's text file without spaces around them; no BOM, and what is not UTF-8 made `readable`."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         return [readable(line.strip()) for line in file]
+
+
+def from_json(text: str, where: str) -> Any:
+    """A text of JSON.
+
+    Raises:
+        ValueError: it is none, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not readable JSON: {error}") from None
+
+
+def sha256(paths: Iterable[Path]) -> str:
+    """Of the bytes of all these files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -17,9 +17,11 @@ from mixer_lightning.checkpoints.families import (
     family_of_timm,
     timm_models,
 )
+from mixer_lightning.files import from_json
 
 FILE = "model.safetensors"
 BIN_FILE = "pytorch_model.bin"  # what timm's save_for_hf writes unless told otherwise
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 INDEX_SUFFIX = ".index.json"  # names the shard of each tensor
 
 
@@ -44,6 +46,33 @@ def file_in(folder: Path) -> Path:
         f"{folder} holds neither {results.BEST} nor {results.LAST} nor {FILE}: give a run directory, or a file of "
         "weights"
     )
+
+
+def files_of(checkpoint: Path) -> list[Path]:
+    """The file that a folder or a file of weights stands for, and the shards that it names.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    path = file_in(checkpoint) if checkpoint.is_dir() else checkpoint
+    shards = {*weight_map(path).values()} if path.name.endswith(INDEX_SUFFIX) else ()
+    return [path, *(path.with_name(name) for name in sorted(shards))]
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Of an index of Hugging Face's, {"weight_map": {tensor: file}}: the name of each tensor's file beside it.
+
+    Raises:
+        ValueError: it is no such index, or names what does not lie beside it.
+    """
+    content = from_json(index.read_text(encoding="utf-8", errors="replace"), str(index))
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} has no weight_map, which says in which file each tensor is")
+    for name in map(str, places.values()):
+        if Path(name).name != name or Path(name).suffix not in (".safetensors", *TORCH_SUFFIXES):
+            raise ValueError(f"{index} names '{name}', which is no file of weights beside it")
+    return {key: str(name) for key, name in places.items()}
 
 
 def check(name: str) -> None:

@@ -127,6 +127,17 @@ def load(
     return Report(checkpoint, list(found), fresh, about_head, growth.parts, trained_at, resized)
 
 
+def widen_like(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Gives a model the sizes that `load` gave it at the start of the run whose weights are `trained`."""
+    here, there = describe(model.state_dict()), describe(trained)
+    if here is None or there is None or here.family is not there.family:
+        return
+    factor = widening(here.sizes, there)
+    if factor is not None and factor > 1:
+        assert isinstance(model, Mixer)
+        widen(model, parts=factor)
+
+
 class _Growth(NamedTuple):
     """How a Mixer's checkpoint, trained on a `grid` of patches a side, comes into a model for larger images.
 

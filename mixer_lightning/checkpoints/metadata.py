@@ -7,7 +7,6 @@ every value is checked before it is used.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -130,18 +129,6 @@ def beside(path: Path, model: Description | None) -> Metadata:
     if model is None or any(node.get(key) != size for key, size in model.sizes.items()):
         return Metadata()
     return of_recipe(recipe, None, str(path.with_name(results.RECIPE)))
-
-
-def from_json(text: str, where: str) -> Any:
-    """A text of JSON.
-
-    Raises:
-        ValueError: it is none, or nested too deep to be read.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not readable JSON: {error}") from None
 
 
 _REMEDY = "export again, or take it away"

@@ -30,10 +30,10 @@ from mixer_lightning.checkpoints.families import (
     preprocessing_of_name,
 )
 from mixer_lightning.checkpoints.metadata import Metadata
+from mixer_lightning.files import from_json
 from mixer_lightning.models.presets import list_models
 
-TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
-SUFFIXES = (".npz", ".safetensors", *TORCH_SUFFIXES)
+SUFFIXES = (".npz", ".safetensors", *hub.TORCH_SUFFIXES)
 #: Bytes that one byte of a zip archive can become (zlib.net, "maximum compression factor").
 MOST_DEFLATED = 1032
 
@@ -106,7 +106,7 @@ def read(path: str | Path) -> Checkpoint:
         return _from_shards(path)
     if path.suffix == ".safetensors":
         return _from_state_dict(path, *_read_safetensors(path))
-    if path.suffix in TORCH_SUFFIXES:
+    if path.suffix in hub.TORCH_SUFFIXES:
         content = _read_torch(path)
         return _from_state_dict(path, _state_dict(path, content), content)
     if path.suffix == ".onnx":
@@ -187,7 +187,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     torch_file.check_safetensors(path, texts)
     if metadata.KEY not in texts:
         return tensors, {}
-    stated = metadata.from_json(texts[metadata.KEY], f"{path}: its metadata '{metadata.KEY}'")
+    stated = from_json(texts[metadata.KEY], f"{path}: its metadata '{metadata.KEY}'")
     return tensors, {metadata.KEY: stated} if stated else {}
 
 
@@ -202,25 +202,19 @@ def _state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_shards(index: Path) -> Checkpoint:
-    """Of an index of Hugging Face's, {"weight_map": {tensor: file}}, whose files lie beside it."""
-    content = metadata.from_json(index.read_text(encoding="utf-8", errors="replace"), str(index))
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} has no weight_map, which says in which file each tensor is")
-    names = sorted({str(name) for name in places.values()})
-    for name in names:
-        if Path(name).name != name or Path(name).suffix not in (".safetensors", *TORCH_SUFFIXES):
-            raise ValueError(f"{index} names '{name}', which is no file of weights beside it")
-        if not index.with_name(name).is_file():
-            raise FileNotFoundError(f"{index.with_name(name)} is missing, which {index.name} names")
+    """Of an index of Hugging Face's, whose files lie beside it."""
+    places = hub.weight_map(index)
+    _, *shards = hub.files_of(index)
+    for shard in shards:
+        if not shard.is_file():
+            raise FileNotFoundError(f"{shard} is missing, which {index.name} names")
     tensors: dict[str, Any] = {}
-    for name in names:
-        shard = index.with_name(name)
+    for shard in shards:
         tensors |= _read_safetensors(shard)[0] if shard.suffix == ".safetensors" else torch_file.load(shard)
     if missing := sorted(places.keys() - tensors.keys()):
         raise ValueError(f"{index} names tensors that its files do not hold: {some_of(missing)}")
     found = _from_state_dict(index, {key: tensors[key] for key in places}, {})
-    return replace(found, shards=[index.with_name(name) for name in names])
+    return replace(found, shards=shards)
 
 
 def _from_flax(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:

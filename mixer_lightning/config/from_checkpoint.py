@@ -27,6 +27,7 @@ from mixer_lightning.checkpoints.families import (
     preprocessing_of,
 )
 from mixer_lightning.checkpoints.run_format import recipe_beside
+from mixer_lightning.files import sha256
 from mixer_lightning.models.presets import list_models, model_node
 
 if TYPE_CHECKING:
@@ -276,6 +277,37 @@ def check_there(checkpoint: str) -> None:
         near = difflib.get_close_matches(path.name, beside, 1)
         hint = f"; did you mean '{path.with_name(near[0])}'?" if near else ""
         raise FileNotFoundError(f"there is no checkpoint file {path}{hint}")
+
+
+def digest_of(checkpoint: str) -> str | None:
+    """What tells a checkpoint from another one under its name; None where it is gone, and for timm's, which stay."""
+    if checkpoint.startswith(TIMM_SCHEME):
+        return None
+    try:
+        files = hub.files_of(Path(checkpoint).expanduser())
+        return _digest(*((each, each.stat().st_mtime_ns, each.stat().st_size) for each in files))
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=16)  # the runs of a suite ask for the same
+def _digest(*files: tuple[Path, int, int]) -> str:
+    return sha256(path for path, *_ in files)
+
+
+def refuse_replaced(checkpoint: str | None, digest: str | None, run_dir: Path) -> None:
+    """See that what was made in `run_dir` from a checkpoint of this `digest_of` was made from the one there is now.
+
+    One that is gone, or whose digest is not known, is no other one.
+
+    Raises:
+        ValueError: another one has taken its place.
+    """
+    if checkpoint is not None and digest is not None and digest_of(checkpoint) not in (digest, None):
+        raise ValueError(
+            f"{run_dir} was begun with other weights than {checkpoint} holds now. Give this one a name of its own "
+            "(name=<word>), delete that directory, or put the weights back that it was begun with"
+        )
 
 
 def label_of(checkpoint: str) -> str:

@@ -287,7 +287,7 @@ def snapshot(module: Classifier) -> dict[str, Any]:
         **run_format.with_weights(module.model.state_dict()),
         "optimizer": module.optimizer.state_dict(),
         "precision": module.trainer.precision_plugin.state_dict(),
-        "window": module.accumulator.sums(),
+        "window": module.accumulator.sums(module.step, module.machine.device),
     }
     if module.ema is not None:
         state["ema"] = module.ema.module.state_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from mixer_lightning.engine.inference import Network, Predictions, evaluating
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import NonFiniteOutput
 from mixer_lightning.evals import Eval, metrics_of, uses_head
-from mixer_lightning.files import write_text
+from mixer_lightning.files import sha256, write_text
 from mixer_lightning.progress import PassBars
 from mixer_lightning.reports import confusion
 from mixer_lightning.screen import Screen, format_metric, last_line
@@ -166,13 +165,10 @@ def _record(
 ) -> dict[str, Any]:
     """What evaluation.json says."""
     source, checkpoint = parts.data.source, parts.checkpoint
-    digest = hashlib.sha256()
-    for path in (checkpoint.path, *checkpoint.shards):
-        with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
+    digest = sha256([checkpoint.path, *checkpoint.shards])
     return {
         "metrics": metrics,
-        "checkpoint": {"path": str(checkpoint.path), "kind": checkpoint.kind, "sha256": digest.hexdigest()},
+        "checkpoint": {"path": str(checkpoint.path), "kind": checkpoint.kind, "sha256": digest},
         "data": {
             "name": source.name,
             "num_classes": len(source.classes),

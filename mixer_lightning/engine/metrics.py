@@ -24,10 +24,14 @@ class MetricAccumulator:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None  # [5] float64
+        self._sums_before: Tensor | None = None  # the step that is being made
+        self._step = -1  # which that is
         self._bad_step: Tensor | None = None  # first step with a loss that is not finite, -1 for none
 
     def add(self, step: int, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Count a micro-batch: its loss, and how often the largest logit is at the largest target."""
+        if step != self._step:
+            self._sums_before, self._step = self._sums, step
         top1 = (logits.argmax(-1) == targets.argmax(-1)).double().mean()
         one, zero = torch.ones_like(top1), torch.zeros_like(top1)
         self._add(torch.stack([loss.double(), top1, one, zero, zero]))
@@ -61,10 +65,21 @@ class MetricAccumulator:
                 "or set clip_grad_norm"
             )
 
-    def sums(self) -> list[float]:
-        """The sums over all processes."""
-        sums = torch.zeros(len(self.NAMES), dtype=torch.float64) if self._sums is None else self._sums.clone()
+    def sums(self, steps: int, device: torch.device) -> list[float]:
+        """The sums over all processes, which meet on `device`, of the first `steps` steps of the run.
+
+        Of a step that is not finished nothing is counted: the next session makes it anew.
+        """
+        sums = self._sums_before if self._step >= steps else self._sums
+        return self._over_processes(
+            torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+            if sums is None
+            else sums.to(device)
+        )
+
+    def _over_processes(self, sums: Tensor) -> list[float]:
         if is_distributed():
+            sums = sums.clone()
             torch.distributed.all_reduce(sums)
         return [float(value) for value in sums.cpu()]
 
@@ -75,8 +90,8 @@ class MetricAccumulator:
     def read(self) -> dict[str, float]:
         """Means over the steps since the last call and all processes; the sums then start anew."""
         self.check()
-        loss, top1, micro_batches, grad_norm, norms = self.sums()
         assert self._sums is not None
+        loss, top1, micro_batches, grad_norm, norms = self._over_processes(self._sums)
         self._sums = torch.zeros_like(
             self._sums
         )  # on its device: a checkpoint of this step sums over processes again

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mixer_lightning.config.from_checkpoint import digest_of, refuse_replaced
 from mixer_lightning.config.recipe import Recipe, refuse_differences
 from mixer_lightning.data import identity
 from mixer_lightning.engine import bad_images
@@ -19,15 +20,34 @@ from mixer_lightning.screen import Screen
 def refuse_another_run(
     recipe: Recipe, path: Path, state: Mapping[str, Any], of_data: Mapping[str, Any], length: Length
 ) -> None:
-    """See that the checkpoint at `path` is of a run of this recipe, on these data, that may end where this one does.
+    """See that the checkpoint at `path` is of a run of this recipe, from the same weights, on these data.
+
+    It may end where this one does.
 
     Raises:
         ValueError: it is not.
     """
     what = f"{path} is of a run of another recipe"
     refuse_differences(what, state["recipe"], recipe.to_dict(), free=("duration",))
+    refuse_replaced(recipe.checkpoint, state.get("checkpoint_sha256"), path.parent)
     refuse_another_length(recipe, state, length, path.parent)
     identity.refuse_another(of_data, state, path.parent)
+
+
+def record(
+    recipe: Recipe, of_data: Mapping[str, Any], length: Length, state: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What every checkpoint of a run says of it; `state` is of an earlier session."""
+    if state is not None:
+        digest = state.get("checkpoint_sha256")  # the checkpoint that it began with may be gone
+    else:
+        digest = None if recipe.checkpoint is None else digest_of(recipe.checkpoint)
+    return {
+        "recipe": recipe.to_dict(),
+        "checkpoint_sha256": digest,
+        **of_data,
+        "device_batch": length.micro_batches.device_batch,
+    }
 
 
 def go_on(

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import yaml
 
 from mixer_lightning import launcher, results
-from mixer_lightning.config.from_checkpoint import check_there
+from mixer_lightning.config.from_checkpoint import check_there, refuse_replaced
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe, refuse_differences
 from mixer_lightning.files import check_writable, lock_run_dir
 from mixer_lightning.screen import Screen, closing_table, say_what_broke, show_logging
@@ -66,12 +66,17 @@ def _train_in(recipe: Recipe, run_dir: Path, *, head: Literal["auto", "new"]) ->
     screen = Screen(silent=not launcher.is_first())
 
     def begin() -> int:
-        if recipe.checkpoint is not None:
-            check_there(recipe.checkpoint)
-        elif head == "new":
+        if recipe.checkpoint is None and head == "new":
             raise ValueError(f"{NO_CHECKPOINT}. To train from scratch: mixer train")
         check_writable(run_dir)
-        result = finished(recipe, run_dir)
+        try:
+            result = finished(recipe, run_dir)
+        except ValueError:
+            if recipe.checkpoint is not None:
+                check_there(recipe.checkpoint)  # one that is gone says nothing of its model: another recipe
+            raise
+        if result is None and recipe.checkpoint is not None and not _has_saved(run_dir):
+            check_there(recipe.checkpoint)
         if result is not None:
             screen.say(f"{run_dir} has finished this recipe; name=<another> trains it anew")
             closing_table(screen, result, run_dir)
@@ -244,20 +249,26 @@ def finished(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     """The result of a finished run of this recipe, None if there is work to do.
 
     Raises:
-        ValueError: the directory holds a run of another recipe, whose differing keys are listed, or on other data.
+        ValueError: the directory holds a run of another recipe, whose differing keys are listed, on other data, or from
+            another checkpoint under the same name.
     """
     what = f"{run_dir} holds a run of another recipe"
     result = results.read_result(run_dir, whole=True)
     before = _stored_recipe(run_dir) if result is None else result["recipe"]
     now = recipe.to_dict()
     if before is not None:
-        goes_on = any((run_dir / name).exists() for name in (results.LAST, results.PREVIOUS))
-        refuse_differences(what, before, now, free=("duration",) if goes_on else ())
+        refuse_differences(what, before, now, free=("duration",) if _has_saved(run_dir) else ())
         if before.get("duration") != now["duration"]:
             return None  # of another length: training sees whether this one may become so
     if result is not None:
+        refuse_replaced(recipe.checkpoint, result.get("checkpoint_sha256"), run_dir)
         _refuse_other_data(result, recipe, run_dir)
     return result
+
+
+def _has_saved(run_dir: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return any((run_dir / name).exists() for name in (results.LAST, results.PREVIOUS))
 
 
 def _stored_recipe(run_dir: Path) -> dict[str, Any] | None:
@@ -265,7 +276,7 @@ def _stored_recipe(run_dir: Path) -> dict[str, Any] | None:
 
     Nothing hangs on it: a checkpoint says its recipe itself, and is compared before a run goes on from it.
     """
-    if not any((run_dir / name).exists() for name in (results.LAST, results.PREVIOUS)):
+    if not _has_saved(run_dir):
         return None
     try:
         return dict(yaml.safe_load((run_dir / results.RECIPE).read_text(encoding="utf-8")))

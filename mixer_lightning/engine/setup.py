@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from mixer_lightning.checkpoints.load import Head, Report, load
+from mixer_lightning.checkpoints.load import Head, Report, load, widen_like
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
 from mixer_lightning.data import splits
-from mixer_lightning.data.order import MicroBatches, seed_generators
+from mixer_lightning.data.checks import refuse_random_reads
+from mixer_lightning.data.order import MicroBatches, refuse_several_labels, seed_generators
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.stateless_random import derive_seed
 from mixer_lightning.data.transforms import Augment
@@ -51,9 +54,16 @@ class Assembly:
 
 
 def assemble(
-    recipe: Recipe | EvaluationRecipe, *, head: Head, stochastic_depth: float = 0.0, head_bias: float = 0.0
+    recipe: Recipe | EvaluationRecipe,
+    *,
+    head: Head,
+    stochastic_depth: float = 0.0,
+    head_bias: float = 0.0,
+    trained: Mapping[str, torch.Tensor] | None = None,
 ) -> Assembly:
     """Build and check the parts; `head` says what becomes of that of a checkpoint.
+
+    Of a run that goes on, `trained` are its weights: the checkpoint that it began with is not read, and may be gone.
 
     Raises:
         ValueError, OSError: something in the recipe, the data or the checkpoint is wrong; the message says what.
@@ -62,7 +72,7 @@ def assemble(
     machine.configure_torch()
     source = open_data(recipe)
     evals = {name: checked_eval(name, build(node)) for name, node in recipe.evals.items()}
-    checkpoint = read(recipe.checkpoint) if recipe.checkpoint is not None else None
+    checkpoint = read(recipe.checkpoint) if recipe.checkpoint is not None and trained is None else None
     names = checkpoint.classes if checkpoint is not None and any(map(uses_head, evals.values())) else None
     if names is not None and isinstance(recipe, EvaluationRecipe):
         source = splits.by_class_names(source, names)
@@ -77,6 +87,8 @@ def assemble(
     report = None
     if checkpoint is not None:
         report = load(model, checkpoint, head=head, classes=source.classes)
+    elif trained is not None:
+        widen_like(model, trained)
     return Assembly(machine, source, model, build(recipe.augment), evals, report)
 
 
@@ -137,6 +149,20 @@ def classifier(
         ema_decay=recipe.ema_decay,
         frozen=freeze(model, recipe.freeze or []),
     )
+
+
+def class_counts(recipe: Recipe, source: Dataset) -> torch.Tensor | None:
+    """Training images of each class [K], where the loss weighs by them; one with several labels counts for each.
+
+    Raises:
+        ValueError: balanced sampling is asked for, and images have several labels or would be fetched one by one.
+    """
+    if recipe.sampling is not None:
+        refuse_several_labels(source.splits["train"].labels(np.arange(1)))
+        refuse_random_reads(source.splits["train"])
+    if recipe.loss.get("class_weights") != "balanced":
+        return None
+    return torch.from_numpy(splits.class_counts(source))
 
 
 def data_module(

@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from mixer_lightning import results
-from mixer_lightning.checkpoints import sharded
+from mixer_lightning.checkpoints import run_format, sharded
 from mixer_lightning.checkpoints.load import Head
 from mixer_lightning.config.recipe import Recipe
-from mixer_lightning.data import splits
-from mixer_lightning.data.checks import refuse_damaged, refuse_random_reads
-from mixer_lightning.data.order import refuse_several_labels
-from mixer_lightning.data.sources import BadImage, Dataset
+from mixer_lightning.data.checks import refuse_damaged
+from mixer_lightning.data.sources import BadImage
 from mixer_lightning.engine import bad_images, closing, presence, resumption, setup, sharding, startup_checks
 from mixer_lightning.engine.agreement import Agreement
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog, Progress
@@ -77,14 +74,18 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     Raises:
         ValueError, OSError: something in the recipe, the data or a checkpoint is wrong; the message says what.
     """
+    earlier = read_last(run_dir)
     parts = setup.assemble(
-        recipe, head=head, stochastic_depth=recipe.stochastic_depth, head_bias=recipe.head_bias
+        recipe,
+        head=head,
+        stochastic_depth=recipe.stochastic_depth,
+        head_bias=recipe.head_bias,
+        trained=None if earlier is None else run_format.trained_weights(earlier[1]),
     )
     if parts.report is not None:
         screen.say(str(parts.report))
     machine, source = parts.machine, parts.source
     source.refuse_label_changing(parts.augment)
-    earlier = read_last(run_dir)
     of_data = bad_images.record(source, run_dir, earlier and earlier[1])
     num_images = bad_images.num_images(of_data, "train")
     recipe = settle_device_batch(
@@ -96,7 +97,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     )
     length = length_of(recipe, num_images=num_images, world_size=machine.world_size)
     module = setup.classifier(
-        recipe, parts.model, machine, length, class_counts=_class_counts(recipe, source)
+        recipe, parts.model, machine, length, class_counts=setup.class_counts(recipe, source)
     )
     startup_checks.check_training(recipe, module, source, total_steps=length.total_steps, say=screen.say)
     data = _data_module(recipe, parts, module, length)
@@ -122,7 +123,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         every_steps=recipe.checkpoint_every.to_steps(length.steps_per_epoch),
         every_minutes=recipe.checkpoint_minutes,
         total_steps=length.total_steps,
-        record={"recipe": recipe.to_dict(), **of_data, "device_batch": length.micro_batches.device_batch},
+        record=resumption.record(recipe, of_data, length, earlier and earlier[1]),
         metrics=metrics,
         driven=DrivenCallbacks(others, start_step=data.start_step, states=states),
         earlier=earlier,
@@ -254,20 +255,6 @@ def _callbacks(
     ]
 
 
-def _class_counts(recipe: Recipe, source: Dataset) -> torch.Tensor | None:
-    """Training images of each class [K], where the loss weighs by them; one with several labels counts for each.
-
-    Raises:
-        ValueError: balanced sampling is asked for, and images have several labels or would be fetched one by one.
-    """
-    if recipe.sampling is not None:
-        refuse_several_labels(source.splits["train"].labels(np.arange(1)))
-        refuse_random_reads(source.splits["train"])
-    if recipe.loss.get("class_weights") != "balanced":
-        return None
-    return torch.from_numpy(splits.class_counts(source))
-
-
 def fit(recipe: Recipe, run_dir: Path, run: Run, screen: Screen) -> int:
     """Train to the end, from where an earlier session stopped, and write the result; the exit code (see README)."""
     code = 1
@@ -385,7 +372,9 @@ def _result(recipe: Recipe, run: Run) -> dict[str, Any]:
         "steps": module.step,
         "ended_early": module.ended,
         "num_parameters": run.num_parameters,
-        **{key: run.checkpoints.record[key] for key in ("classes", "images", "identity")},
+        **{
+            key: run.checkpoints.record[key] for key in ("checkpoint_sha256", "classes", "images", "identity")
+        },
         **results.provenance(),
         "device": run.device,
         **metrics.device_time,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mixer_lightning import results
 from mixer_lightning.config.compose import Composition, compose
+from mixer_lightning.config.from_checkpoint import refuse_replaced
 from mixer_lightning.config.groups import groups_of
 from mixer_lightning.config.overrides import key_of
 from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe
@@ -197,7 +198,8 @@ def run_all(runs: SuiteRuns, screen: Screen) -> int:
     """All runs that are still to be made, then few-shot; 0, or the exit code of the one that failed or was stopped.
 
     Raises:
-        ValueError: a directory holds results of another recipe, or of a run that saw the test set too early.
+        ValueError: a directory holds results of another recipe or checkpoint, or of a run that saw the test set too
+            early.
     """
     tasks = runs.suite.tasks
     for step in (step for task in tasks for step in runs.dev(task)):
@@ -216,7 +218,10 @@ def run_all(runs: SuiteRuns, screen: Screen) -> int:
         recipe, run_dir = runs.fewshot(data)
         with remedied_by_folder():
             run.refuse_another_evaluation(recipe, run_dir)
-        if results.read_evaluation(run_dir) is None:
+            found = results.read_evaluation(run_dir)
+            if found is not None:
+                refuse_replaced(recipe.checkpoint, found.get("checkpoint", {}).get("sha256"), run_dir)
+        if found is None:
             screen.say(f"{data.name}: few-shot")
             run_dir.mkdir(parents=True, exist_ok=True)
             code = run.evaluate(recipe, run_dir)

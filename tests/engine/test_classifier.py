@@ -20,12 +20,15 @@ from mixer_lightning.data.order import MicroBatches, split_batch
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.data.transforms import Augment
+from mixer_lightning.engine import metrics
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.metrics import MetricAccumulator, NonFiniteLoss
 from mixer_lightning.engine.run import train
 from mixer_lightning.targets import build
+
+CPU = torch.device("cpu")
 
 
 def run(tmp_path: Path, *words: str) -> tuple[dict, list[dict]]:
@@ -180,13 +183,30 @@ def test_accumulator_is_the_mean_over_chunks_and_starts_anew():
     assert accumulator.read() == {"train/loss": 5.0, "train/top1": 1.0}
 
 
-def test_accumulator_stays_on_its_device_after_it_was_read():
-    """Or NCCL would be asked to sum a tensor of the CPU when a checkpoint follows a line of the log."""
+@pytest.mark.parametrize("restored", [True, False])
+def test_processes_meet_on_their_device_also_before_the_first_step_of_a_session(monkeypatch, restored):
+    """NCCL sums no tensor of the CPU, where the sums of an earlier session were read."""
+    met: list[str] = []
+    monkeypatch.setattr(metrics, "is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: met.append(tensor.device.type))
     accumulator = MetricAccumulator()
-    accumulator.add(0, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    if restored:
+        accumulator.restore([1.0] * 5)
+    with pytest.raises(NotImplementedError):  # a tensor of this device has no values to be read
+        accumulator.sums(1, torch.device("meta"))
+    assert met == ["meta"]
+
+
+def test_accumulator_leaves_out_a_step_that_is_not_finished():
+    """A callback may end a session between micro-batches; the next one makes the step anew."""
+    accumulator = MetricAccumulator()
+    for step in (0, 0, 1):
+        accumulator.add(step, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    assert accumulator.sums(1, CPU) == [2.0, 2.0, 2.0, 0.0, 0.0]
+    accumulator.add(1, torch.tensor(1.0), torch.eye(4), torch.eye(4))
+    assert accumulator.sums(2, CPU) == [4.0, 4.0, 4.0, 0.0, 0.0]
     accumulator.read()
-    assert accumulator._sums is not None
-    assert accumulator.sums() == [0.0] * 5
+    assert accumulator.sums(2, CPU) == [0.0] * 5
 
 
 def test_an_infinite_norm_is_left_out_of_the_mean():
@@ -201,7 +221,7 @@ def test_accumulator_goes_on_from_saved_sums():
     targets = torch.eye(4)
     accumulator, other = MetricAccumulator(), MetricAccumulator()
     accumulator.add(0, torch.tensor(1.0), torch.eye(4), targets)
-    other.restore(accumulator.sums())
+    other.restore(accumulator.sums(1, CPU))
     for w in (accumulator, other):
         w.add(1, torch.tensor(4.0), torch.eye(4).flip(0), targets)
     assert accumulator.read() == other.read() == {"train/loss": 2.5, "train/top1": 0.5}

@@ -17,10 +17,11 @@ from PIL import Image
 
 from conftest import ROOT, TINY
 from mixer_lightning import results, stopping
+from mixer_lightning.api import create_model
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.engine.callbacks import MetricsLog, Progress
 from mixer_lightning.engine.datamodule import DataModule
-from mixer_lightning.engine.run import train
+from mixer_lightning.engine.run import finetune, train
 from mixer_lightning.files import lock_run_dir
 
 #: With all that a checkpoint must hold: BatchNorm, an average, accumulation, dropped branches, mixing.
@@ -219,6 +220,39 @@ def test_data_may_move_but_not_become_other_data(tmp_path, capsys):
     assert "on other data" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "moved")
     assert session("moved") == 0, "a finished run outlives its data"
+
+
+def test_a_finetuning_outlives_its_checkpoint_and_refuses_another_in_its_place(tmp_path, monkeypatch, capsys):
+    """Finished or not, also where it has widened the model for larger images."""
+    path, gone, run_dir = tmp_path / "start.pth", tmp_path / "gone.pth", tmp_path / "run"
+    torch.save(create_model("mixer_digits", num_classes=7).state_dict(), path)
+    words = [*TINY[1:], f"checkpoint={path}", "image_size=16", "duration.steps=4", "device_batch=60"]
+    recipe = compose_one("finetune", [*words, "schedule.warmup_steps=1", "evals=none"])
+    assert finetune(recipe, tmp_path / "undisturbed") == 0
+    with monkeypatch.context() as patch:
+        on_step = MetricsLog.on_step
+
+        def interrupted(self, trainer, module):
+            on_step(self, trainer, module)
+            if module.step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+        patch.setattr(MetricsLog, "on_step", interrupted)
+        assert finetune(recipe, run_dir) == 143
+    path.rename(gone)
+    path.write_bytes(b"others")
+    assert finetune(recipe, run_dir) == 2
+    assert "was begun with other weights than" in capsys.readouterr().out
+    path.unlink()
+    assert finetune(recipe, run_dir) == 0
+    assert_same(run_dir, tmp_path / "undisturbed")
+    assert finetune(recipe, run_dir) == 0
+    assert "has finished this recipe" in capsys.readouterr().out
+    path.write_bytes(b"others")
+    assert finetune(recipe, run_dir) == 2
+    assert "was begun with other weights than" in capsys.readouterr().out
+    gone.replace(path)
+    assert finetune(recipe, run_dir) == 0
 
 
 def test_threads_bad_images_and_sessions_change_nothing(tmp_path, monkeypatch):

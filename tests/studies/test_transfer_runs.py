@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mixer_lightning import results
+from mixer_lightning.api import create_model
 from mixer_lightning.data.crops import FILTERS
 from mixer_lightning.data.stateless_random import sample_keys
 from mixer_lightning.screen import Screen
@@ -67,6 +70,19 @@ def test_a_folder_of_another_checkpoint_is_refused_before_any_run(tmp_path: Path
     with pytest.raises(ValueError, match=r"(?s)checkpoint: '1k/B_16.npz' there.*\(folder=<another>\)"):
         run_all(now, Screen())
     assert not (tmp_path / "cifar10").exists()
+
+
+def test_figures_of_weights_that_have_been_replaced_do_not_stand(tmp_path: Path) -> None:
+    torch.save(create_model("mixer_digits", num_classes=7).state_dict(), tmp_path / "x.pth")
+    overrides = [f"checkpoint={tmp_path}/x.pth"]
+    suite = read_suite("fewshot").only(["pets"])
+    runs = SuiteRuns(suite, folder=tmp_path, overrides=overrides, seeds=[0])
+    recipe, run_dir = runs.fewshot(suite.fewshot[0])
+    run_dir.mkdir(parents=True)
+    record = {"metrics": {}, "recipe": recipe.to_dict(), "checkpoint": {"sha256": "0" * 64}}
+    (run_dir / results.EVALUATION).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="other weights than"):
+        run_all(runs, Screen(silent=True))
 
 
 def test_the_protocol_of_the_five() -> None:
