@@ -94,6 +94,10 @@ def test_numbers_are_positions_and_a_file_names_the_classes(root):
             "path,label,split\nimages/0.png,owl,dev\n",
             r"line 2 of .* has the split 'dev'; there are train, val, test",
         ),
+        (
+            "path,label\nimages/0.png,2\nimages/1.png,-1\n",  # among numbers it would make names of them all
+            r"line 3 of .*: 'images/1\.png' has label -1\. .*leave out images without a class",
+        ),
         ("path,label\nimages/0.png,900000\n", r"labels go up to 900000.* data\.classes=<file>"),
     ],
 )

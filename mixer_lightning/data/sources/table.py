@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mixer_lightning.data.sources import Dataset, Images
 from mixer_lightning.data.sources.folder import SPLIT_ALIASES, SPLITS, FolderImages
-from mixer_lightning.data.sources.labels import named_classes
+from mixer_lightning.data.sources.labels import NegativeLabel, named_classes, refuse_negative
 from mixer_lightning.files import readable
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
@@ -109,6 +109,10 @@ def _rows(name: str, path: Path) -> Iterator[Row]:
                 texts = [cell.strip() for cell in cells]
                 if len(texts) < len(columns) or not texts[at_path] or not texts[at_label]:
                     raise ValueError(f"{name}: line {line:,} of {path} lacks a path or a label: {FORM}.")
+                try:
+                    refuse_negative(texts[at_path], texts[at_label])
+                except NegativeLabel as error:
+                    raise ValueError(f"{name}: line {line:,} of {path}: {error}") from None
                 split = texts[at_split].lower() if at_split is not None else ""
                 split = SPLIT_ALIASES.get(split, split)
                 if split and split not in SPLITS:
