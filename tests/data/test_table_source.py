@@ -33,7 +33,7 @@ def read(data: Dataset, split: str) -> list[tuple[str, str]]:
 
 def test_a_folder_of_tables(root):
     (root / "train.csv").write_text("path,label\n" + lines("owl", "crow", "owl"))
-    (root / "val.csv").write_text("path,label\n" + lines("crow", first=6))
+    (root / "val.csv").write_text("path,label\n" + lines("crow", first=6) + "./images/6.png,crow\n")
     data = table(root=str(root))
     assert data.classes == ["crow", "owl"]
     assert read(data, "train") == [("images/0.png", "owl"), ("images/1.png", "crow"), ("images/2.png", "owl")]
@@ -84,6 +84,10 @@ def test_numbers_are_positions_and_a_file_names_the_classes(root):
         ),
         (
             "path,label\nimages/0.png,owl\nimages/0.png,crow\n",
+            r"'owl' in line 2 of train and 'crow' in line 3",
+        ),
+        (
+            "path,label\nimages/0.png,owl\n./images//0.png,crow\n",
             r"'owl' in line 2 of train and 'crow' in line 3",
         ),
         (
