@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixer_lightning.data.sources.disk import read_regular
-from mixer_lightning.data.sources.labels import named_classes
+from mixer_lightning.data.sources.labels import NegativeLabel, named_classes, refuse_negative
 from mixer_lightning.data.sources.names import stem, suffix_of
 from mixer_lightning.files import readable
 from mixer_lightning.prepare.options import SPLITS, Options
@@ -41,10 +40,6 @@ class Row(NamedTuple):
 
     path: str
     labels: list[str]
-
-
-class NegativeLabel(ValueError):
-    """A number below 0 stands where a class should."""
 
 
 class Contents(NamedTuple):
@@ -171,11 +166,7 @@ def _checked(path: str, labels: list[str]) -> Row:
     if not path or not labels or not all(labels):
         raise ValueError
     for label in labels:
-        if re.fullmatch(r"-[0-9]+", label):
-            raise NegativeLabel(
-                f"{path!r} has label {label}. Labels are class names, or positions in the list of classes from 0 on; "
-                "leave out images without a class."
-            )
+        refuse_negative(path, label)
     return Row(path, [readable(label) for label in labels])
 
 

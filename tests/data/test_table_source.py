@@ -33,7 +33,7 @@ def read(data: Dataset, split: str) -> list[tuple[str, str]]:
 
 def test_a_folder_of_tables(root):
     (root / "train.csv").write_text("path,label\n" + lines("owl", "crow", "owl"))
-    (root / "val.csv").write_text("path,label\n" + lines("crow", first=6))
+    (root / "val.csv").write_text("path,label\n" + lines("crow", first=6) + "./images/6.png,crow\n")
     data = table(root=str(root))
     assert data.classes == ["crow", "owl"]
     assert read(data, "train") == [("images/0.png", "owl"), ("images/1.png", "crow"), ("images/2.png", "owl")]
@@ -87,12 +87,20 @@ def test_numbers_are_positions_and_a_file_names_the_classes(root):
             r"'owl' in line 2 of train and 'crow' in line 3",
         ),
         (
+            "path,label\nimages/0.png,owl\n./images//0.png,crow\n",
+            r"'owl' in line 2 of train and 'crow' in line 3",
+        ),
+        (
             "path,label,split\nimages/0.png,owl,train\nimages/0.png,owl,val\n",
             r"0\.png is in train and in val",
         ),
         (
             "path,label,split\nimages/0.png,owl,dev\n",
             r"line 2 of .* has the split 'dev'; there are train, val, test",
+        ),
+        (
+            "path,label\nimages/0.png,2\nimages/1.png,-1\n",  # among numbers it would make names of them all
+            r"line 3 of .*: 'images/1\.png' has label -1\. .*leave out images without a class",
         ),
         ("path,label\nimages/0.png,900000\n", r"labels go up to 900000.* data\.classes=<file>"),
     ],

@@ -169,6 +169,10 @@ def test_extracted_data_in_disorder(tmp_path):
     (folder / "images/val200/000001.jpg").unlink()
     with pytest.raises(ValueError, match=r"svhn lacks 1 of 2 images, such as images/val200/000001\.jpg"):
         load("svhn", tmp_path)
+    (folder / "images").rename(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"svhn lacks 4 of 4 images, such as images/train800/000000\.jpg"):
+        load("svhn", tmp_path)
+    (tmp_path / "images").rename(folder / "images")
     (folder / "val200.txt").write_text("images/val200/000000.jpg 10\n")
     with pytest.raises(
         ValueError, match=r"images/val200/000000\.jpg has no label or one that is not below 10"

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mixer_lightning.data.sources.names import too_sparse
 from mixer_lightning.files import read_lines
 
 SHOWN_LABELS = 5  # that are unknown
+
+
+class NegativeLabel(ValueError):
+    """A number below 0 stands where a class should."""
+
+
+def refuse_negative(path: str, label: str) -> None:
+    """NegativeLabel where the label of an image in a list is a number below 0, the customary one of no class."""
+    if re.fullmatch(r"-[0-9]+", label):
+        raise NegativeLabel(
+            f"{path!r} has label {label}. Labels are class names, or positions in the list of classes from 0 on; "
+            "leave out images without a class."
+        )
 
 
 def named_classes(

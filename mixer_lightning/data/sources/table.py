@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from mixer_lightning.data.sources import Dataset, Images
 from mixer_lightning.data.sources.folder import SPLIT_ALIASES, SPLITS, FolderImages
-from mixer_lightning.data.sources.labels import named_classes
+from mixer_lightning.data.sources.labels import NegativeLabel, named_classes, refuse_negative
 from mixer_lightning.files import readable
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
@@ -44,7 +45,8 @@ def table(
     `train`, `val`, `test` are files, relative to root; without any of them, <root>/train.csv, val.csv and test.csv, as
     many as there are, or the one file that root itself may be. A file has a first line with names of columns, in any
     order and among others: path (or file, filename, image), label (or class, target, category) and, where one file
-    holds several splits, split. Commas, semicolons or tabs separate them; texts with such are quoted.
+    holds several splits, split. Commas, semicolons or tabs separate them; texts with such are quoted. An image in
+    several lines counts once.
 
     Labels are class names, sorted, or numbers: positions in the list of classes. `classes` is a file that names them,
     one a line, in order. `name` is the data set's name in messages and results.
@@ -66,19 +68,19 @@ def table(
             f"{name}: no table at {base}. Set data.root to a CSV file, or to a folder with train.csv (and val.csv or "
             f"test.csv): {FORM}."
         )
-    rows: defaultdict[str, list[Row]] = defaultdict(list)
+    lines: defaultdict[str, list[Row]] = defaultdict(list)
     for split, path in files.items():
         if not path.is_file():
             raise FileNotFoundError(f"{name}: data.{split}={given[split]}: there is no file {path}.")
         for row in _rows(name, path):
-            rows[row.split or split].append(row)
-    _refuse_twice(name, rows)
+            lines[row.split or split].append(row)
+    rows = _each_image_once(name, lines)
     labels = {row.label for part in rows.values() for row in part}
     total = sum(map(len, rows.values()))
     names, label_of = named_classes(labels, total, classes, what=name, key="data.classes")
     splits: dict[str, Images] = {}
     for split in SPLITS:
-        if rows[split]:
+        if rows.get(split):
             paths = [row.path for row in rows[split]]
             _check_there(name, base, paths)
             splits[split] = FolderImages(base, paths, [label_of[row.label] for row in rows[split]])
@@ -109,6 +111,10 @@ def _rows(name: str, path: Path) -> Iterator[Row]:
                 texts = [cell.strip() for cell in cells]
                 if len(texts) < len(columns) or not texts[at_path] or not texts[at_label]:
                     raise ValueError(f"{name}: line {line:,} of {path} lacks a path or a label: {FORM}.")
+                try:
+                    refuse_negative(texts[at_path], texts[at_label])
+                except NegativeLabel as error:
+                    raise ValueError(f"{name}: line {line:,} of {path}: {error}") from None
                 split = texts[at_split].lower() if at_split is not None else ""
                 split = SPLIT_ALIASES.get(split, split)
                 if split and split not in SPLITS:
@@ -124,12 +130,12 @@ def _rows(name: str, path: Path) -> Iterator[Row]:
         raise ValueError(f"{name}: {path} names no image. Expected {FORM}.")
 
 
-def _refuse_twice(name: str, rows: dict[str, list[Row]]) -> None:
-    """An image has one label, and is not trained on and judged by."""
+def _each_image_once(name: str, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The first line of each image, which has one label, and is not trained on and judged by."""
     seen: dict[str, tuple[str, Row]] = {}
     for split, part in rows.items():
         for row in part:
-            other_split, other = seen.setdefault(row.path, (split, row))
+            other_split, other = seen.setdefault(os.path.normpath(row.path), (split, row))
             if other_split != split:
                 raise ValueError(
                     f"{name}: {row.path} is in {other_split} and in {split}. Leave it out of one of them."
@@ -139,6 +145,10 @@ def _refuse_twice(name: str, rows: dict[str, list[Row]]) -> None:
                     f"{name}: {row.path} has the label {other.label!r} in line {other.line:,} of {split} and "
                     f"{row.label!r} in line {row.line:,}. Leave one of them out."
                 )
+    once: defaultdict[str, list[Row]] = defaultdict(list)
+    for split, row in seen.values():
+        once[split].append(row)
+    return once
 
 
 def _check_there(name: str, base: Path, paths: list[str]) -> None:

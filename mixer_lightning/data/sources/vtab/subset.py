@@ -117,9 +117,12 @@ def slices(task: Task, counts: dict[str, int]) -> dict[str, tuple[str, int, int]
 
 
 def _is_extracted(lists: Lists) -> bool:
-    """Whether the lists name images beside them, and not originals elsewhere."""
-    first = next((lines[0].name for lines in lists.of.values() if lines), None)
-    return first is not None and lists.source.is_dir() and (lists.source / first).is_file()
+    """Whether the lists name images beside them, there or not, and not originals elsewhere."""
+    first = next(((kind, lines[0].name) for kind, lines in lists.of.items() if lines), None)
+    if first is None or not lists.source.is_dir():
+        return False
+    kind, name = first
+    return name.startswith(f"images/{kind}/") or (lists.source / name).is_file()
 
 
 def _extracted(task: Task, lists: Lists, split: Split) -> dict[str, Images]:
