@@ -261,6 +261,12 @@ def test_the_order_of_speed_and_the_days_of_a_plan(tmp_path: Path) -> None:
     assert "| d | x | 10 | 10 | 5 (TPUv3 core) |" in text  # 8.64 million images at 10 a second
 
 
+def test_plans_are_at_the_size_that_the_papers_trained_at() -> None:
+    planned = {(plan["model"], plan["input"]) for plan in throughput_runs.plans()}
+    assert {("mixer_h14", 224), ("vit_l16", 224), ("bit_r200x3", 224)} < planned
+    assert {size for _, size in planned} == {224}  # NFNet-F4+, which is timed at 512 px, too
+
+
 def test_a_batch_size_that_comes_later_may_be_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
