@@ -255,7 +255,9 @@ def test_the_order_of_speed_and_the_days_of_a_plan(tmp_path: Path) -> None:
     }
     plan["core_days"] = 5.0
     about = {key: str(value) for key, value in CONDITIONS.items()}
-    text = page(table.path, about=about, command=["mixer study throughput"], plans=[plan])
+    asked = {"models": ["a", "d", "e"], "modes": ["inference", "training"]}
+    text = page(table.path, about=about, command=["mixer study throughput"], plans=[plan], **asked)
+    assert "\n* Asked for and without a figure: a (training), e\n" in text
     assert "rank correlation 0.80 (Spearman)" in text
     assert "| 1 | 2 | a | 40 | 3 |" in text
     assert "| d | x | 10 | 10 | 5 (TPUv3 core) |" in text  # 8.64 million images at 10 a second
