@@ -36,7 +36,7 @@ def tables(found: Found, results_of_models: Path) -> list[Table]:
 
 
 def paper_table(table: PublishedTable, measured: Sequence[Measured]) -> Table:
-    """A printed table; below each row what was measured of the same model, training data and image size."""
+    """A printed table; below each row what was measured of the same model, training data, image size and star."""
     file, printed = published.cited(table), published.rows(table)
     columns = [name for name in printed[0] if name not in _HIDDEN]
     last = {_key(row): number for number, row in enumerate(printed)}  # below the last of those with one key
@@ -53,14 +53,14 @@ def paper_table(table: PublishedTable, measured: Sequence[Measured]) -> Table:
     return Table(table.name, table.title, tuple(columns), tuple(lines), table.notes, made)
 
 
-def _key(row: Mapping[str, str]) -> tuple[str, str, str]:
-    return row["conf_model"], row["data"], row["image_size"]
+def _key(row: Mapping[str, str]) -> tuple[str, str, str, str]:
+    return row["conf_model"], row["data"], row["image_size"], row.get("star", "")
 
 
 def _beside(each: Measured, row: Mapping[str, str], columns: Sequence[str]) -> Row | None:
     """The line of a measurement below a published row; None where it is of something else, or fills no column."""
     size = each.image_size.value if each.image_size else ""
-    if (each.model, each.trained_on, size) != _key(row) or not tested_alike(each, row["data"]):
+    if (each.model, each.trained_on, size, each.star) != _key(row) or not tested_alike(each, row["data"]):
         return None
     cells, filled = [], 0
     for name in columns:
@@ -113,8 +113,9 @@ RUN_COLUMNS = (
 
 _NOTE = (
     "Published beside a measurement: top-1 on the same test images, of the same model, training data and image size, "
-    "and the same number of epochs where several are published. Empty: nothing is published for it, or the file does "
-    "not tell what was trained on."
+    "of the same procedure where ConvMixer's table marks one with a star, and of the same number of epochs of "
+    "pre-training where several are published; of public weights the first. Empty: nothing is published for it, or "
+    "the file does not tell what was trained on."
 )
 
 
@@ -157,18 +158,19 @@ def runs_table(measured: Iterable[Measured], results_of_models: Path) -> Table:
 
 
 def _published_for(each: Measured, known: Sequence[Mapping[str, str]]) -> tuple[int, Mapping[str, str]]:
-    """The number, from 1, of the published row and the row; of equals the one of as many epochs, else the first."""
+    """The number, from 1, of the published row and the row; where several epochs are published, that of as many."""
     size = each.image_size.value if each.image_size else ""
-    epochs = each.epochs.value if each.epochs else ""
     alike = [
         (number, row)
         for number, row in enumerate(known, start=1)
-        if (row["model"], row["data"], row["input"]) == (each.model, each.trained_on, size)
+        if (row["model"], row["data"], row["input"], row["star"])
+        == (each.model, each.trained_on, size, each.star)
         and row["top1_percent"]
         and tested_alike(each, row["data"])
     ]
-    same = [(number, row) for number, row in alike if row["epochs"] == epochs]
-    return next(iter(same or alike), (0, {}))
+    if each.pretrained_epochs is not None and len({row["epochs"] for _, row in alike}) > 1:
+        alike = [(number, row) for number, row in alike if row["epochs"] == each.pretrained_epochs]
+    return next(iter(alike), (0, {}))
 
 
 def _cited(row: Mapping[str, str]) -> str:

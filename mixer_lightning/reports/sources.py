@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mixer_lightning import results
 from mixer_lightning.reports import study_files, sweep
@@ -39,6 +39,15 @@ _TRAINED_ON = (
 )
 #: The split with the images on which papers report, where it is not called test.
 _OFFICIAL_SPLIT = {"imagenet1k": "val"}
+#: The file of conf/augment that the recipes of rows with a star in ConvMixer's table have.
+_STARRED = "convmixer_a1"
+
+
+class _Procedure(TypedDict):
+    """What of a training from scratch decides which of several published figures is its own."""
+
+    pretrained_epochs: str | None
+    star: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,9 @@ class Measured:
 
     `trained_on` and `tested_on` are names of conf/data, "" where the file does not tell. `values` are the metrics by
     name, each a fraction or a percentage as `percent` says, with its place in the file; `official` is the name of
-    the one that papers report, "" where it has none.
+    the one that papers report, "" where it has none. `pretrained_epochs` are those of the training from scratch, "" if
+    its length is not in epochs, None for public weights; `star` is "yes" where that was by the procedure of rows that
+    ConvMixer's table marks so.
     """
 
     label: str
@@ -62,6 +73,8 @@ class Measured:
     made: Provenance
     official: str = ""
     epochs: Source | None = None
+    pretrained_epochs: str | None = None
+    star: str = ""
     others: dict[str, Source] = field(default_factory=dict)
 
     @property
@@ -143,17 +156,18 @@ def _run(path: Path) -> Measured:
     file, recipe = path.as_posix(), record["recipe"]
     choices = recipe.get("choices") or {}
     checkpoint, data = recipe.get("checkpoint"), str(choices.get("data", ""))
-    trained_on = _scratch(recipe) if checkpoint is None else trained_on_of(str(checkpoint))
+    first = recipe if checkpoint is None else _first(str(checkpoint))
     others = {key: json_source(file, record, (key,)) for key in ("num_parameters", "images_per_second")}
     size, epochs = (json_source(file, record, key) for key in (("recipe", "image_size"), _EPOCHS))
     return Measured(
         label=f"{path.parent.parent.name}/{path.parent.name}",
         kind="evaluation" if is_evaluation else "fine-tuning" if checkpoint is not None else "training",
         model=str(choices.get("model", "")),
-        trained_on=trained_on,
+        trained_on=_trained_on(first),
         tested_on=data,
         image_size=size,
         epochs=None if is_evaluation else epochs,
+        **_procedure(first),
         values=_sources(file, record, "metrics"),
         percent=False,
         file=file,
@@ -188,7 +202,7 @@ def _transfer(path: Path) -> list[Measured]:
     if not isinstance(row, dict) or not row or not runs:
         return []
     words = [str(each) for each in record.get("checkpoint") or []]
-    checkpoint = next((each.partition("=")[2] for each in words if each.startswith("checkpoint=")), "")
+    first = _first(next((each.partition("=")[2] for each in words if each.startswith("checkpoint=")), ""))
     file = path.as_posix()
     sources = {name: json_source(file, record, ("row", name, 0)) for name in row}
     return [
@@ -196,7 +210,8 @@ def _transfer(path: Path) -> list[Measured]:
             label=path.parent.name,
             kind="transfer",
             model=runs[0].model,
-            trained_on=trained_on_of(checkpoint),
+            trained_on=_trained_on(first),
+            **_procedure(first),
             tested_on="imagenet1k",
             image_size=runs[0].image_size,
             values={name: source for name, source in sources.items() if source is not None},
@@ -215,14 +230,35 @@ def _transfer(path: Path) -> list[Measured]:
 
 def trained_on_of(checkpoint: str) -> str:
     """What weights were trained on, in the words of conf/data: by the result of their run, or by their public name."""
+    return _trained_on(_first(checkpoint))
+
+
+def _first(checkpoint: str) -> Mapping[str, Any] | str:
+    """The recipe of the run from scratch that weights go back to, or the name of the public weights."""
     path = Path(checkpoint)
     folder = path if path.is_dir() else path.parent
     record = results.read_result(folder) if (folder / results.RESULT).is_file() else None
-    if record is not None and isinstance(recipe := record.get("recipe"), dict):
-        before = recipe.get("checkpoint")
-        return _scratch(recipe) if before is None else trained_on_of(str(before))
-    name = re.sub(r"\.(safetensors|bin|pth|pt|tar|npz|ckpt)$", "", checkpoint.lower())
+    if record is None or not isinstance(recipe := record.get("recipe"), dict):
+        return checkpoint
+    return recipe if recipe.get("checkpoint") is None else _first(str(recipe["checkpoint"]))
+
+
+def _trained_on(first: Mapping[str, Any] | str) -> str:
+    if not isinstance(first, str):
+        return _scratch(first)
+    name = re.sub(r"\.(safetensors|bin|pth|pt|tar|npz|ckpt)$", "", first.lower())
     return next((data for pattern, data in _TRAINED_ON if re.search(pattern, name)), "")
+
+
+def _procedure(first: Mapping[str, Any] | str) -> _Procedure:
+    if isinstance(first, str):
+        return {"pretrained_epochs": None, "star": ""}
+    epochs = (first.get("duration") or {}).get("epochs")
+    is_starred = (first.get("choices") or {}).get("augment") == _STARRED
+    return {
+        "pretrained_epochs": "" if epochs is None else f"{epochs:g}",
+        "star": "yes" if is_starred else "",
+    }
 
 
 def json_source(file: str, record: Any, keys: Sequence[str | int]) -> Source | None:

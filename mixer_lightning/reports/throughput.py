@@ -36,12 +36,13 @@ def page(
     command: Sequence[str],
     plans: Iterable[Mapping[str, object]],
     models: Sequence[str] = (),
+    modes: Sequence[str] = (),
     commit: str | None = None,
 ) -> str:
     """The page of what the CSV file at `path` has for the conditions `about`.
 
     `plans` are trainings of papers: model, input, data, epochs, images, and the core_days of their device. `models`
-    are those that the command asked for.
+    and `modes` are those that the command asked for.
     """
     lines = read(path, about)
     published = [column for column in (lines[0] if lines else {}) if column.startswith("published_")]
@@ -71,8 +72,14 @@ def page(
             f"{about['seconds']} s a measurement"
         ),
     ]
-    missing = [name for name in models if name not in {line["model"] for line in lines}]
-    text += [f"* Asked for and without a figure: {', '.join(missing)}"] if missing else []
+    there = {(line["model"], line["mode"]) for line in lines}
+    missing = {name: [mode for mode in modes if (name, mode) not in there] for name in dict.fromkeys(models)}
+    without = [
+        name if len(absent) == len(modes) else f"{name} ({', '.join(absent)})"
+        for name, absent in missing.items()
+        if absent
+    ]
+    text += [f"* Asked for and without a figure: {', '.join(without)}"] if without else []
     found = finding(lines)
     text += ["", markdown.FINDING, "", found] if found else []
     for mode in ("inference", "training"):

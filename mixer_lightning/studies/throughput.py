@@ -132,6 +132,7 @@ def main(argv: Sequence[str]) -> None:
                 command=["mixer study throughput", *argv],
                 plans=plans(),
                 models=chosen.models,
+                modes=chosen.modes,
                 commit=results.git_sha(),
             )
             markdown.write_page(table.path.with_suffix(".md"), text)

@@ -266,10 +266,12 @@ def cases_of(chosen: argparse.Namespace, screen: Screen) -> Iterator[Case]:
 
 #: Images of the training sets that the papers' core-days were spent on, by the data of published_speed.csv.
 NUM_IMAGES = {"imagenet1k": 1_281_167, "imagenet21k": 14_197_122, "jft300m": 303_000_000}
+#: Pre-trained at a size that it is not published at: 224 px on JFT (arXiv 2102.06171).
+PRETRAINED_AT_ANOTHER_SIZE = ("nfnet_f4_plus",)
 
 
 def plans() -> list[Mapping[str, object]]:
-    """Trainings of papers whose length is known: model, input, data, epochs, images, device and core_days."""
+    """Trainings of papers of known length and image size: model, input, data, epochs, images, device, core_days."""
     return [
         {
             "model": row.model,
@@ -285,4 +287,5 @@ def plans() -> list[Mapping[str, object]]:
         and row.epochs is not None
         and row.data in NUM_IMAGES
         and row.input == default_image_size(row.model)
+        and row.model not in PRETRAINED_AT_ANOTHER_SIZE
     ]

@@ -55,10 +55,12 @@ def again(name: str) -> str:
         said = re.search(r"Asked for and without a figure: (.+)", page)
         keys = ("precision", "layout", "compile", "seconds", "device", "machine", "versions")
         about = {key: lines[0][key] for key in keys}
-        models = [line["model"] for line in lines if line["model"]] + (said[1].split(", ") if said else [])
+        models = [line["model"] for line in lines if line["model"]]
+        models += re.findall(r"(\w+)(?: \(|,|$)", said[1]) if said else []
         assert set(models) <= set(list_models())
         made = {key: value for key, value in provenance(name).items() if key in ("command", "commit")}
-        return throughput.page(RESULTS / f"{name}.csv", about=about, plans=plans(), models=models, **made)
+        asked = {"models": models, "modes": ("inference", "training")}
+        return throughput.page(RESULTS / f"{name}.csv", about=about, plans=plans(), **asked, **made)
     page = (RESULTS / f"{name}.md").read_text()
     runs = {
         each[1]: (each[2], "") for each in re.finditer(r"^\* ([\w-]+): (\w+ with .+)$", page, re.MULTILINE)

@@ -95,6 +95,7 @@ OTHER_SOURCES = (
     r"timm( [\d.]+)?, [\w-]+\.csv: ",
     r"locuslab/convmixer(-cifar10, README| issue \d+)",
     r"google-research/vision_transformer issue \d+",
+    r"google-research/big_vision, configs/mlp_mixer_i1k\.py$",
     r"leondgarse/keras_cv_attention_models, halonet/README\.md, as of arXiv 2103\.12731$",
     r"torchvision, \w+\.\w+ as measured there",
     r"arXiv 2003\.10580, as quoted in kekmodel/MPL-pytorch",
@@ -142,8 +143,8 @@ def test_both_files_of_published_accuracies_agree():
         alike = [
             each["top1_percent"]
             for each in known
-            if (each["model"], each["data"], each["input"])
-            == (row["conf_model"], row["data"], row["image_size"])
+            if (each["model"], each["data"], each["input"], each["star"])
+            == (row["conf_model"], row["data"], row["image_size"], row.get("star", ""))
         ]
         digits = len(accuracy.partition(".")[2])
         assert any(f"{float(each):.{digits}f}" == accuracy for each in alike), row
@@ -227,6 +228,49 @@ def test_a_run_stands_below_the_published_rows_of_its_kind(tmp_path: Path):
         "default/other_data": ("76.52 %", ""),
         "default/a_tenth": ("76.52 %", ""),
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "changes", "shown"),
+    [
+        ("mixer_b16", "imagenet1k", {"duration": {"epochs": 60}}, "70.5 %"),  # big_vision's short run
+        ("mixer_b16", "imagenet1k", {"duration": {"epochs": 90}}, ""),
+        ("mixer_b16", "imagenet1k", {"checkpoint": "timm:mixer_b16_224.goog_in21k_ft_in1k"}, "76.44 %"),
+        ("mixer_b16", "imagenet1k", {"duration": {"steps": 9}}, ""),
+        ("mixer_s32", "jft300m", {"duration": {"epochs": 2}}, ""),  # no figure on JFT-300M itself
+        ("convmixer_256_8", "cifar10", {"duration": {"epochs": 25}, "image_size": 32}, "92.5 %"),
+        ("convmixer_256_8", "cifar10", {"duration": {"epochs": 2}, "image_size": 32}, ""),
+        ("convmixer_1536_20", "imagenet1k", {"duration": {"epochs": 150}}, "81.37 %"),
+        (
+            "convmixer_1536_20",
+            "imagenet1k",
+            {"duration": {"epochs": 2}},
+            "81.37 %",
+        ),  # 150 epochs alone are published
+        ("convmixer_1536_20", "imagenet1k", {"augment": "convmixer_a1"}, "82.20 %"),
+        ("convmixer_1536_24_p14_k9", "imagenet1k", {}, ""),  # with a star alone
+    ],
+)
+def test_of_several_published_accuracies_that_of_the_same_training_stands_beside_a_run(
+    model: str, data: str, changes: dict[str, Any], shown: str, tmp_path: Path
+):
+    split = "test" if data == "cifar10" else "val"
+    recipe = {key: value for key, value in changes.items() if key != "augment"} | {"test_split": split}
+    choices = {"model": model, "data": data, "augment": changes.get("augment", "inception")}
+    run = write_run(tmp_path / "first" / "run", choices=choices, **recipe)
+    if "checkpoint" not in changes:  # a later judgement is of the same weights
+        evaluation = {
+            **recipe,
+            "choices": {**choices, "augment": "none"},
+            "checkpoint": str(run / "best.ckpt"),
+        }
+        write_run(tmp_path / "second" / "run", **evaluation)
+    report = report_of(tmp_path)
+    place = report["runs"].columns.index("published")
+    assert {row.cells[place].text for row in report["runs"].rows} == {shown}
+    below = [row.kind for row in report["convmixer_imagenet"].rows]
+    if changes.get("augment"):
+        assert below[1:3] == ["measured", "measured"]  # the row with a star comes first
 
 
 def test_what_a_dashboard_is_given_of_a_run(tmp_path: Path):

@@ -255,10 +255,18 @@ def test_the_order_of_speed_and_the_days_of_a_plan(tmp_path: Path) -> None:
     }
     plan["core_days"] = 5.0
     about = {key: str(value) for key, value in CONDITIONS.items()}
-    text = page(table.path, about=about, command=["mixer study throughput"], plans=[plan])
+    asked = {"models": ["a", "d", "e"], "modes": ["inference", "training"]}
+    text = page(table.path, about=about, command=["mixer study throughput"], plans=[plan], **asked)
+    assert "\n* Asked for and without a figure: a (training), e\n" in text
     assert "rank correlation 0.80 (Spearman)" in text
     assert "| 1 | 2 | a | 40 | 3 |" in text
     assert "| d | x | 10 | 10 | 5 (TPUv3 core) |" in text  # 8.64 million images at 10 a second
+
+
+def test_plans_are_at_the_size_that_the_papers_trained_at() -> None:
+    planned = {(plan["model"], plan["input"]) for plan in throughput_runs.plans()}
+    assert {("mixer_h14", 224), ("vit_l16", 224), ("bit_r200x3", 224)} < planned
+    assert {size for _, size in planned} == {224}  # NFNet-F4+, which is timed at 512 px, too
 
 
 def test_a_batch_size_that_comes_later_may_be_the_best(
