@@ -90,7 +90,7 @@ def test_training_refuses_what_changes_a_label(name, tmp_path):
     ) as e:
         data.refuse_label_changing(build(recipe.augment))
     mend = str(e.value).rpartition(": use ")[2].split()
-    wanted = {"crop": {"crop=none", "eval_crop=1.0"}, "flip": {"flip=0.0"}}
+    wanted = {"crop": {"crop=none"}, "flip": {"flip=0.0"}}  # evaluations see whole images as it is
     assert set(mend) == {f"augment.{each}" for kind in changes for each in wanted[kind]}
     mended = compose_one("finetune", ["data=vtab", f"data.task={name}", *mend])
     data.refuse_label_changing(build(mended.augment))
