@@ -247,12 +247,10 @@ def test_the_command_of_an_experiment_is_right(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_with_several_data_sets(name):
-    size = default_image_size(name)
-    for data in ("digits", "cifar100", "imagenet21k", "pets"):
-        recipe = compose_one("train", [f"model={name}", f"data={data}", f"image_size={size}"])
-        assert recipe.choices["model"] == name
-    num_classes = SIZES["imagenet21k"][1]
+def test_every_model_is_built_from_its_recipe(name):
+    size, num_classes = default_image_size(name), SIZES["imagenet21k"][1]
+    recipe = compose_one("train", [f"model={name}", "data=imagenet21k", f"image_size={size}"])
+    assert recipe.choices["model"] == name
     model = build_model(recipe, num_classes=num_classes)
     with torch.device("meta"):
         assert model.eval()(torch.empty(1, 3, size, size)).shape == (1, num_classes)
