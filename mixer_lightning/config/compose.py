@@ -31,6 +31,7 @@ from mixer_lightning.config.overrides import (
     file_name,
     forced,
     key_of,
+    member_names,
     name_of_each_job,
     quoted,
     swept_keys,
@@ -38,7 +39,7 @@ from mixer_lightning.config.overrides import (
     wrong_on_sight,
     wrong_place,
 )
-from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, load_recipe
+from mixer_lightning.config.recipe import BAGS, AnyRecipe, EvaluationRecipe, Recipe, load_recipe
 from mixer_lightning.config.settle import settled
 from mixer_lightning.config.untrusted import only_data
 from mixer_lightning.files import CONF
@@ -59,10 +60,11 @@ OVERRIDES_FROM_CHECKPOINT: dict[
     "evaluate": evaluation_overrides_from_checkpoint,
 }
 
-# `suffix` and `trial` of conf/hydra/default.yaml; `file_name` of the directories of a sweep
+# `suffix` and `trial` of conf/hydra/default.yaml; `file_name` and `member_names` of the directories of a sweep
 OmegaConf.register_new_resolver("suffix", lambda value: "" if value is None else f"_{value}", replace=True)
 OmegaConf.register_new_resolver("trial", suffix_of_trial, replace=True)
 OmegaConf.register_new_resolver("file_name", file_name, replace=True)
+OmegaConf.register_new_resolver("member_names", member_names, replace=True)
 
 
 class Job(NamedTuple, Generic[AnyRecipe]):
@@ -180,7 +182,7 @@ def compose(
                     job = Job(recipe, _run_dir(config, multirun), config, _varied(keys, recipe))
                     if not any(job.run_dir == other.run_dir and recipe == other.recipe for other in jobs):
                         jobs.append(job)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
             found.setdefault("", explain(error, overrides, known, folders))
     if texts:
         again = [texts.get(line, line) for line in given]
@@ -242,6 +244,9 @@ def _varied(keys: Sequence[str], recipe: Recipe | EvaluationRecipe) -> dict[str,
     """The values of some keys of a recipe; of a group, the name of its file."""
     values: dict[str, Any] = {}
     for key in (key for key in keys if not key.startswith("hydra")):
+        if key in BAGS and key not in recipe.choices:
+            values[key] = member_names(getattr(recipe, key))
+            continue
         if key in recipe.choices or not hasattr(recipe, key.split(".")[0]):
             values[key] = recipe.choices.get(key)
             continue
