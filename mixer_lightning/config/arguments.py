@@ -114,4 +114,4 @@ class Parser(argparse.ArgumentParser):
         if missing:
             keys = [key.lstrip("-") for key in missing[1].split(", ")]
             refuse([f"'{key}' is missing: {key}=<...>" for key in keys])
-        refuse([re.sub(r"^argument --(\w+): ", r"\1: ", message)])
+        refuse([re.sub(r"^argument --([\w.]+): ", r"\1: ", message)])

@@ -132,7 +132,10 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
         elif value != UNSET and (numbers := out_of_range(known[key].annotation, value)):
             yield Problem(path, f"'{path}' must be {numbers}, found {value!r}")
         elif value != UNSET and not fits(known[key].annotation, value):
-            message = f"'{path}' takes {describe(known[key].annotation, value)}, found {value!r}"
+            what = describe(known[key].annotation, value)
+            if known[key].annotation == "Duration":
+                what = f"{path}.epochs=<...> or {path}.steps=<...>"
+            message = f"'{path}' takes {what}, found {value!r}"
             is_text = isinstance(value, int | float) and fits(known[key].annotation, "text")
             yield Problem(path, message, is_text)
     for key, parameter in known.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, overload
 
@@ -39,7 +40,7 @@ from mixer_lightning.config.overrides import (
     wrong_on_sight,
     wrong_place,
 )
-from mixer_lightning.config.recipe import BAGS, AnyRecipe, EvaluationRecipe, Recipe, load_recipe
+from mixer_lightning.config.recipe import BAGS, AnyRecipe, Duration, EvaluationRecipe, Recipe, load_recipe
 from mixer_lightning.config.settle import settled
 from mixer_lightning.config.untrusted import only_data
 from mixer_lightning.files import CONF
@@ -52,6 +53,7 @@ ROOTS: dict[str, type[Any]] = {
     "finetune": Recipe,
     "evaluate": EvaluationRecipe,
 }
+UNITS = [f.name for f in fields(Duration)]
 #: What `checkpoint=...` on the command line implies for a program.
 OVERRIDES_FROM_CHECKPOINT: dict[
     str, Callable[[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]], Overrides]
@@ -164,7 +166,7 @@ def compose(
                             if key_of(line) == problem.key and (text := as_text(line))
                         }
                     where = "  (of the checkpoint)"
-                    if problem.key in stated:
+                    if problem.key in stated or {f"{problem.key}.{unit}" for unit in UNITS} <= stated.keys():
                         where = ""
                     elif problem.key not in from_checkpoint.values:
                         where = written_in(problem.key, config_name, choices, folders)

@@ -37,10 +37,11 @@ def parse_flags(argv: Sequence[str], keys: Collection[str] = ()) -> argparse.Nam
             root = flag[2:].partition(".")[0]
             hint = f": write {flag[2:]}={value}" if root in keys else meant(flag, value, keys)
             refuse([f"unknown option '{flag}'{hint or did_you_mean(flag, known)}"])
+    parser.exit_on_error = False
     try:
         flags: argparse.Namespace = parser.parse_intermixed_args(list(argv))
-    except SystemExit:  # what is wrong has been said
-        refuse([])
+    except argparse.ArgumentError as error:
+        refuse([str(error).removeprefix("argument ")])
     return flags
 
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 
 from mixer_lightning.config.arguments import without_value
-from mixer_lightning.config.elsewhere import meant
+from mixer_lightning.config.elsewhere import CHOICES_ELSEWHERE, meant
 from mixer_lightning.config.recipe import BAGS, EvaluationRecipe, Recipe
 from mixer_lightning.files import CONF
 from mixer_lightning.results import GLOBAL_GROUPS
@@ -213,7 +213,8 @@ def wrong_on_sight(
         names = [name.strip() for part in split_values(value) for name in part.strip("[]").split(",")]
         for choice in filter(None, names):
             if choice not in known[key] and not (key in GLOBAL_GROUPS and choice == "null"):
-                hint = did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
+                near = CHOICES_ELSEWHERE.get(key, {}).get(choice, choice)
+                hint = did_you_mean(near, known[key]) or f". There are: {', '.join(known[key])}"
                 return f"unknown {key} '{choice}'{hint}"
     if message := without_value(override):
         return message

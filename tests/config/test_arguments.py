@@ -47,6 +47,7 @@ except SystemExit as end:
             "--threads is not of the form key=value: write threads=<...>",
         ),
         ("export", ["--to", "npz", "out=y"], "--to is not of the form key=value: write to=npz"),
+        ("train", ["plan=true", "plan.price=abc"], "plan.price: invalid float value: 'abc'"),
         ("transfer", ["checkpoint=x", "suit=vtab"], "unknown key 'suit': did you mean 'suite'?"),
     ],
 )
