@@ -135,6 +135,7 @@ def ended(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[object, str]:
         (["--optimizer.lr", "0.1"], "unknown option '--optimizer.lr': write optimizer.lr=0.1"),
         (["--optimizer.lr=-1"], "'optimizer.lr' must be above 0, found -1"),  # as W&B's agents write it
         (["--optimizer.lrr=1"], "unknown key 'optimizer.lrr': did you mean 'optimizer.lr'?"),
+        (["--ckpt", "runs/lr=0.1"], "unknown option '--ckpt': did you mean 'checkpoint=runs/lr=0.1'?"),
         (["--resume"], "unknown option '--resume': the same command again goes on where a run was stopped"),
         (["--cfg"], "--cfg/-c: expected one argument"),
         (["-sc"], "Expecting one subcommand from ['install', 'uninstall', 'query'] to be set"),
