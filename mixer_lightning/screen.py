@@ -188,8 +188,9 @@ def closing_table(screen: Screen, result: Mapping[str, Any], run_dir: Path) -> N
 
 def did_you_mean(word: str, choices: Mapping[str, Any] | Sequence[str], prefix: str = "") -> str:
     """': did you mean ...?', to be put behind a message; empty where nothing is near."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.55)
-    return f": did you mean '{prefix}{close[0]}'?" if close else ""
+    names = {choice.casefold(): choice for choice in choices}
+    close = difflib.get_close_matches(word.casefold(), names, n=1, cutoff=0.55)
+    return f": did you mean '{prefix}{names[close[0]]}'?" if close else ""
 
 
 def refuse(messages: Sequence[str]) -> NoReturn:

@@ -41,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         refuse([str(error)])
     if chosen.count:
-        print("\n".join(write_counts({name: files[name] for name in names if name in list_models()})))
+        try:
+            print("\n".join(write_counts({name: files[name] for name in names})))
+        except OSError as error:
+            refuse([f"cannot write what was counted: {error}"])
         return 0
     entries = read_entries(
         {name: files[name] for name in names}, image_size=chosen.image_size, num_classes=chosen.num_classes
@@ -75,6 +78,11 @@ def settings(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     chosen = parser.read([word for word in argv if word not in words])
     parser.check_at_least(1, chosen, "image_size")
     parser.check_at_least(0, chosen, "num_classes")
+    if chosen.json and chosen.markdown:
+        parser.error("--json and --markdown are two forms of the table: choose one")
+    others = [word for word in argv if word not in words and word != "--count"]
+    if chosen.count and others:
+        parser.error(f"--count counts the models of conf/model as they are: leave out {others[0]}")
     return chosen, words
 
 

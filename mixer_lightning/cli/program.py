@@ -187,7 +187,7 @@ def _comments_of_keys(path: Path) -> dict[str, str]:
 
 
 def _first_comment(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("#") and "@package" not in line:
             return textwrap.shorten(line.lstrip("# "), width=90, placeholder=" ...")
     return ""

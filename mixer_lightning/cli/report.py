@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixer_lightning.config.arguments import Parser
+from mixer_lightning.config.arguments import Parser, is_path
 from mixer_lightning.models.presets import PUBLISHED
 from mixer_lightning.screen import Screen, refuse
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 def settings(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Path]]:
     """The options of a command line and the files and folders to read. A wrong one ends the program with a message."""
-    words = [word for word in argv if not word.startswith("-") and "=" not in word]
+    words = [word for word in argv if is_path(word, ["to"])]
     parser = Parser(
         "report",
         usage="[file or folder ...] [to=report]",

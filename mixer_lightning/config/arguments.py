@@ -30,6 +30,14 @@ def without_dashes(argv: Sequence[str], keys: Collection[str]) -> list[str]:
     ]
 
 
+def is_path(word: str, options: Collection[str]) -> bool:
+    """Whether a word is a file and no option=value: the folders of a sweep's runs have an "=" in their names."""
+    key, equals, _ = word.partition("=")
+    if word.startswith("-") or (equals and key.partition("/")[0] in options):
+        return False
+    return not equals or "/" in key or Path(word).exists()
+
+
 def listed(text: str) -> list[str]:
     """The parts of 'a,b' or '[a, "b"]', each once, without blanks, quotes and empty ones."""
     text = text.strip()
@@ -98,7 +106,7 @@ class Parser(argparse.ArgumentParser):
             elif message := without_value(word):
                 messages.append(message)
             elif not equals and actions[key].nargs != 0:  # --key value, as other programs take it
-                value = words.popleft() if words and not re.match("-|[^=]+=", words[0]) else "<...>"
+                value = words.popleft() if words and is_path(words[0], actions) else "<...>"
                 messages.append(f"{word} is not of the form key=value: write {key}={value}")
         return messages
 
@@ -114,4 +122,4 @@ class Parser(argparse.ArgumentParser):
         if missing:
             keys = [key.lstrip("-") for key in missing[1].split(", ")]
             refuse([f"'{key}' is missing: {key}=<...>" for key in keys])
-        refuse([re.sub(r"^argument --(\w+): ", r"\1: ", message)])
+        refuse([re.sub(r"^argument --([\w.]+): ", r"\1: ", message)])

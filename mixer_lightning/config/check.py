@@ -61,8 +61,8 @@ def _check_root(recipe: Mapping[str, Any], root: type[Recipe] | type[EvaluationR
     known = {f.name: Parameter(str(f.type), True) for f in fields(root) if f.name != "choices"}
     without_package = [group for group in GLOBAL_GROUPS if isinstance(recipe.get(group), Mapping)]
     for group in without_package:
-        for key in list(recipe[group])[:1]:
-            yield Problem(f"{group}.{key}", f"the file of {group} lacks its first line, # @package _global_")
+        key = ".".join([group, *list(recipe[group])[:1]])
+        yield Problem(key, f"the file of {group} lacks its first line, # @package _global_")
     yield from _check_keys("", {k: v for k, v in recipe.items() if k not in without_package}, known)
     for key, parameter in known.items():
         value = recipe.get(key)
@@ -132,7 +132,10 @@ def _check_keys(prefix: str, node: Mapping[str, Any], known: Mapping[str, Parame
         elif value != UNSET and (numbers := out_of_range(known[key].annotation, value)):
             yield Problem(path, f"'{path}' must be {numbers}, found {value!r}")
         elif value != UNSET and not fits(known[key].annotation, value):
-            message = f"'{path}' takes {describe(known[key].annotation, value)}, found {value!r}"
+            what = describe(known[key].annotation, value)
+            if known[key].annotation == "Duration":
+                what = f"{path}.epochs=<...> or {path}.steps=<...>"
+            message = f"'{path}' takes {what}, found {value!r}"
             is_text = isinstance(value, int | float) and fits(known[key].annotation, "text")
             yield Problem(path, message, is_text)
     for key, parameter in known.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, overload
 
@@ -31,6 +32,7 @@ from mixer_lightning.config.overrides import (
     file_name,
     forced,
     key_of,
+    member_names,
     name_of_each_job,
     quoted,
     swept_keys,
@@ -38,7 +40,7 @@ from mixer_lightning.config.overrides import (
     wrong_on_sight,
     wrong_place,
 )
-from mixer_lightning.config.recipe import AnyRecipe, EvaluationRecipe, Recipe, load_recipe
+from mixer_lightning.config.recipe import BAGS, AnyRecipe, Duration, EvaluationRecipe, Recipe, load_recipe
 from mixer_lightning.config.settle import settled
 from mixer_lightning.config.untrusted import only_data
 from mixer_lightning.files import CONF
@@ -51,6 +53,7 @@ ROOTS: dict[str, type[Any]] = {
     "finetune": Recipe,
     "evaluate": EvaluationRecipe,
 }
+UNITS = [f.name for f in fields(Duration)]
 #: What `checkpoint=...` on the command line implies for a program.
 OVERRIDES_FROM_CHECKPOINT: dict[
     str, Callable[[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]], Overrides]
@@ -59,10 +62,11 @@ OVERRIDES_FROM_CHECKPOINT: dict[
     "evaluate": evaluation_overrides_from_checkpoint,
 }
 
-# `suffix` and `trial` of conf/hydra/default.yaml; `file_name` of the directories of a sweep
+# `suffix` and `trial` of conf/hydra/default.yaml; `file_name` and `member_names` of the directories of a sweep
 OmegaConf.register_new_resolver("suffix", lambda value: "" if value is None else f"_{value}", replace=True)
 OmegaConf.register_new_resolver("trial", suffix_of_trial, replace=True)
 OmegaConf.register_new_resolver("file_name", file_name, replace=True)
+OmegaConf.register_new_resolver("member_names", member_names, replace=True)
 
 
 class Job(NamedTuple, Generic[AnyRecipe]):
@@ -162,7 +166,7 @@ def compose(
                             if key_of(line) == problem.key and (text := as_text(line))
                         }
                     where = "  (of the checkpoint)"
-                    if problem.key in stated:
+                    if problem.key in stated or {f"{problem.key}.{unit}" for unit in UNITS} <= stated.keys():
                         where = ""
                     elif problem.key not in from_checkpoint.values:
                         where = written_in(problem.key, config_name, choices, folders)
@@ -180,7 +184,7 @@ def compose(
                     job = Job(recipe, _run_dir(config, multirun), config, _varied(keys, recipe))
                     if not any(job.run_dir == other.run_dir and recipe == other.recipe for other in jobs):
                         jobs.append(job)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
             found.setdefault("", explain(error, overrides, known, folders))
     if texts:
         again = [texts.get(line, line) for line in given]
@@ -242,6 +246,9 @@ def _varied(keys: Sequence[str], recipe: Recipe | EvaluationRecipe) -> dict[str,
     """The values of some keys of a recipe; of a group, the name of its file."""
     values: dict[str, Any] = {}
     for key in (key for key in keys if not key.startswith("hydra")):
+        if key in BAGS and key not in recipe.choices:
+            values[key] = member_names(getattr(recipe, key))
+            continue
         if key in recipe.choices or not hasattr(recipe, key.split(".")[0]):
             values[key] = recipe.choices.get(key)
             continue

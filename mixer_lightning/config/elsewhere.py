@@ -47,6 +47,8 @@ ELSEWHERE = {
     "weights": "checkpoint",
     "workers": "trainer.decode_threads",
 }
+#: The same of choices of a group.
+CHOICES_ELSEWHERE = {"trainer": {"cuda": "gpu", "0": "gpu"}}
 #: Groups whose keys are looked for, as somebody may type them without the group; the first that has one counts.
 GROUPS = ("optimizer", "schedule", "loss", "data", "augment", "trainer", "model")
 
@@ -57,21 +59,25 @@ def meant(key: str, value: str, known: Collection[str]) -> str:
     `known` are the root keys and groups of the program.
     """
     name = key.strip("-").replace("-", "_")
+    if name == "resume":
+        return ": the same command again goes on where a run was stopped"
     found = name if name in known else ELSEWHERE.get(name) or _in_group(name)
     if found is None or found.partition(".")[0] not in known:
         return ""
     text = value.strip("'\"")
     if name not in known and name in ELSEWHERE and text.lower() in ("true", "false"):
         text = "<...>"  # a switch there; none of these keys is one here
-    if found == "trainer" and text in ("cuda", "0"):
-        text = "gpu"
+    if found == "trainer.decode_threads" and text == "0":
+        text = "1"  # there: in the training's own process
+    text = CHOICES_ELSEWHERE.get(found, {}).get(text, text)
     return f": did you mean '{found}={text}'?"
 
 
 def _in_group(name: str) -> str | None:
+    """The dotted key of that name that most files of a group have: others are taken by few choices only."""
     for group in GROUPS:
-        for path in sorted((CONF / group).glob("*.yaml")):
-            node = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if isinstance(node, dict) and name in node and not name.startswith("_"):
-                return f"{group}.{name}"
+        nodes = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONF / group).glob("*.yaml")]
+        has_it = [isinstance(node, dict) and name in node for node in nodes]
+        if 2 * sum(has_it) > len(has_it) and not name.startswith("_"):
+            return f"{group}.{name}"
     return None

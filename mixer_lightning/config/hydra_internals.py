@@ -17,6 +17,7 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from mixer_lightning.config.arguments import is_path
 from mixer_lightning.config.elsewhere import meant
 from mixer_lightning.screen import did_you_mean, refuse
 
@@ -33,14 +34,15 @@ def parse_flags(argv: Sequence[str], keys: Collection[str] = ()) -> argparse.Nam
     for argument, after in pairwise([*argv, ""]):
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and flag not in known:
-            value = value if equals else ("" if "=" in after or after.startswith("-") else after)
+            value = value if equals else (after if is_path(after, keys) else "")
             root = flag[2:].partition(".")[0]
             hint = f": write {flag[2:]}={value}" if root in keys else meant(flag, value, keys)
             refuse([f"unknown option '{flag}'{hint or did_you_mean(flag, known)}"])
+    parser.exit_on_error = False
     try:
         flags: argparse.Namespace = parser.parse_intermixed_args(list(argv))
-    except SystemExit:  # what is wrong has been said
-        refuse([])
+    except argparse.ArgumentError as error:
+        refuse([str(error).removeprefix("argument ")])
     return flags
 
 

@@ -129,7 +129,10 @@ def _run_submitted(config_name: str, run: Callable[[AnyRecipe, Path], int], job:
 
 def ask_hydra(config_name: str, argv: Sequence[str]) -> None:
     """Let Hydra show what its flags ask for: --cfg, --info, --hydra-help, --shell-completion."""
-    _hydra_main(config_name, argv, lambda config: None)
+    try:
+        _hydra_main(config_name, argv, lambda config: None)
+    except ValueError as error:  # of --shell-completion
+        refuse([str(error)])
 
 
 def _hydra_main(config_name: str, argv: Sequence[str], task: Callable[[DictConfig], None]) -> None:

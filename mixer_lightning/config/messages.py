@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mixer_lightning.config.overrides import key_of
+from mixer_lightning.config.recipe import BAGS
 from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
 
@@ -52,13 +53,32 @@ def _dotted_keys(node: Mapping[str, Any], prefix: str = "") -> set[str]:
     return keys
 
 
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def explain(
     error: Exception, overrides: Sequence[str], known: Mapping[str, Sequence[str]], folders: Sequence[Path]
 ) -> str:
     """One line for what Hydra, OmegaConf or YAML refused."""
     text = str(error)
-    if "Ambiguous value" in text or "requires --multirun" in text:
-        return f"{text.splitlines()[0].split(' requires')[0]} names several values: add -m (--multirun) for a sweep"
+    if isinstance(error, UnicodeDecodeError):
+        files = [path for folder in folders for path in folder.glob("*/*.yaml") if not _is_utf8(path)]
+        return f"not text in UTF-8: {', '.join(map(os.path.relpath, files))}"
+    several = re.search(r"'\+*((\w[^=]*)=.*)'", text.splitlines()[0] if text else "")
+    if several and ("Ambiguous value" in text or "requires --multirun" in text):
+        override, key = several.groups()
+        if key in BAGS:
+            one = f"'{key}=[{override.partition('=')[2]}]'"
+            return f"{override} names several values: all in one run are {one}; a sweep over them takes -m (--multirun)"
+        return f"{override} names several values: add -m (--multirun) for a sweep"
+    without_package = re.search(r"Could not override '[\w/]+@(\w+)\.", text)
+    if without_package and without_package[1] in GLOBAL_GROUPS:
+        return f"the file of {without_package[1]} lacks its first line, # @package _global_"
     missing = re.search(r"Could not find '(\w+)/(\w+)'", text)
     if missing and missing[1] in known:
         group, choice = missing.groups()

@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 
 from mixer_lightning.config.arguments import without_value
-from mixer_lightning.config.elsewhere import meant
-from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
+from mixer_lightning.config.elsewhere import CHOICES_ELSEWHERE, meant
+from mixer_lightning.config.recipe import BAGS, EvaluationRecipe, Recipe
 from mixer_lightning.files import CONF
 from mixer_lightning.results import GLOBAL_GROUPS
 from mixer_lightning.screen import did_you_mean
@@ -145,9 +145,12 @@ def forced(override: str, known: Mapping[str, Any]) -> str:
 def name_of_each_job(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     """The override that adds what a sweep varies to the names of its run directories."""
     varied = [key for key in swept_keys(overrides) if key not in ("model", "data", "data.task", "seed")]
-    if not varied or "hydra.sweep.subdir" in {key_of(line) for line in overrides}:
+    stated = values_by_key(overrides)
+    if not varied or "hydra.sweep.subdir" in stated:
         return []
     values = {key: f"hydra:runtime.choices.{key}" if key in known else key for key in varied}
+    for key in (key for key in varied if key in BAGS and any(text[0] == "[" for text in stated[key])):
+        values[key] = f"member_names:${{{key}}}"  # of lists Hydra keeps no choices
     name = "-".join(f"{key}=${{file_name:${{{value}}}}}" for key, value in values.items())
     subdir = yaml.safe_load((CONF / "hydra" / "default.yaml").read_text(encoding="utf-8"))["sweep"]["subdir"]
     return [f"hydra.sweep.subdir='{subdir}-{name}'"]
@@ -170,6 +173,11 @@ def file_name(value: object) -> str:
         return text
     end = encoded[-LONGEST_IN_NAME + 10 :].decode(errors="ignore")
     return f"{hashlib.sha256(encoded).hexdigest()[:8]}..{end}"
+
+
+def member_names(bag: Mapping[str, Any]) -> str:
+    """What the members of a group are called, `accuracy+macro`; `none` of an empty one."""
+    return "+".join(map(str, bag)) or "none"
 
 
 def _is_installed(package: str) -> bool:
@@ -202,9 +210,11 @@ def wrong_on_sight(
     if not equals:
         return f"'{override}' is not of the form key=value"
     if key in known and not any(c in value for c in "*()"):
-        for choice in filter(None, (name.strip() for name in value.strip("[]").split(","))):
+        names = [name.strip() for part in split_values(value) for name in part.strip("[]").split(",")]
+        for choice in filter(None, names):
             if choice not in known[key] and not (key in GLOBAL_GROUPS and choice == "null"):
-                hint = did_you_mean(choice, known[key]) or f". There are: {', '.join(known[key])}"
+                near = CHOICES_ELSEWHERE.get(key, {}).get(choice, choice)
+                hint = did_you_mean(near, known[key]) or f". There are: {', '.join(known[key])}"
                 return f"unknown {key} '{choice}'{hint}"
     if message := without_value(override):
         return message

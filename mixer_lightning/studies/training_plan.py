@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.splits import refuse_one_class
 from mixer_lightning.engine.length import length_of
 from mixer_lightning.engine.machine import Machine
@@ -116,7 +117,7 @@ def plan_of(
     say: Callable[[str], object],
     seconds: float = 5.0,
 ) -> Plan:
-    """Count and measure; nothing is written.
+    """Count and measure; nothing is downloaded or begun.
 
     Args:
         recipe: of the training.
@@ -136,7 +137,7 @@ def plan_of(
     machine: Machine = build(trainer)
     evaluated = 0
     if images is None:
-        source = open_data(recipe)
+        source = _data_that_are_here(recipe)
         refuse_one_class(source)
         images, num_classes = len(source.splits["train"]), len(source.classes)
         evaluated = sum(len(split) for name, split in source.splits.items() if name != "train")
@@ -173,6 +174,18 @@ def plan_of(
         devices=devices,
         price=price,
     )
+
+
+def _data_that_are_here(recipe: Recipe) -> Dataset:
+    if not recipe.data.get("download"):
+        return open_data(recipe)
+    try:
+        return open_data(dataclasses.replace(recipe, data={**recipe.data, "download": False}))
+    except FileNotFoundError as error:
+        name = recipe.choices.get("data", "the data")
+        raise FileNotFoundError(
+            f"{name}: not in {recipe.data['root']}, and a plan downloads nothing"
+        ) from error
 
 
 def _num_devices(recipe: Recipe) -> int:

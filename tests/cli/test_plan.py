@@ -104,6 +104,15 @@ def test_a_plan_without_the_data(rate: list[tuple[int, int | None]], tmp_path: P
     assert "epochs of 1,281,167" in said
 
 
+def test_a_plan_downloads_nothing(rate: list[tuple[int, int | None]], tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert mixer(["train", "data=cifar10", "data.root=here", "plan=true"]) == 2
+    said = capsys.readouterr().out
+    assert "and a plan downloads nothing" in said
+    assert "plan.images=" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("trainer", "part"), [("ddp", 1), ("fsdp", 8)])
 @pytest.mark.parametrize("devices", [1, 8])
 def test_what_is_shared_out_is_divided_by_the_devices(

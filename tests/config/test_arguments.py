@@ -46,7 +46,13 @@ except SystemExit as end:
             ["--threads", "--data", "x"],
             "--threads is not of the form key=value: write threads=<...>",
         ),
+        (
+            "predict",
+            ["--checkpoint", "runs/a-lr=0.1/best.ckpt", "images=y"],
+            "--checkpoint is not of the form key=value: write checkpoint=runs/a-lr=0.1/best.ckpt",
+        ),
         ("export", ["--to", "npz", "out=y"], "--to is not of the form key=value: write to=npz"),
+        ("train", ["plan=true", "plan.price=abc"], "plan.price: invalid float value: 'abc'"),
         ("transfer", ["checkpoint=x", "suit=vtab"], "unknown key 'suit': did you mean 'suite'?"),
     ],
 )

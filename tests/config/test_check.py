@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mixer_lightning.cli.program import help_text
 from mixer_lightning.config.check import check
 from mixer_lightning.config.compose import Composition, compose, compose_one
 from mixer_lightning.config.recipe import Duration, Recipe
@@ -62,7 +63,13 @@ def experiment(folder: Path, text: str, name: str = "mine") -> Composition:
             "unknown schedule 'zzz'. There are: constant, cosine, cosine_by_epoch, linear, transfer, triangular",
         ),
         ("digits", "'digits' is not of the form key=value"),
-        ("optimizer.lr=0.1,0.2", "names several values: add -m"),
+        ("optimizer.lr=0.1,0.2", "optimizer.lr=0.1,0.2 names several values: add -m"),
+        (
+            "evals=accuracy,macro",
+            "names several values: all in one run are 'evals=[accuracy,macro]'; a sweep",
+        ),
+        ("trainer=cuda", "unknown trainer 'cuda': did you mean 'gpu'?"),
+        ("optimizer=adamW", "unknown optimizer 'adamW': did you mean 'adamw'?"),
         ("model=mixer_s16,mixer_b16", "names several values: add -m"),
         ("~image_size", "'image_size' is missing (int)"),
         ("~model.dim", "'model.dim' is missing (int)"),
@@ -95,7 +102,7 @@ def test_typing_errors(override, message):
         ),
         ("name=[3]", "'name' takes str, found [3]"),
         ("checkpoint=[3]", "'checkpoint' takes str | None, found [3]"),
-        ("duration=3", "'duration' takes Duration, found 3"),
+        ("duration=3", "'duration' takes duration.epochs=<...> or duration.steps=<...>, found 3"),
         ("duration.epochs=many", "'duration.epochs' takes float | None, found 'many'"),
         ("duration.steps=1.5", "'duration.steps' takes int | None, found 1.5"),
         ("augment.crop_scale=[0.1]", "'augment.crop_scale' takes tuple[float, float], found [0.1]"),
@@ -135,6 +142,7 @@ def test_numbers_that_are_none(override):
 
 def test_both_steps_and_epochs():
     message = refused("duration.steps=10", "duration.epochs=2")
+    assert "(in " not in message  # no file's fault
     assert message.startswith("'duration' needs exactly one of epochs and steps")
     assert "10" in message
     assert "2" in message
@@ -312,12 +320,25 @@ def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path, text):
     assert "experiment/mine.yaml" in message
 
 
-def test_a_file_without_its_package_line(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [("seed: 1\n", "mine.yaml"), ("# nothing\n", ""), ("defaults: [override /model: mixer_s16]\n", "")],
+)
+def test_a_file_without_its_package_line(tmp_path, text, file):
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("seed: 1\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
     (message,) = messages("experiment=mine", folders=(CONF, tmp_path))
-    assert "mine.yaml" in message
-    assert "@package _global_" in message
+    assert message.startswith("the file of experiment lacks its first line, # @package _global_")
+    assert file in message
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_bytes("# Müllers\n_target_: x\n".encode("latin-1"))
+    (message,) = messages("model=mine", folders=(CONF, tmp_path))
+    assert message.startswith("not text in UTF-8: ")
+    assert message.endswith("model/mine.yaml")
+    assert "mine " in help_text("train", (CONF, tmp_path))
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

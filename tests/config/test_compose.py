@@ -118,6 +118,20 @@ def test_a_sweep_over_choices():
     assert len({job.run_dir for job in jobs}) == 4
 
 
+def test_a_sweep_over_lists_of_choices():
+    found = compose("train", ["evals=[accuracy],[accuracy,macro],none"], multirun=True)
+    assert [job.varied for job in found.jobs] == [
+        {"evals": names} for names in ("accuracy", "accuracy+macro", "none")
+    ]
+    assert [job.run_dir.name.partition("-evals=")[2] for job in found.jobs] == [
+        "accuracy",
+        "accuracy+macro",
+        "none",
+    ]
+    (message,) = compose("train", ["evals=[accuracy],[accuracy,makro]"], multirun=True).messages
+    assert message == "unknown evals 'makro': did you mean 'macro'?"
+
+
 def test_a_sweep_by_range():
     jobs = compose("train", ["seed=range(3)"], multirun=True).jobs
     assert [job.recipe.seed for job in jobs] == [0, 1, 2]

@@ -66,6 +66,7 @@ def test_nothing_is_no_value(override: str) -> None:
         ("batch=32", "batch_size=32"),
         ("weight_decay=0.1", "optimizer.weight_decay=0.1"),
         ("num_workers=4", "trainer.decode_threads=4"),
+        ("workers=0", "trainer.decode_threads=1"),
         ("mixup=0.2", "augment.mixup=0.2"),
     ],
 )
@@ -100,6 +101,11 @@ def test_what_is_advised_for_them_is_taken() -> None:
     assert compose("train", ["loss=softmax", "duration.epochs=2", *taken]).messages == []
 
 
+@pytest.mark.parametrize("typed", ["num_classes=3", "dropout=0.1"])
+def test_what_few_choices_take_is_not_advised(typed: str) -> None:
+    assert compose("train", [typed]).messages == [f"unknown key '{typed.partition('=')[0]}'"]
+
+
 @pytest.mark.parametrize("typed", ["amp=true", "pretrained=True"])
 def test_a_switch_of_other_programs_is_no_value_here(typed: str) -> None:
     key = typed.partition("=")[0]
@@ -129,6 +135,10 @@ def ended(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[object, str]:
         (["--optimizer.lr", "0.1"], "unknown option '--optimizer.lr': write optimizer.lr=0.1"),
         (["--optimizer.lr=-1"], "'optimizer.lr' must be above 0, found -1"),  # as W&B's agents write it
         (["--optimizer.lrr=1"], "unknown key 'optimizer.lrr': did you mean 'optimizer.lr'?"),
+        (["--ckpt", "runs/lr=0.1"], "unknown option '--ckpt': did you mean 'checkpoint=runs/lr=0.1'?"),
+        (["--resume"], "unknown option '--resume': the same command again goes on where a run was stopped"),
+        (["--cfg"], "--cfg/-c: expected one argument"),
+        (["-sc"], "Expecting one subcommand from ['install', 'uninstall', 'query'] to be set"),
         (["--mulirun"], "unknown option '--mulirun': did you mean '--multirun'?"),
     ],
 )

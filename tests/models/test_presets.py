@@ -304,11 +304,30 @@ def test_the_command_prints_every_model(capsys: pytest.CaptureFixture[str]) -> N
     assert "timm:mixer_l16_224.goog_in21k," in table["mixer_l16"]
 
 
-def test_the_command_refuses_an_unknown_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["models", "--colour"])
-    with pytest.raises(SystemExit) as stop:
-        main(["--no-such"])
-    assert stop.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--no-such"], "unknown key 'no-such'"),
+        (["--json", "--markdown"], "choose one"),
+        (["--count", "num_classes=0"], "leave out num_classes=0"),
+        (["--count", "--json"], "leave out --json"),
+    ],
+)
+def test_the_command_refuses_wrong_options(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert said in capsys.readouterr().err
+
+
+def test_where_counts_cannot_be_written_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(catalogue, "COSTS", tmp_path)  # a folder
+    with pytest.raises(SystemExit, match="2"):
+        main(["--count", "mixer_digits"])
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_listing_models_does_not_import_torch() -> None:

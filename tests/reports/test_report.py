@@ -453,7 +453,9 @@ def test_files_of_a_report_have_names_of_their_own():
         (["to="], "'to=' is empty"),
         (["too=x"], "unknown key 'too'"),
         (["to=file.txt"], "to=file.txt is a file"),
-        (["damaged"], "result.json is damaged"),
+        (["lr=0.1", "to=file.txt"], "to=file.txt is a file"),
+        (["lr=0.1"], "result.json is damaged"),
+        (["runs/lr=0.1"], "there is no file and no folder runs/lr=0.1"),
         (["cells.csv"], "cells.csv: row 2 has more cells than the header"),
     ],
 )
@@ -467,8 +469,8 @@ def test_wrong_command_lines(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").touch()
     (tmp_path / "cells.csv").write_text("a,b\n1,2,3\n")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "result.json").write_text('{"metrics": ')
+    (tmp_path / "lr=0.1").mkdir()
+    (tmp_path / "lr=0.1" / "result.json").write_text('{"metrics": ')
     with pytest.raises(SystemExit, match="2"):
         mixer(["report", *argv])
     assert said in capsys.readouterr().err
