@@ -235,22 +235,29 @@ class Checkpoints(StepCallback):
 
 
 def _kept_best(run_dir: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a run says of its best.ckpt; None where that is lost, so that the next evaluation writes one anew."""
+    """What a run says of its best.ckpt; None where that is lost, so that the next evaluation writes one anew.
+
+    A session that was killed may have written a better one after its last.ckpt.
+    """
     if best is None:
         return None
+    path = run_dir / results.BEST
     try:
-        torch_file.load(run_dir / results.BEST)
+        step = torch_file.load(path).get("step")
     except (ValueError, OSError) as error:
-        lost = str(error) if (run_dir / results.BEST).exists() else f"{run_dir / results.BEST} is gone"
-        log.warning(
-            "%s. The best from here on is kept instead; there was %s %.4g at step %s",
-            lost,
-            best.get("metric", "val/top1"),
-            best["value"],
-            f"{best['step']:,}",
-        )
-        return None
-    return best
+        lost = str(error) if path.exists() else f"{path} is gone"
+    else:
+        if step == best["step"]:
+            return best
+        lost = f"{path} is of another step, of a session that was killed before it saved"
+    log.warning(
+        "%s. The best from here on is kept instead; there was %s %.4g at step %s",
+        lost,
+        best.get("metric", "val/top1"),
+        best["value"],
+        f"{best['step']:,}",
+    )
+    return None
 
 
 def _keep_previous(run_dir: Path) -> None:
