@@ -270,13 +270,22 @@ def test_the_best_checkpoints_are_kept_over_sessions(tmp_path, monkeypatch):
     words = (*VAL, "callbacks=kept_checkpoints", "eval_every.steps=2", "optimizer.lr=0.01")
     node = "callbacks.kept_checkpoints"
     words += (f"{node}.monitor=val/top1", f"{node}.save_top_k=2", f"{node}.every_n_train_steps=null")
-    interrupt(monkeypatch, 7)
+    evaluate = Evaluations.run
+
+    def interrupted(self, module, evals):
+        if module.step == 12:  # the last one
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, module, evals)
+
+    monkeypatch.setattr(Evaluations, "run", interrupted)
     assert run(tmp_path / "run", *words) == 143
     monkeypatch.undo()
     assert run(tmp_path / "run", *words) == 0
     rows = [row for row in results.read_metrics(tmp_path / "run") if "val/top1" in row]
-    kept = {int(path.stem[5:]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    paths = [*(tmp_path / "run" / "checkpoints").iterdir()]
+    kept = {int(path.stem[5:]) for path in paths}
     assert len(kept) == 2
+    assert {torch_file.load(path)["step"] for path in paths} == kept
     worst = min(row["val/top1"] for row in rows if row["step"] in kept)
     assert worst >= max(row["val/top1"] for row in rows if row["step"] not in kept)
 
