@@ -112,8 +112,9 @@ class Checkpoints(StepCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module is on its device: load the state of the earlier session."""
+        assert isinstance(pl_module, Classifier)
+        pl_module.checkpoint_content = lambda: self._best_content(pl_module)
         if self.state is not None:
-            assert isinstance(pl_module, Classifier)
             restore_session(pl_module, self.state)
             self.state = None
 
@@ -126,9 +127,9 @@ class Checkpoints(StepCallback):
         value, sign = values[metric], -1 if results.is_better_lower(metric) else 1
         is_best = self.best is None or sign * value > sign * self.best["value"]
         if math.isfinite(value) and is_best:
-            _check_weights(module)
+            content = self._best_content(module)
             self.best = {"metric": metric, "value": value, "step": module.step}
-            self._write(trainer, results.BEST, self.record | best_state(module))
+            self._write(trainer, results.BEST, content)
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:
         """Save if it is time."""
@@ -144,13 +145,10 @@ class Checkpoints(StepCallback):
             trainer.strategy.broadcast(time.perf_counter() - self._saved_at >= 60 * self.every_minutes)
         )
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Lightning's hook: its ModelCheckpoint writes what is read like best.ckpt, of finite weights alone."""
-        assert isinstance(pl_module, Classifier)
-        _check_weights(pl_module)
-        checkpoint |= self.record | best_state(pl_module)
+    def _best_content(self, module: Classifier) -> dict[str, Any]:
+        """What best.ckpt holds, of finite weights alone."""
+        _check_weights(module)
+        return self.record | best_state(module)
 
     def save(self, trainer: Trainer, module: Classifier, *, in_background: bool = False) -> None:
         """Write last.ckpt. All processes call it; the first writes, or each its part where tensors are shared out.
@@ -237,22 +235,29 @@ class Checkpoints(StepCallback):
 
 
 def _kept_best(run_dir: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a run says of its best.ckpt; None where that is lost, so that the next evaluation writes one anew."""
+    """What a run says of its best.ckpt; None where that is lost, so that the next evaluation writes one anew.
+
+    A session that was killed may have written a better one after its last.ckpt.
+    """
     if best is None:
         return None
+    path = run_dir / results.BEST
     try:
-        torch_file.load(run_dir / results.BEST)
+        step = torch_file.load(path).get("step")
     except (ValueError, OSError) as error:
-        lost = str(error) if (run_dir / results.BEST).exists() else f"{run_dir / results.BEST} is gone"
-        log.warning(
-            "%s. The best from here on is kept instead; there was %s %.4g at step %s",
-            lost,
-            best.get("metric", "val/top1"),
-            best["value"],
-            f"{best['step']:,}",
-        )
-        return None
-    return best
+        lost = str(error) if path.exists() else f"{path} is gone"
+    else:
+        if step == best["step"]:
+            return best
+        lost = f"{path} is of another step, of a session that was killed before it saved"
+    log.warning(
+        "%s. The best from here on is kept instead; there was %s %.4g at step %s",
+        lost,
+        best.get("metric", "val/top1"),
+        best["value"],
+        f"{best['step']:,}",
+    )
+    return None
 
 
 def _keep_previous(run_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -52,6 +52,7 @@ class Classifier(LightningModule):
         self.ended: str | None = None  # why this step is the last before the run's length, of an early stop
         self.frozen = list(frozen)
         self.accumulator = MetricAccumulator()
+        self.checkpoint_content: Callable[[], Mapping[str, Any]] = dict  # of one that Lightning writes
         # Both live outside the module tree: the names in a checkpoint are the backbone's, compiled or averaged or not.
         self._outside: dict[str, Any] = {"forward": machine.compiled(model)}
         if ema_decay is not None:
@@ -140,6 +141,10 @@ class Classifier(LightningModule):
         """Learning rate of the last step: the head's, where lower layers have lower ones."""
         assert self.optimizer is not None
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: its ModelCheckpoint writes what is read like best.ckpt, also with save_weights_only."""
+        checkpoint |= self.checkpoint_content()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Network]:

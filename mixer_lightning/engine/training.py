@@ -125,13 +125,13 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
         total_steps=length.total_steps,
         record=resumption.record(recipe, of_data, length, earlier and earlier[1]),
         metrics=metrics,
-        driven=DrivenCallbacks(others, start_step=data.start_step, states=states),
+        driven=DrivenCallbacks(others, start_step=module.step, states=states),
         earlier=earlier,
     )
     preemption = _preemption(machine, data, checkpoints, run_dir, screen)
     trainer = setup.lightning_trainer(
         machine,
-        steps=length.total_steps,
+        steps=length.total_steps + module.only_evaluates,  # or it would do nothing
         accumulate=length.micro_batches.accumulate,
         callbacks=_callbacks(recipe, parts, data, checkpoints, preemption, others, length, screen),
         run_dir=run_dir,

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from mixer_lightning import results
 from mixer_lightning.engine import checkpoint
 from mixer_lightning.engine.checkpoint import Checkpoints
 
@@ -60,3 +62,12 @@ def test_a_test_split_chooses_nothing(monkeypatch):
         [],
         None,
     )
+
+
+def test_one_that_is_newer_than_what_is_said_of_it_is_not_the_best(tmp_path, caplog):
+    """Killed between an evaluation and the next last.ckpt, a session leaves such a file."""
+    torch.save({"step": 4}, tmp_path / results.BEST)
+    best = {"metric": "val/top1", "value": 0.3, "step": 4}
+    assert checkpoint._kept_best(tmp_path, best) is best
+    assert checkpoint._kept_best(tmp_path, best | {"step": 2}) is None
+    assert "best.ckpt is of another step, of a session that was killed before it saved. The" in caplog.text

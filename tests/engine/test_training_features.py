@@ -244,8 +244,10 @@ def test_evaluations_name_their_figures_before_they_are_made(tmp_path, monkeypat
 
 
 def test_kept_checkpoints_are_those_of_an_undisturbed_run(tmp_path, monkeypatch):
+    """Whatever save_weights_only: they never hold what only training needs."""
     words = ("callbacks=kept_checkpoints", "callbacks.kept_checkpoints.every_n_train_steps=4")
-    assert run(tmp_path / "whole", *words, "ema_decay=0.9") == 0
+    weights_only = "callbacks.kept_checkpoints.save_weights_only=true"
+    assert run(tmp_path / "whole", *words, weights_only, "ema_decay=0.9") == 0
     interrupt(monkeypatch, 8)
     assert run(tmp_path / "run", *words, "ema_decay=0.9") == 143
     monkeypatch.undo()
@@ -254,9 +256,10 @@ def test_kept_checkpoints_are_those_of_an_undisturbed_run(tmp_path, monkeypatch)
     for folder in ("whole", "run"):
         assert sorted(path.name for path in (tmp_path / folder / "checkpoints").iterdir()) == names
     best = read(tmp_path / "run" / results.BEST)
+    of_whole = read(tmp_path / "whole" / results.BEST).recipe
     for name in names:
         kept, expected = (read(tmp_path / folder / "checkpoints" / name) for folder in ("run", "whole"))
-        assert kept.recipe == best.recipe
+        assert (kept.recipe, expected.recipe) == (best.recipe, of_whole)
         for key, value in expected.tensors.items():
             assert torch.equal(kept.tensors[key], value)
     for key, value in best.tensors.items():  # the final, averaged weights
@@ -267,13 +270,22 @@ def test_the_best_checkpoints_are_kept_over_sessions(tmp_path, monkeypatch):
     words = (*VAL, "callbacks=kept_checkpoints", "eval_every.steps=2", "optimizer.lr=0.01")
     node = "callbacks.kept_checkpoints"
     words += (f"{node}.monitor=val/top1", f"{node}.save_top_k=2", f"{node}.every_n_train_steps=null")
-    interrupt(monkeypatch, 7)
+    evaluate = Evaluations.run
+
+    def interrupted(self, module, evals):
+        if module.step == 12:  # the last one
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, module, evals)
+
+    monkeypatch.setattr(Evaluations, "run", interrupted)
     assert run(tmp_path / "run", *words) == 143
     monkeypatch.undo()
     assert run(tmp_path / "run", *words) == 0
     rows = [row for row in results.read_metrics(tmp_path / "run") if "val/top1" in row]
-    kept = {int(path.stem[5:]) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    paths = [*(tmp_path / "run" / "checkpoints").iterdir()]
+    kept = {int(path.stem[5:]) for path in paths}
     assert len(kept) == 2
+    assert {torch_file.load(path)["step"] for path in paths} == kept
     worst = min(row["val/top1"] for row in rows if row["step"] in kept)
     assert worst >= max(row["val/top1"] for row in rows if row["step"] not in kept)
 
