@@ -260,13 +260,13 @@ def _archives_21k(source: Path, variant: str | None) -> tuple[list[Path], str]:
     if source.is_file():
         archives = [source]
     else:
-        known = [name for name in ARCHIVES_21K if (source / name).is_file()]
-        if variant is not None:
-            known = [name for name in known if variant in ARCHIVES_21K[name]]
+        present = [name for name in ARCHIVES_21K if (source / name).is_file()]
+        known = [name for name in present if variant is None or variant in ARCHIVES_21K[name]]
         if len(known) > 1:
             raise ValueError(f"source: {source} holds {' and '.join(known)}. Set source to one of them.")
         archives = [source / name for name in known]
         archives = archives or sorted(path for path in source.glob("n*.tar") if is_wnid(path.stem))
+        archives = archives or [source / name for name in present]  # of other variants, which is said below
     if not archives:
         raise ValueError(
             f"source: no archive of ImageNet-21k in {source}. Expected {', '.join(ARCHIVES_21K)}, or "

@@ -53,8 +53,18 @@ def versions() -> dict[str, str]:
 
 
 def read_journal(path: Path) -> Journal:
-    """The journal of an earlier session."""
-    return Journal(**json.loads(path.read_text(encoding="utf-8")))
+    """The journal of an earlier session.
+
+    Raises:
+        ValueError: it is damaged, or of a version that writes other fields.
+    """
+    try:
+        return Journal(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged or of another version ({error}). Go on with the version that wrote it, or delete "
+            f"{path.parent} and start anew."
+        ) from error
 
 
 def refuse_differences(

@@ -8,9 +8,11 @@ from mixer_lightning.config.compose import compose_one
 from mixer_lightning.config.signatures import signature
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.sources.folder import SPLITS
+from mixer_lightning.data.sources.imagenet_archives import ARCHIVES_1K
+from mixer_lightning.data.sources.torchvision import imagenet1k_folders
 from mixer_lightning.prepare import imagenet, lists
 from mixer_lightning.prepare.options import Options
-from mixer_lightning.prepare.readers import Source, read_dataset
+from mixer_lightning.prepare.readers import Source, read_dataset, selected_splits
 from mixer_lightning.targets import build
 
 
@@ -28,8 +30,12 @@ def open_source(options: Options) -> Source:
         return lists.open_list(path, options)
     if path is not None and options.data == "imagenet21k":
         return imagenet.open_21k(path, options)
-    if path is not None and options.data == "imagenet1k" and not (path / "train").is_dir():
-        return imagenet.open_1k(path, options)
+    if path is not None and options.data == "imagenet1k":
+        wanted = selected_splits(ARCHIVES_1K, options)
+        if all((path / split).is_dir() for split in wanted):
+            return read_dataset(imagenet1k_folders(path, wanted), options)
+        if "train" not in wanted or not (path / "train").is_dir():
+            return imagenet.open_1k(path, options)
     return read_dataset(build_dataset(options), options)
 
 

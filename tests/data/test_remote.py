@@ -249,7 +249,7 @@ def test_missing_sets_far_away(root, server):
             shards(root=f"{url}/", name="blooms")
         assert str(caught.value) == (
             f"blooms: no shards under {url}. Expected {url}/train-*.tar and dataset.json. Make them with: "
-            "mixer prepare data=blooms source=<archives> output=<folder>, and copy them there"
+            "mixer prepare data=folder source=<source> output=<folder>, and copy them there"
         )
 
 

@@ -596,7 +596,7 @@ def test_shards_that_are_not_those_of_dataset_json_are_named_together(made, veri
     assert f"train-000.tar is missing ({size['train-000.tar']:,} bytes)" in told
     assert f"train-001.tar has 5,000 bytes instead of {size['train-001.tar']:,}" in told
     assert f"val-000.tar has {size['val-000.tar'] + 4:,} bytes instead of {size['val-000.tar']:,}" in told
-    assert told.endswith("mixer prepare data=blooms source=<archives> output=<path>")
+    assert told.endswith("mixer prepare data=folder source=<source> output=<path>")
 
 
 def alter(path: Path) -> None:

@@ -210,6 +210,10 @@ def test_one_split_needs_only_its_archives(archives):
     (archives / imagenet_archives.ARCHIVES_1K["train"]).unlink()
     with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar missing"):
         opened_source("data=imagenet1k", f"source={archives}", "splits=train")
+    for split in ("train", "val"):  # or only its class folders, which ought to be a thousand
+        (archives / split / split / WNIDS[0]).mkdir(parents=True)
+        with pytest.raises(ValueError, match=f"{split} has 1 class folders instead of the 1,000"):
+            opened_source("data=imagenet1k", f"source={archives / split}", f"splits={split}")
 
 
 def test_a_cut_archive_is_refused_before_the_start(archives):
@@ -345,8 +349,9 @@ def test_wrong_sources_are_refused_with_what_would_mend_them(tmp_path):
     with pytest.raises(ValueError, match=r"no file gogle"):
         opened_source("data=imagenet21k", f"source={path}", "variant=fall11", "classes=gogle")
     path.rename(tmp_path / "fall11_whole.tar")
-    with pytest.raises(ValueError, match=r"fall11_whole\.tar is fall11, not winter21"):
-        opened_source("data=imagenet21k", f"source={tmp_path / 'fall11_whole.tar'}", "variant=winter21")
+    for source in (tmp_path / "fall11_whole.tar", tmp_path):
+        with pytest.raises(ValueError, match=r"fall11_whole\.tar is fall11, not winter21"):
+            opened_source("data=imagenet21k", f"source={source}", "variant=winter21")
 
 
 @pytest.mark.parametrize("val_share", [None, 0.5])

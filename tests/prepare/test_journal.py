@@ -9,7 +9,7 @@ import pytest
 
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.sources.arrays import Arrays
-from mixer_lightning.prepare.journal import refuse_differences
+from mixer_lightning.prepare.journal import Journal, read_journal, refuse_differences
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import LABELS, Source, read_dataset
 
@@ -23,6 +23,18 @@ def source(labels: list[int]) -> Source:
 
 def compare(recorded: list[str], now: Source) -> None:
     refuse_differences(OPTIONS.record(), recorded, OPTIONS, now, "out holds a beginning of another set")
+
+
+def test_a_journal_of_another_version_or_a_cut_one_is_named(tmp_path):
+    path = tmp_path / "journal.json"
+    Journal(options={}, source=[], num_shards={}).write(path)
+    whole = path.read_text()
+    for text in (whole[:-1] + ', "more": 1}', whole[:-9]):
+        path.write_text(text)
+        with pytest.raises(
+            ValueError, match=rf"{path} is damaged or of another version .* delete {tmp_path} "
+        ):
+            read_journal(path)
 
 
 def test_a_source_that_was_relabelled_is_another_source():

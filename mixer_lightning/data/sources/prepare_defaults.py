@@ -23,13 +23,18 @@ DEFAULTS = Defaults()
 #: Recorded in dataset.json, but no option of its own: they follow from others, or change no shard.
 DERIVED = ("resampling", "cmyk_quality", "overrides", "write_hashes")
 
+#: Files of conf/data that read shards which `prepare` makes under the same name.
+SHARDS_BY_NAME = ("imagenet21k", "jft300m")
+
 
 def prepare_command(name: str, options: dict[str, Any]) -> str:
-    """The command that writes a set with these options of dataset.json; without options, one for data=<name>.
+    """The command that writes a set with these options of dataset.json; without options, a set of this name.
 
-    dataset.json holds no paths: those are left to be filled in.
+    Where nothing says what such a set is made of, class folders stand for it. Paths are left to be filled in.
     """
-    settings = {"data": str(options.get("data", name)), "source": "<archives>", "output": "<path>"}
+    data = str(options.get("data", name if name in SHARDS_BY_NAME else "folder"))
+    source = "<archives>" if data.startswith("imagenet") else "<source>"
+    settings = {"data": data, "source": source, "output": "<path>"}
     overrides = [str(each) for each in options.get("overrides") or []]
     if any(each.startswith("data.root=") for each in overrides):
         del settings["source"]

@@ -10,7 +10,7 @@ import http.client
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -103,13 +103,21 @@ def imagenet1k(*, root: str) -> Dataset:
                     f"imagenet1k: no {split}/ and no {' or '.join(missing)} in {base}. {layout}"
                 )
             _unpack_imagenet(base, split)
+    return imagenet1k_folders(base, present)
 
+
+def imagenet1k_folders(base: Path, splits: Sequence[str]) -> Dataset:
+    """These splits of ImageNet-1k, each in the class folders `<base>/<split>/<wnid>`.
+
+    Raises:
+        ValueError: the class folders of one are not the thousand, or hold no images.
+    """
     wnids = wnid_list("1k")
-    for split in present:
+    for split in splits:
         _check_wnids(base / split, wnids)
-    splits = {split: scan("imagenet1k", base / split, wnids) for split in present}
-    say_left_out("imagenet1k", splits)
-    return Dataset("imagenet1k", class_names(wnids), {**splits})
+    images = {split: scan("imagenet1k", base / split, wnids) for split in splits}
+    say_left_out("imagenet1k", images)
+    return Dataset("imagenet1k", class_names(wnids), {**images})
 
 
 # ---- images
