@@ -332,7 +332,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Chart:
 
 def _without_beginning(names: Mapping[str, str]) -> dict[str, str]:
     """Names without the words that all of them begin with, if each has another."""
-    words = [name.split("-") for name in names.values()]
+    words = [re.split(r"-(?=[A-Za-z_])", name) for name in names.values()]  # not within 1e-05
     shared = 0
     while len(words) > 1 and all(each[shared + 1 :] and each[shared] == words[0][shared] for each in words):
         shared += 1

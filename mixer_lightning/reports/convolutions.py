@@ -143,8 +143,8 @@ def finding(lines: Sequence[Line]) -> str:
 
 
 def page(lines: Sequence[Line], *, picture: str, command: Sequence[str], commit: str | None = None) -> str:
-    """The page of some measurements, all of one machine."""
-    about, batches = lines[0], " or ".join(sorted({line["batch_size"] for line in lines}))
+    """The page of some measurements, all of one machine and one batch size."""
+    about, batch = lines[0], lines[0]["batch_size"]
     rounds = ", ".join(sorted({line["rounds"] for line in lines}))
     clock = {"wall": "wall clock", "cpu": "processor time, as other work went on on this machine"}[
         about["clock"]
@@ -153,7 +153,7 @@ def page(lines: Sequence[Line], *, picture: str, command: Sequence[str], commit:
         "# What convolutions cost",
         "",
         "Stride 1, as many channels out as in, with bias. Parameters and multiply-accumulates are closed forms. Time",
-        f"is the median over rounds in which each convolution runs once, batch {batches}, in brackets the middle",
+        f"is the median over rounds in which each convolution runs once, batch {batch}, in brackets the middle",
         "half, at the faster of the memory layouts. Backward is to input and weights; GMAC/s counts it as twice the",
         "forward pass, and like the ratio it is of the faster precision. By itself: in a network, caches are",
         "shared with neighbours.",

@@ -20,7 +20,7 @@ from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, output_folder
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
-from mixer_lightning.studies.loader import is_jpeg
+from mixer_lightning.studies.loader import jpeg_files, without
 from mixer_lightning.studies.pipelines import IMAGE_SIZE
 
 
@@ -54,9 +54,7 @@ COLUMNS = (
 def main(argv: Sequence[str]) -> None:
     """Measure, print, write."""
     chosen, screen = settings(argv), Screen()
-    files = [path for path in sorted(chosen.root.glob("*/*")) if is_jpeg(path)]
-    if not files:
-        refuse([f"root: there are no JPEG files in class folders under {chosen.root}"])
+    files = jpeg_files(chosen.root, chosen.images)
     import torch
 
     from mixer_lightning.kernels import augment
@@ -66,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
         refuse(["there is no C++ compiler, hence no native code to measure: install g++"])
     chosen.out = output_folder("out", chosen.out)
     torch.set_num_threads(1)
-    images = photographs(files[:: max(1, len(files) // chosen.images)][: chosen.images])
+    images, broken = photographs(files)
+    without(files, broken, screen)
     rows = [compare(case, images, rounds=chosen.rounds) for case in cases(len(images))]
     screen.table("", COLUMNS, map(shown, rows))
     path = chosen.out / "augment_cpu.csv"

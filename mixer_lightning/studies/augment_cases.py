@@ -52,8 +52,8 @@ class Case(NamedTuple):
     pillow: Callable[[Image.Image], Image.Image] | None
 
 
-def photographs(files: Sequence[Path]) -> Tensor:
-    """A random resized crop of each JPEG file, uint8 [B, 3, S, S]."""
+def photographs(files: Sequence[Path]) -> tuple[Tensor, dict[Path, str]]:
+    """A random resized crop of each JPEG file, uint8 [B, 3, S, S], but of the broken ones: what is wrong with these."""
     augment = Augment(crop="random_resized")
     keys = sample_keys(0, [(0, i, 0) for i in range(len(files))])
 
@@ -61,9 +61,9 @@ def photographs(files: Sequence[Path]) -> Tensor:
         return augment.train_crops(keys[positions], widths, heights, IMAGE_SIZE)
 
     out = torch.zeros(len(files), 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-    for position, reason in decode.decode_crops([path.read_bytes() for path in files], crops_of, list(out)):
-        raise ValueError(f"{files[position]} cannot be decoded: {reason}")
-    return out
+    broken = dict(decode.decode_crops([path.read_bytes() for path in files], crops_of, list(out)))
+    kept = [i for i in range(len(files)) if i not in broken]
+    return out[kept], {files[i]: reason for i, reason in broken.items()}
 
 
 def cases(count: int) -> Iterator[Case]:

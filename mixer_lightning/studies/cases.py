@@ -16,7 +16,7 @@ class Case(NamedTuple):
     num_classes: int
 
 
-# Small enough for seconds per round on two cores. Any other name of conf/model works too, whole.
+# Small enough for seconds per round on two cores. Any other Mixer or ConvMixer of conf/model works too, whole.
 CASES = {
     "mixer_s16": Case("mixer_s16", None, 224, 8, 1000),
     "convmixer_256_8": Case("convmixer_256_8", None, 32, 64, 10),

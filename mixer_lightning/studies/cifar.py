@@ -20,7 +20,7 @@ from typing import Any
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, output_folder
 from mixer_lightning.reports import markdown
-from mixer_lightning.screen import Screen
+from mixer_lightning.screen import Screen, last_line, refuse
 
 
 def settings(argv: Sequence[str]) -> argparse.Namespace:
@@ -71,15 +71,18 @@ def main(argv: Sequence[str]) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen.out = output_folder("out", chosen.out)
-    rows = compare(
-        chosen.root,
-        device=device,
-        batch_size=chosen.batch_size,
-        workers=chosen.workers,
-        rounds=chosen.rounds,
-        batches=chosen.batches,
-        steps=chosen.steps,
-    )
+    try:
+        rows = compare(
+            chosen.root,
+            device=device,
+            batch_size=chosen.batch_size,
+            workers=chosen.workers,
+            rounds=chosen.rounds,
+            batches=chosen.batches,
+            steps=chosen.steps,
+        )
+    except (ValueError, OSError) as error:  # of the images, as one of the sides puts it
+        refuse([f"root={chosen.root}: {last_line(error)}"])
     lines = [shown(row) for row in rows]
     screen.table("", COLUMNS, lines)
     text = [

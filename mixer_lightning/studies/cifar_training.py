@@ -139,7 +139,14 @@ def compare(
     """A row for the input alone, and for training: images per second of both sides, medians over alternating rounds.
 
     A round of the input alone has this many `batches`, one with training this many `steps`.
+
+    Raises:
+        ValueError: there are no class folders, or fewer images than a batch has.
+        OSError: an image cannot be read.
     """
+    num_images = len(scan("cifar10", root, class_folders(root)))
+    if num_images < batch_size:  # of which torchvision's side would make no batch, for ever
+        raise ValueError(f"{num_images:,} images are fewer than a batch of {batch_size:,}")
     ahead = 3 if device.type == "cuda" else 0
     step = training_step(device, num_classes=len(class_folders(root)))
     parts = [("input alone", None, batches), ("with training", step, steps)]

@@ -116,7 +116,8 @@ def main(argv: Sequence[str]) -> None:
             results.write_rows(path, rows, digits=4)
         word = "measured" if found else "there already"
         screen.say(f"{number:>3}/{len(groups)}  width {width}, map {size}x{size}, kernel {kernel}: {word}")
-    lines = report.read(path, {key: str(value) for key, value in conditions.items()})
+    shown = conditions | {"batch_size": chosen.batch_size}
+    lines = report.read(path, {key: str(value) for key, value in shown.items()})
     text = report.page(
         lines,
         picture=path.with_suffix(".png").name,

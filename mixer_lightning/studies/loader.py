@@ -49,46 +49,69 @@ def child(name: str, folder: Path, chosen: argparse.Namespace) -> dict[str, floa
     return found
 
 
-def lay_out(root: Path, folder: Path, *, copies: int) -> int:
-    """`files/`: links to the JPEGs under root, each `copies` times; their number.
+def lay_out(files: Sequence[Path], folder: Path, *, copies: int) -> dict[Path, str]:
+    """`files/`: links to JPEG files in class folders, each `copies` times. What is wrong with those it leaves out.
 
     `shards/`: the same images; `restart/`: with a restart marker behind each 4 MCUs; `small/`: as well, and no larger
     than SMALL_SIDE px on their short side, as `mixer prepare` writes them with `short_side` and `restart`.
     """
     import webdataset as wds
 
-    from mixer_lightning.data.sources.folder import class_folders
     from mixer_lightning.prepare.cleaning import CleaningOptions, clean_image
 
     kinds = {
-        "shards": CleaningOptions(verify=False),
+        "shards": CleaningOptions(verify=True),
         "restart": CleaningOptions(verify=False, restart=4),
         "small": CleaningOptions(verify=False, restart=4, short_side=SMALL_SIDE),
     }
-    written: dict[tuple[str, Path], bytes] = {}
-    count, labels = 0, {each: i for i, each in enumerate(class_folders(root))}
+    labels = {name: i for i, name in enumerate(sorted({path.parent.name for path in files}))}
+    broken: dict[Path, str] = {}
     open_shards: dict[str, list[Any]] = {}
     for kind in kinds:
         (folder / kind).mkdir(parents=True)
         write_text(folder / kind / "dataset.json", json.dumps({"classes": list(labels)}))
         paths = [folder / kind / f"train-{i:05}.tar" for i in range(8)]
         open_shards[kind] = [wds.TarWriter(str(path), encoder=False, mtime=0) for path in paths]
-    for copy in range(copies):
-        for name, label in labels.items():
-            (folder / "files" / name).mkdir(parents=True, exist_ok=True)
-            for path in sorted((root / name).iterdir()):
-                if is_jpeg(path):
-                    link = f"{copy}-{path.stem.replace('.', '_')}"
-                    (folder / "files" / name / f"{link}.jpg").symlink_to(path.absolute())
-                    for kind, options in kinds.items():
-                        if (kind, path) not in written:
-                            written[kind, path] = clean_image(path.read_bytes, "jpg", options).encoded
-                        image = {"jpg": written[kind, path], "cls": str(label).encode()}
-                        open_shards[kind][count % 8].write({"__key__": f"{name}-{link}", **image})
-                    count += 1
+    for name in labels:
+        (folder / "files" / name).mkdir(parents=True)
+    count = 0
+    for number, path in enumerate(files):
+        name = path.parent.name
+        outcomes = {kind: clean_image(path.read_bytes, "jpg", options) for kind, options in kinds.items()}
+        reasons = [outcome.notes[-1].reason for outcome in outcomes.values() if not outcome.encoded]
+        if reasons:
+            broken[path] = reasons[0]
+            continue
+        for copy in range(copies):
+            (folder / "files" / name / f"{copy}-{number}.jpg").symlink_to(path.absolute())
+            for kind, outcome in outcomes.items():
+                image = {"jpg": outcome.encoded, "cls": str(labels[name]).encode()}
+                open_shards[kind][count % 8].write({"__key__": f"{copy}-{number}", **image})
+            count += 1
     for shard in (shard for kind in kinds for shard in open_shards[kind]):
         shard.close()
-    return count
+    return broken
+
+
+def jpeg_files(root: Path, most: int) -> list[Path]:
+    """JPEG files in the class folders under `root`, `most` of them evenly where there are more; exit 2 without any."""
+    files = [path for path in sorted(root.glob("*/*")) if is_jpeg(path)]
+    if not files:
+        refuse([f"root: there are no JPEG files in class folders under {root}"])
+    count = min(most, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def without(files: Sequence[Path], broken: Mapping[Path, str], screen: Screen) -> list[Path]:
+    """The files that are not broken, those being said; exit 2 if none is left."""
+    kept = [path for path in files if path not in broken]
+    if broken:
+        path, reason = next(iter(broken.items()))
+        said = f"{len(broken):,} of {len(files):,} files cannot be decoded, such as {path}: {reason}"
+        if not kept:
+            refuse([f"root: {said}"])
+        screen.say(f"left out: {said}")
+    return kept
 
 
 def is_jpeg(path: Path) -> bool:
@@ -120,7 +143,13 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="measurements of each pipeline; default: %(default)s",
     )
-    add("--images", type=int, default=2048, metavar="N", help="images in a measurement; default: %(default)s")
+    add(
+        "--images",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="images in a measurement, and the most files that are used; default: %(default)s",
+    )
     add("--copies", type=int, metavar="N", help="how often each file is used; default: until there are 1,600")
     add(
         "--device_rate",
@@ -244,12 +273,12 @@ def main(argv: Sequence[str]) -> None:
     screen = Screen()
     with tempfile.TemporaryDirectory(prefix="loader-study-") as name:
         folder = Path(name)
-        files = [path for path in sorted(chosen.root.glob("*/*")) if is_jpeg(path)]
-        if not files:
-            refuse([f"root: there are no JPEG files in class folders under {chosen.root}"])
+        files = jpeg_files(chosen.root, chosen.images)
+        copies = chosen.copies or -(-1600 // len(files))
+        files = without(files, lay_out(files, folder, copies=copies), screen)
+        if copies * len(files) < BATCH_SIZE:  # of which torchvision and timm would make no batch, for ever
+            refuse([f"copies: {copies} of {len(files)} files are fewer images than a batch of {BATCH_SIZE}"])
         sizes = [path.stat().st_size for path in files]
-        copies = chosen.copies or -(-1600 // len(sizes))
-        lay_out(chosen.root, folder, copies=copies)
         about = (
             f"{len(sizes):,} JPEG files, mean {statistics.fmean(sizes) / 1000:,.0f} kB, each {copies} times,"
         )

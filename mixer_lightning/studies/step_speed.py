@@ -20,7 +20,7 @@ from typing import Any
 
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
-from mixer_lightning.models.presets import default_image_size, list_models
+from mixer_lightning.models.presets import default_image_size, list_models, model_node
 from mixer_lightning.reports import markdown
 from mixer_lightning.screen import Screen, refuse
 from mixer_lightning.studies.cases import CASES, Case, Variant, variants
@@ -62,7 +62,12 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         "for example: models=mixer_s16,convmixer_256_8 rounds=7",
     )
     add = parser.add_argument
-    add("--models", default=",".join(CASES), metavar="NAMES", help=f"{', '.join(CASES)} or any of conf/model")
+    add(
+        "--models",
+        default=",".join(CASES),
+        metavar="NAMES",
+        help=f"{', '.join(CASES)} or any Mixer or ConvMixer",
+    )
     add("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     add("--batch_size", type=int, metavar="N", help="images per step; default: 4 to 64, by model")
     add(
@@ -85,6 +90,10 @@ def settings(argv: Sequence[str]) -> argparse.Namespace:
         if name not in CASES and name not in list_models():
             parser.error(
                 f"there is no model '{name}': known are {', '.join(CASES)} and what `mixer models` lists"
+            )
+        if name not in CASES and not model_node(name)["_target_"].endswith((".Mixer", ".ConvMixer")):
+            parser.error(
+                f"models: '{name}' is neither a Mixer nor a ConvMixer, of which timm's are built here"
             )
     chosen.modes = listed(chosen.modes)
     if not chosen.modes or set(chosen.modes) - set(MODES):

@@ -82,11 +82,12 @@ def available() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read_suite(name: str) -> Suite:
-    """The suite of a name in conf/suite, or of a path that ends in .yaml.
+def read_suite(name: str, *, within: tuple[Path, ...] = ()) -> Suite:
+    """The suite of a name in conf/suite, or of a path that ends in .yaml; `within`: the files that led to it.
 
     Raises:
-        ValueError: there is no such suite, or something in its file is wrong; the message names the file.
+        ValueError: there is no such suite, it is a part of itself, or something in its file is wrong; the message
+            names the file.
     """
     path = Path(name).expanduser() if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -96,11 +97,13 @@ def read_suite(name: str) -> Suite:
         )
         raise ValueError(f"there is no suite '{name}'{hint}")
     where = os.path.relpath(path)
+    if path.resolve() in within:
+        raise ValueError(f"{where}: suites: the suite is a part of itself")
     try:
         node = _checked(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, _FILE, where)
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: {error}") from error
-    parts = [read_suite(part) for part in node.get("suites", [])]
+    parts = [read_suite(part, within=(*within, path.resolve())) for part in node.get("suites", [])]
     tasks = tuple(_task(where, task, content, node) for task, content in node.get("tasks", {}).items())
     fewshot = tuple(
         Fewshot(str(data), _arguments(f"{where}: fewshot.{data}", content))
@@ -148,7 +151,10 @@ def _arguments(where: str, text: Any) -> tuple[str, ...]:
     """Arguments of a command line: `data=pets test_split=none`."""
     if not isinstance(text, str):
         raise ValueError(f"{where} takes arguments such as data=pets test_split=none, found {text!r}")
-    arguments = tuple(shlex.split(text))
+    try:
+        arguments = tuple(shlex.split(text))
+    except ValueError as error:  # of a quote that is not closed
+        raise ValueError(f"{where}: {error}: {text}") from error
     wrong = [argument for argument in arguments if "=" not in argument]
     if wrong:
         raise ValueError(f"{where}: '{wrong[0]}' is not of the form key=value")

@@ -185,6 +185,12 @@ def test_model_scale_shows_the_jft_rows_at_224():
         assert {series.name: len(series.x) for series in panel.series} == {"Mixer": 8, "BiT": 5, "ViT": 2}
 
 
+def test_a_curve_is_named_by_what_its_run_has_of_its_own():
+    rows = [{"step": 1, "epoch": 1.0, "test/top1": 0.5}]
+    chart = charts.curves({f"runs/s/digits-seed0-optimizer.lr={rate}": rows for rate in ("1e-05", "1e-06")})
+    assert [each.name for each in chart.panels[0].series] == ["optimizer.lr=1e-05", "optimizer.lr=1e-06"]
+
+
 def test_bars_are_the_rates_of_a_study_and_nothing_else():
     rows = [
         {"loader": "ours", "images_per_second": "2", "machine": "m", "is_best": "True"},

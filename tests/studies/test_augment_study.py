@@ -40,7 +40,8 @@ def test_cases_cover_both_sets_of_operations_and_the_recipes() -> None:
 
 
 def test_sides_agree_and_are_timed(root: Path) -> None:
-    images = augment_cases.photographs(sorted(root.glob("*/*")))
+    images, broken = augment_cases.photographs(sorted(root.glob("*/*")))
+    assert not broken
     assert tuple(images.shape) == (3, 3, 224, 224)
     case = next(case for case in augment_cases.cases(3) if case.name == "Invert")
     assert case.pillow is not None
@@ -51,7 +52,10 @@ def test_sides_agree_and_are_timed(root: Path) -> None:
     assert row["pytorch_ratio_low"] <= row["pytorch_ratio"] <= row["pytorch_ratio_high"]
 
 
-def test_what_it_writes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_writes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "class0" / "broken.jpg").write_bytes(b"nothing")
     every = list(augment_cases.cases(3))
     chosen = [case for case in every if case.name in ("Invert", "Rotate", "Rotate, big_vision")]
     monkeypatch.setattr(augment_cases, "cases", lambda _: iter(chosen))
@@ -62,6 +66,8 @@ def test_what_it_writes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [row["pillow"] == "" for row in rows] == [False, False, True]
     text = (tmp_path / "out/augment_cpu.md").read_text()
     assert "3 photographs of 224 px" in text
+    said = f"left out: 1 of 4 files cannot be decoded, such as {root}/class0/broken.jpg: "
+    assert said in capsys.readouterr().out
     assert "| Invert | 0." in text
     assert "Command: `mixer study augment root=" in text
 

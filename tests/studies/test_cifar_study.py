@@ -43,7 +43,7 @@ def test_what_it_writes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         [100.0, 300.0, 400.0, 100.0, 10.0, 15.0, 15.0, 10.0, 5.0, 6.0, 7.0, 5.0]
     )  # theirs, ours, in turns
     monkeypatch.setattr(cifar_training, "measured", lambda *_, **__: next(speeds))
-    cifar.main([f"root={root}", "rounds=2", f"out={tmp_path / 'out'}"])
+    cifar.main([f"root={root}", "rounds=2", "batch_size=4", f"out={tmp_path / 'out'}"])
     text = (tmp_path / "out/cifar_cpu.md").read_text()
     assert "| input alone | 100 | 350 | 3.50 (3.25 to 3.75) |" in text
     assert "| with training | 10 | 15 | 1.50 (1.50 to 1.50) |" in text
@@ -55,3 +55,25 @@ def test_wrong_arguments(root: Path, capsys: pytest.CaptureFixture[str]) -> None
         cifar.settings([f"root={root}", "rounds=1"])
     assert end.value.code == 2
     assert "rounds must be at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("batch_size=13", "12 images are fewer than a batch of 13"),
+        ("root={root}/class0", "class0 holds no class folders, but 4 image files"),
+        ("root={root}", "cannot identify image file <_io.BufferedReader name='{root}/class0/3.png'>"),
+    ],
+)
+def test_images_of_which_nothing_comes_are_named(
+    broken: str, message: str, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if broken == "root={root}":
+        (root / "class0" / "3.png").write_bytes(b"nothing")
+    small = [f"root={root}", "batch_size=12", "workers=1", f"out={tmp_path}"]
+    with pytest.raises(SystemExit) as end:
+        cifar.main([*small, broken.format(root=root)])
+    assert end.value.code == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message.format(root=root) in lines[0]

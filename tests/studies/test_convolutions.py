@@ -99,6 +99,11 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
     assert again[:-3] == rows[:-3]
     assert len(again) == len(rows)
 
+    convolutions.main(["batch_size=9", *SMALL, f"out={tmp_path}"])
+    assert ", batch 9, in" in (tmp_path / "convolutions_cpu.md").read_text()
+    convolutions.main([*SMALL, f"out={tmp_path}"])
+    assert ", batch 4, in" in (tmp_path / "convolutions_cpu.md").read_text()
+
 
 @pytest.mark.parametrize(
     ("argv", "message"),

@@ -28,7 +28,15 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_files_and_shards_hold_the_same_images(photos: Path, tmp_path: Path) -> None:
-    assert loader.lay_out(photos, tmp_path / "laid", copies=3) == 12
+    found = loader.jpeg_files(photos, 9)
+    assert loader.jpeg_files(photos, 3) == [found[0], found[1], found[2]]
+    assert loader.jpeg_files(photos, 2) == [found[0], found[2]]
+    broken = photos / "class1" / "broken.jpg"
+    broken.write_bytes(found[3].read_bytes()[:1000])
+    for path, name in zip(found, ("a.b.jpg", "a_b.jpg"), strict=False):  # names that shards know as one
+        path.rename(path.with_name(name))
+    left_out = loader.lay_out(loader.jpeg_files(photos, 9), tmp_path / "laid", copies=3)
+    assert list(left_out) == [broken]
     files = sorted((tmp_path / "laid/files").glob("*/*.jpg"))
     images = shards(root=str(tmp_path / "laid/shards")).splits["train"]
     assert len(files) == len(images) == 12
@@ -39,7 +47,7 @@ def test_files_and_shards_hold_the_same_images(photos: Path, tmp_path: Path) -> 
 
 def test_small_shards_hold_smaller_images_in_the_same_order(photos: Path, tmp_path: Path) -> None:
     Image.open(photos / "class0" / "0.v1.JPEG").resize((900, 600)).save(photos / "class0" / "0.v1.JPEG")
-    loader.lay_out(photos, tmp_path / "laid", copies=2)
+    loader.lay_out(loader.jpeg_files(photos, 9), tmp_path / "laid", copies=2)
     large, small = (
         shards(root=str(tmp_path / "laid" / kind)).splits["train"] for kind in ("shards", "small")
     )
@@ -54,7 +62,7 @@ def test_every_pipeline_makes_uint8_batches_of_one_shape(
     name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipelines, "BATCH_SIZE", 4)
-    loader.lay_out(photos, tmp_path / "laid", copies=6)
+    loader.lay_out(loader.jpeg_files(photos, 9), tmp_path / "laid", copies=6)
     pipeline, options = pipelines.PIPELINES[name]
     source = pipeline(tmp_path / "laid", workers=1, batches=2, **options)
     for _ in range(2):
@@ -65,7 +73,9 @@ def test_every_pipeline_makes_uint8_batches_of_one_shape(
 
 
 def test_a_process_of_its_own_tells_what_it_measured(photos: Path, tmp_path: Path) -> None:
-    loader.lay_out(photos, tmp_path / "laid", copies=96)  # three batches: two to warm up
+    loader.lay_out(
+        loader.jpeg_files(photos, 9), tmp_path / "laid", copies=96
+    )  # three batches: two to warm up
     chosen = loader.settings([f"root={photos}", "workers=1", "images=128"])
     found = loader.child("ours, files, bilinear", tmp_path / "laid", chosen)
     assert found.keys() == {"images_per_second", "images_per_cpu_second", "memory_mib", "waiting"}
@@ -87,7 +97,9 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert rows[1]["images_per_second"] == 30
 
 
-def test_what_it_writes(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_writes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     speeds = iter(range(1, 100))
 
     def child(name: str, folder: Path, chosen: object) -> dict[str, float]:
@@ -96,12 +108,15 @@ def test_what_it_writes(photos: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         return {"images_per_second": speed, "images_per_cpu_second": speed, "memory_mib": 1.0, "waiting": 0.5}
 
     monkeypatch.setattr(loader, "child", child)
-    loader.main([f"root={photos}", "rounds=2", "copies=1", f"out={tmp_path / 'out'}"])
+    loader.main([f"root={photos}", "rounds=2", "copies=32", f"out={tmp_path / 'out'}"])
     with (tmp_path / "out/loader_cpu.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["loader"] for row in rows] == list(pipelines.PIPELINES)
     text = (tmp_path / "out/loader_cpu.md").read_text()
     assert "4 JPEG files" in text
+    with pytest.raises(SystemExit):
+        loader.main([f"root={photos}", "copies=3", f"out={tmp_path / 'out'}"])
+    assert "copies: 3 of 4 files are fewer images than a batch of 128" in capsys.readouterr().err
     assert "rounds=2" in text
     decibels = [
         float(line.split("|")[2]) for line in text.splitlines() if line.startswith(("| bil", "| bic"))

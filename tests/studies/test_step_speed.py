@@ -146,6 +146,7 @@ def test_operators_are_counted_by_what_they_do():
     ("argv", "message"),
     [
         (["models=convmixer_256_9"], "no model 'convmixer_256_9'"),
+        (["models=resmlp_s12"], "'resmlp_s12' is neither a Mixer nor a ConvMixer"),
         (["rounds=1"], "rounds must be at least 2"),
         (["batch_size=0"], "batch_size must be at least 1"),
         (["modes=inferense"], "modes must be training or inference, or both, separated by commas"),

@@ -73,11 +73,19 @@ def test_what_a_file_says_holds_for_all_its_tasks(tmp_path: Path) -> None:
             "{learning_rates: [1], tasks: {pets: {}}, columns: {x: {metric: test/top1, tasks: [pet]}}}",
             "columns.x has an unknown task 'pet': did you mean 'pets'?",
         ),
+        (
+            'tasks: {a: {dev: "x=\'1", learning_rates: [1]}}',
+            "mine.yaml: tasks.a.dev: No closing quotation: x='1",
+        ),
+        ("suites: [mine.yaml]", "mine.yaml: suites: the suite is a part of itself"),
         ("suites: [avg]", "there is no suite 'avg': did you mean 'avg5'?"),
         ("tasks: {", "mine.yaml: "),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_wrong_with_a_file_is_said(
+    tmp_path: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (its message is compared below)
         read_suite(str(tmp_path / "mine.yaml"))
