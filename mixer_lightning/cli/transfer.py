@@ -13,35 +13,36 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixer_lightning import launcher
 from mixer_lightning.checkpoints.families import TIMM_SCHEME
-from mixer_lightning.config.arguments import Parser, without_dashes, without_value
+from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.from_checkpoint import check_there
-from mixer_lightning.config.groups import groups
-from mixer_lightning.config.overrides import values_by_key
-from mixer_lightning.config.recipe import Recipe
+from mixer_lightning.config.overrides import key_of, values_by_key
 from mixer_lightning.results import BEST, LAST
 from mixer_lightning.screen import Screen, did_you_mean
 from mixer_lightning.studies.suites import Suite, available, read_suite
+from mixer_lightning.studies.training_runs import read_settings
 from mixer_lightning.studies.transfer_plan import show_plan
 from mixer_lightning.studies.transfer_runs import SuiteRuns, run_all, write_table
 
 OPTIONS = ("suite", "tasks", "seeds", "rate", "folder")
 #: Keys of `mixer finetune` that a suite sets.
-OF_SUITE = (
-    "data",
-    "data.task",
-    "data.split",
-    "seed",
-    "optimizer.lr",
-    "train_split",
-    "val_split",
-    "test_split",
-    "name",
-    "evals",
+OF_SUITE = dict.fromkeys(
+    (
+        "data",
+        "data.task",
+        "data.split",
+        "seed",
+        "optimizer.lr",
+        "train_split",
+        "val_split",
+        "test_split",
+        "name",
+        "evals",
+    ),
+    "tasks= and seeds=, or mixer finetune",
 )
 
 
@@ -93,16 +94,11 @@ def main(argv: Sequence[str]) -> int:
 def settings(argv: Sequence[str]) -> Settings:
     """What a command line asks for. A wrong argument ends the program with a sentence."""
     parser = _parser()
-    if messages := [message for each in argv if (message := without_value(each))]:
-        parser.error(messages[0])
-    argv = without_dashes(argv, _known_keys())
-    mine = [f"--{argument}" if argument.partition("=")[0] in OPTIONS else argument for argument in argv]
-    chosen, overrides = parser.parse_known_args(mine)
-    if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
-        parser.error(
-            "a suite's runs are made in one process, on one device (trainer=gpu): start without torchrun or srun"
-        )
-    _refuse_wrong(parser, overrides)
+    chosen, overrides = read_settings(
+        parser, argv, OPTIONS, set_for_runs=OF_SUITE, program="finetune", whose="suite"
+    )
+    if "checkpoint" not in map(key_of, overrides):
+        parser.error("'checkpoint' is missing: a file, a run directory, or timm:<name>")
     if chosen.rate is not None and not chosen.rate > 0:
         parser.error(f"rate must be above 0, found {chosen.rate:g}")
     checkpoint = values_by_key(overrides)["checkpoint"][0]
@@ -143,29 +139,6 @@ def _parser() -> Parser:
     add("--folder", type=Path, metavar="FOLDER", help="default: runs/transfer/<checkpoint's name>")
     add("--dry-run", action="store_true", help="print the plan and stop")
     return parser
-
-
-def _refuse_wrong(parser: argparse.ArgumentParser, overrides: Sequence[str]) -> None:
-    """End the program unless `overrides` are such as a suite's runs take."""
-    wrong = [argument for argument in overrides if "=" not in argument or argument.startswith("-")]
-    if wrong:
-        parser.error(f"'{wrong[0]}' is not of the form key=value")
-    keys = [argument.partition("=")[0] for argument in overrides]
-    known = _known_keys()
-    for root in (key.lstrip("+~").partition(".")[0].partition("/")[0] for key in keys):
-        if root == "hydra":
-            parser.error("hydra.* is the suite's own: give its runs a place with folder=<folder>")
-        if root not in known:
-            parser.error(f"unknown key '{root}'{did_you_mean(root, known)}")
-    for key in OF_SUITE:
-        if key in keys:
-            parser.error(f"'{key}' is set by the suite: choose tasks= and seeds=, or use mixer finetune")
-    if "checkpoint" not in keys:
-        parser.error("'checkpoint' is missing: a file, a run directory, or timm:<name>")
-
-
-def _known_keys() -> list[str]:
-    return [*OPTIONS, *groups(), *(each.name for each in fields(Recipe))]
 
 
 def _suite(parser: argparse.ArgumentParser, name: str, tasks: str | None) -> Suite:

@@ -128,7 +128,7 @@ def settings(argv: Sequence[str]) -> Settings:
         help=f"all, none, or of {', '.join(CHANGES)}; default: all that change something",
     )
     training_runs.add_options(parser, folder="runs/ablation")
-    chosen, overrides = training_runs.read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
+    chosen, overrides = training_runs.read_settings(parser, argv, OPTIONS, set_for_runs=OF_STUDY)
     parser.check_at_least(1, chosen, "seeds")
     words = listed(chosen.changes)
     changes = {"all": [*CHANGES], "none": []}.get(words[0] if len(words) == 1 else "", words)

@@ -95,7 +95,7 @@ def settings(argv: Sequence[str]) -> Settings:
         help="what a part of the training set shares with the whole; default: %(default)s, the paper's",
     )
     training_runs.add_options(parser, folder="runs/scale")
-    chosen, overrides = training_runs.read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
+    chosen, overrides = training_runs.read_settings(parser, argv, OPTIONS, set_for_runs=OF_STUDY)
     parser.check_at_least(1, chosen, "seeds")
     models = listed(chosen.models)
     if not models:

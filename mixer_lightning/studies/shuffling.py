@@ -76,7 +76,7 @@ def settings(argv: Sequence[str]) -> Settings:
     add("--folder", type=Path, default=Path("runs/shuffling"), metavar="FOLDER", help="default: %(default)s")
     add("--out", type=Path, default=Path("results"), metavar="FOLDER", help="default: %(default)s")
     add("--checkpoint", metavar="FILE", help="compare logits only: weights, a run directory or timm:<name>")
-    chosen, overrides = read_settings(parser, argv, OPTIONS, of_study=OF_STUDY)
+    chosen, overrides = read_settings(parser, argv, OPTIONS, set_for_runs=OF_STUDY)
     parser.check_at_least(1, chosen, "patch")
     parser.check_at_least(0, chosen, "shuffle_seed")
     models = listed(chosen.models)

@@ -8,11 +8,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mixer_lightning import launcher, results
 from mixer_lightning.config.arguments import Parser, listed, output_folder, without_dashes, without_value
 from mixer_lightning.config.groups import groups, groups_of
+from mixer_lightning.config.overrides import key_of
 from mixer_lightning.config.recipe import Duration, Recipe
 from mixer_lightning.engine import run
 from mixer_lightning.models.presets import PASSES, Cost, list_models
@@ -34,33 +35,40 @@ class Run(NamedTuple):
 
 
 def read_settings(
-    parser: Parser, argv: Sequence[str], options: Sequence[str], *, of_study: Mapping[str, str]
+    parser: Parser,
+    argv: Sequence[str],
+    options: Sequence[str],
+    *,
+    set_for_runs: Mapping[str, str],
+    program: Literal["train", "finetune"] = "train",
+    whose: Literal["study", "suite"] = "study",
 ) -> tuple[argparse.Namespace, list[str]]:
-    """A study's own `options`, and the overrides for its runs; a wrong argument ends the program with a message.
+    """The own `options` of a study, and the overrides for its runs; a wrong argument ends the program with a message.
 
     Args:
         parser: knows the options.
         argv: the command line, key=value.
         options: names of the study's own.
-        of_study: keys that the study sets for its runs -> what to use instead.
+        set_for_runs: keys that the study sets for its runs -> what to use instead.
+        program: of the runs.
+        whose: the runs are, in messages.
     """
     if messages := [message for each in argv if (message := without_value(each))]:
         parser.error(messages[0])
-    known = [*groups_of("train"), *(field.name for field in fields(Recipe))]
+    known = [*groups_of(program), *(field.name for field in fields(Recipe))]
     argv = without_dashes(argv, known)
     mine = [f"--{argument}" if argument.partition("=")[0] in options else argument for argument in argv]
     chosen, overrides = parser.parse_known_args(mine)
     for each in overrides:
-        key, equals, _ = each.partition("=")
-        if each.startswith("-") or not equals:
+        if each.startswith("-") or "=" not in each:
             parser.error(f"'{each}' is not of the form key=value")
-        name = key.lstrip("+~").partition("@")[0]
-        if name.startswith(("hydra.", "hydra/")):
-            parser.error("hydra.* is the study's own: give its runs a place with folder=<folder>")
-        if "." not in name and name not in known and name not in of_study:
-            parser.error(f"unknown key '{name}'{did_you_mean(name, [*options, *known])}")
-        if key in of_study:
-            parser.error(f"'{key}' is set by the study: use {of_study[key]}")
+        key = key_of(each)
+        if key.startswith(("hydra.", "hydra/")):
+            parser.error(f"hydra.* is the {whose}'s own: give its runs a place with folder=<folder>")
+        if "." not in key and key not in known and key not in set_for_runs:
+            parser.error(f"unknown key '{key}'{did_you_mean(key, [*options, *known])}")
+        if key in set_for_runs:
+            parser.error(f"'{key}' is set by the {whose}: use {set_for_runs[key]}")
     if (launcher.launched() or launcher.ALONE).world_size > 1:  # process groups cannot be made anew
         parser.error("the runs are made in one process, on one device: start without torchrun or srun")
     return chosen, overrides

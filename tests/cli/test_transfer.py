@@ -170,7 +170,7 @@ def test_the_plan_counts_runs_steps_and_images(
         (["tasks=vtab_pet"], "did you mean 'vtab_pets'?"),
         (["suite=vtb"], "there is no suite 'vtb': did you mean 'vtab'?"),
         (["suite=no.yaml"], "there is no suite 'no.yaml': there are all, avg5, fewshot, vtab, or a path"),
-        (["data.task=pets"], "'data.task' is set by the suite"),
+        (["+data.task=pets"], "'data.task' is set by the suite"),
         (["seeds=a"], "expected whole numbers"),
         (["seeds=0,0"], "a seed stands there twice"),
         (["rate=0", "--dry-run"], "rate must be above 0"),
