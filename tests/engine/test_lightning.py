@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from test_training_features import assert_same, interrupt, run, state_of
 
 from conftest import TINY
@@ -262,6 +263,16 @@ def test_the_largest_that_fits_is_found_in_few_trials(limit: int, found: int):
 
     assert largest_fitting(sizes, fits) == found
     assert len(tried) <= 4  # of 12 divisors
+
+
+def test_a_timer_gives_each_session_its_time():
+    timer = Timer(duration={"hours": 1})
+    states = {"timer": {"time_elapsed": {"train": 5000.0}}}
+    driven = lightning_callbacks.DrivenCallbacks({"timer": timer}, start_step=3, states=states)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    driven.setup(trainer, LightningModule(), "fit")
+    assert timer.time_elapsed() == 0
+    assert trainer.global_step == 3
 
 
 def test_device_batch_auto(monkeypatch, tmp_path, capsys):
