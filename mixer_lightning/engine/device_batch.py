@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from mixer_lightning import launcher
 from mixer_lightning.config.recipe import Recipe
@@ -28,11 +29,14 @@ def settle_device_batch(
     recipe: Recipe,
     machine: Machine,
     *,
+    model: nn.Module,
     num_classes: int,
     before: int | None,
     say: Callable[[str], None],
 ) -> Recipe:
     """The recipe with a number where it says device_batch=auto; `before` is that of an earlier session, which stays.
+
+    `model` is the run's, and tried ones are of its sizes.
 
     The first process finds it, on its GPU; the others take it over.
 
@@ -54,7 +58,7 @@ def settle_device_batch(
     sizes = [size for size in range(1, share + 1) if share % size == 0]
     found = 0
     if machine.rank == 0:
-        found = largest_fitting(sizes, lambda size: fits(recipe, size, num_classes=num_classes))
+        found = largest_fitting(sizes, lambda size: fits(recipe, size, model=model, num_classes=num_classes))
     machine.init_process_group()
     found = gather_objects(found)[0]
     if not found:
@@ -77,7 +81,7 @@ def largest_fitting(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
     return sizes[low - 1] if low else 0
 
 
-def fits(recipe: Recipe, size: int, *, num_classes: int) -> bool:
+def fits(recipe: Recipe, size: int, *, model: nn.Module, num_classes: int) -> bool:
     """Whether some training steps of `size` images run within SHARE of the memory of one GPU."""
     alone = dataclasses.replace(
         recipe,
@@ -89,7 +93,7 @@ def fits(recipe: Recipe, size: int, *, num_classes: int) -> bool:
         _limit_memory(machine, SHARE)
         try:
             # two of them a step: gradients of the first are there while the second runs
-            training_rate(alone, seconds=0.0, num_classes=num_classes, accumulate=2)
+            training_rate(alone, seconds=0.0, num_classes=num_classes, accumulate=2, like=model)
         except torch.OutOfMemoryError:
             return False
         finally:

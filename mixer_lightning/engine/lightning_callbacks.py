@@ -30,6 +30,7 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
     ProgressBar,
     StochasticWeightAveraging,
+    Timer,
     WeightAveraging,
 )
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
@@ -109,6 +110,8 @@ def _check_kind(name: str, callback: object, device_type: str, say: Callable[[st
             raise ValueError(
                 f"callbacks.{name}: {kind} needs psutil for figures of the CPU: pip install psutil"
             )
+    if isinstance(callback, ModelCheckpoint):
+        _check_when(name, callback)
     if isinstance(callback, LearningRateMonitor):
         if callback.logging_interval == "epoch":
             raise ValueError(
@@ -123,6 +126,29 @@ def _check_kind(name: str, callback: object, device_type: str, say: Callable[[st
     own = [hook for hook in hooks if getattr(type(callback), hook) is not getattr(Callback, hook)]
     if own:
         say(f"callbacks.{name}: {', '.join(own)} will not be called: a run evaluates and saves by itself")
+
+
+def _check_when(name: str, callback: ModelCheckpoint) -> None:
+    """Refuse checkpoints that would never be kept, or ranked by the evaluation of another step.
+
+    Raises:
+        ValueError: the sentence says which words do.
+    """
+    by_steps = bool(callback._every_n_train_steps or callback._train_time_interval)
+    if (callback.every_n_epochs or 0) > 1:
+        raise ValueError(
+            f"callbacks.{name}.every_n_epochs: a run is one of Lightning's epochs: use every_n_train_steps"
+        )
+    if callback.monitor is not None and by_steps:
+        raise ValueError(
+            f"callbacks.{name}.monitor: '{callback.monitor}' is known after evaluations (eval_every), and these "
+            "checkpoints are of other steps. Use every_n_train_steps=null and no train_time_interval, or monitor=null"
+        )
+    if callback.monitor is None and not by_steps:
+        raise ValueError(
+            f"callbacks.{name}: nothing says when to keep a checkpoint: use every_n_train_steps=1000, or "
+            "monitor=val/top1, which keeps those of evaluations"
+        )
 
 
 def _check_monitor(monitor: str, source: Dataset, evals: Mapping[str, Eval]) -> None:
@@ -188,7 +214,7 @@ class DrivenCallbacks(StepCallback):
             if name in self.earlier:  # not before: ModelCheckpoint asks whether its folder is the same
                 callback.load_state_dict(dict(self.earlier[name]))
         for name, callback in self.others.items():
-            if self.earlier.get(name):
+            if self.earlier.get(name) and not isinstance(callback, Timer):  # or it had no time left
                 callback.load_state_dict(dict(self.earlier[name]))
 
     def on_begin(self, trainer: Trainer, module: Classifier) -> None:

@@ -7,7 +7,9 @@ import time
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
+from mixer_lightning.checkpoints.load import widen_like
 from mixer_lightning.config.recipe import Recipe
 from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import Dataset
@@ -43,12 +45,18 @@ class _Stopwatch(StepCallback):
 
 
 def training_rate(
-    recipe: Recipe, *, seconds: float = 5.0, num_classes: int = NUM_CLASSES, accumulate: int = 1
+    recipe: Recipe,
+    *,
+    seconds: float = 5.0,
+    num_classes: int = NUM_CLASSES,
+    accumulate: int = 1,
+    like: nn.Module | None = None,
 ) -> float:
     """Images per second of the recipe's training steps on this machine, measured for some seconds on random images.
 
     The steps are those of a run: cropping, augmentation, forward, backward, clipping, optimiser. Images are random
-    pixels in memory, so that reading and decoding are not counted.
+    pixels in memory, so that reading and decoding are not counted. Token mixing is as wide as that of `like`, which a
+    checkpoint for smaller images may have widened.
     """
     machine: Machine = build(recipe.trainer)
     machine.configure_torch()
@@ -65,14 +73,17 @@ def training_rate(
         generator.integers(0, num_classes, shape[0]),
     )
     source = Dataset("random pixels", [str(label) for label in range(num_classes)], {"train": images})
+    model = setup.new_model(
+        recipe,
+        num_classes=num_classes,
+        stochastic_depth=recipe.stochastic_depth,
+        head_bias=recipe.head_bias,
+    )
+    if like is not None:
+        widen_like(model, like.state_dict())
     module = setup.classifier(
         recipe,
-        setup.new_model(
-            recipe,
-            num_classes=num_classes,
-            stochastic_depth=recipe.stochastic_depth,
-            head_bias=recipe.head_bias,
-        ),
+        model,
         machine,
         Length(micro_batches, steps_per_epoch=1.0, total_steps=MOST_STEPS, schedule_steps=MOST_STEPS),
         class_counts=torch.ones(num_classes) if recipe.loss.get("class_weights") == "balanced" else None,

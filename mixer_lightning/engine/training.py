@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from torch import nn
 
 from mixer_lightning import results
 from mixer_lightning.checkpoints import run_format, sharded
@@ -35,7 +36,7 @@ from mixer_lightning.engine.metrics import NonFiniteLoss
 from mixer_lightning.engine.preemption import PendingEvaluation, Preemption
 from mixer_lightning.files import write_text
 from mixer_lightning.loggers.dashboards import Dashboards
-from mixer_lightning.models.presets import PASSES, count
+from mixer_lightning.models.presets import PASSES, count_macs
 from mixer_lightning.screen import Screen, closing_table, last_line
 from mixer_lightning.stopping import Stopped, StopRequests, exit_code, undisturbed
 
@@ -91,6 +92,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     recipe = settle_device_batch(
         recipe,
         machine,
+        model=parts.model,
         num_classes=len(source.classes),
         before=earlier and earlier[1]["device_batch"],
         say=screen.say,
@@ -112,9 +114,7 @@ def ready(recipe: Recipe, run_dir: Path, screen: Screen, *, head: Head = "auto")
     elif recipe.evals and machine.rank == 0:
         refuse_damaged(source, threads=machine.threads, say=screen.say)
     dashboards = _dashboards(recipe if machine.rank == 0 else None, run_dir, screen)
-    metrics = _metrics_log(
-        recipe, run_dir, machine, data, length, dashboards, num_classes=len(source.classes)
-    )
+    metrics = _metrics_log(recipe, run_dir, machine, parts.model, data, length, dashboards)
     others = build_callbacks(recipe, source, parts.evals, device_type=machine.device_type, say=screen.say)
     _check_machine(recipe, module, others)
     states = earlier[1].get("callbacks", {}) if earlier is not None else {}
@@ -193,16 +193,14 @@ def _metrics_log(
     recipe: Recipe,
     run_dir: Path,
     machine: Machine,
+    model: nn.Module,
     data: DataModule,
     length: Length,
     dashboards: Dashboards,
-    *,
-    num_classes: int,
 ) -> MetricsLog:
     macs = None
     if recipe.freeze is None and machine.rank == 0:  # what is frozen has no backward pass, or half of one
-        forward = count(recipe.model, num_classes=num_classes, image_size=recipe.image_size).macs
-        macs = PASSES["training"] * forward
+        macs = PASSES["training"] * count_macs(model, image_size=recipe.image_size)
     return MetricsLog(
         run_dir,
         every_steps=recipe.log_every_steps,

@@ -166,17 +166,28 @@ def count(node: Mapping[str, Any], *, num_classes: int, image_size: int) -> Cost
         ValueError: there is no such model at this size.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         model: nn.Module = build(
             node, num_classes=num_classes, image_size=image_size, stochastic_depth=0.0, head_bias=0.0
-        ).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, image_size, image_size))
+        )
     sizes = {key: parameter.numel() for key, parameter in model.named_parameters()}
     fixed = [sizes[key] for key in sizes if not key.startswith((f"{model.head_name}.", *POSITIONS))]
     largest = " ".join(
         f"{size}x{fixed.count(size)}" for size in sorted(set(fixed), reverse=True)[:NUM_LARGEST]
     )
-    return Cost(sum(sizes.values()), counter.get_total_flops() // 2, largest)
+    return Cost(sum(sizes.values()), count_macs(model, image_size=image_size), largest)
+
+
+def count_macs(model: nn.Module, *, image_size: int) -> int:
+    """The multiply-accumulates of a model as it stands for one image, also one that a checkpoint has widened."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = model.training
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tensors = {name: torch.empty_like(each, device="meta") for name, each in model.named_parameters()}
+        tensors |= {name: torch.empty_like(each, device="meta") for name, each in model.named_buffers()}
+        torch.func.functional_call(model.eval(), tensors, torch.empty(1, 3, image_size, image_size))
+    model.train(was_training)
+    return int(counter.get_total_flops()) // 2

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from test_training_features import assert_same, interrupt, run, state_of
 
 from conftest import TINY
@@ -25,6 +26,7 @@ from mixer_lightning.data.sources.digits import digits
 from mixer_lightning.engine import closing, device_batch, evaluation, lightning_callbacks
 from mixer_lightning.engine.device_batch import largest_fitting, settle_device_batch
 from mixer_lightning.engine.machine import Machine
+from mixer_lightning.models.resolution import widen
 from mixer_lightning.reports import first_batch
 
 
@@ -263,29 +265,42 @@ def test_the_largest_that_fits_is_found_in_few_trials(limit: int, found: int):
     assert len(tried) <= 4  # of 12 divisors
 
 
+def test_a_timer_gives_each_session_its_time():
+    timer = Timer(duration={"hours": 1})
+    states = {"timer": {"time_elapsed": {"train": 5000.0}}}
+    driven = lightning_callbacks.DrivenCallbacks({"timer": timer}, start_step=3, states=states)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    driven.setup(trainer, LightningModule(), "fit")
+    assert timer.time_elapsed() == 0
+    assert trainer.global_step == 3
+
+
 def test_device_batch_auto(monkeypatch, tmp_path, capsys):
-    """Steps that run out of memory above 16 images, as on a GPU whose memory holds no more."""
+    """Steps that run out of memory above 16 images, as on a GPU whose memory holds no more, of as large a model."""
     recipe = compose_one("train", [*TINY, "batch_size=96", "device_batch=auto"])
     forward = torch.nn.Module.__call__
 
     def limited(self, *inputs, **options):
         if isinstance(self, type(model)) and len(inputs[0]) > 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        if isinstance(self, type(model)):
+            assert self.blocks[0].mlp_tokens.fc1.weight.shape == model.blocks[0].mlp_tokens.fc1.weight.shape
         return forward(self, *inputs, **options)
 
     from mixer_lightning.api import create_model
 
     model = create_model("mixer_digits", num_classes=10)
+    widen(model, parts=2)  # as a checkpoint for smaller images is
     monkeypatch.setattr(torch.nn.Module, "__call__", limited)
     monkeypatch.setattr(Machine, "device_type", "cuda")
     monkeypatch.setattr(device_batch, "_limit_memory", lambda *_: None)
     monkeypatch.setattr(device_batch, "fits", on_the_cpu(monkeypatch, device_batch.fits))
     machine = Machine(accelerator="cpu")
-    settled = settle_device_batch(recipe, machine, num_classes=10, before=None, say=print)
+    settled = settle_device_batch(recipe, machine, model=model, num_classes=10, before=None, say=print)
     assert settled.device_batch == 16
     assert "device_batch=auto: 16, of which a batch of 96 is accumulated" in capsys.readouterr().out
     monkeypatch.undo()
-    settled = settle_device_batch(recipe, machine, num_classes=10, before=24, say=print)
+    settled = settle_device_batch(recipe, machine, model=model, num_classes=10, before=24, say=print)
     assert settled.device_batch == 24  # of an earlier session: BatchNorm must see as many again
     assert run(tmp_path / "run", "device_batch=auto") == 2
     assert "looks for what fits the memory of a GPU, and this run has none" in capsys.readouterr().out

@@ -234,9 +234,11 @@ def test_a_finetuning_outlives_its_checkpoint_and_refuses_another_in_its_place(t
 
         def interrupted(self, trainer, module):
             on_step(self, trainer, module)
+            assert self.macs == 3 * forward
             if module.step == 3:
                 signal.raise_signal(signal.SIGTERM)
 
+        forward = 256 * 3 * 64 + 64 * 10 + 4 * 2 * (64 * 256 * (4 * 32) + 256 * 64 * 256)
         patch.setattr(MetricsLog, "on_step", interrupted)
         assert finetune(recipe, run_dir) == 143
     path.rename(gone)

@@ -202,6 +202,12 @@ def test_a_metric_that_there_is_not_is_refused(tmp_path, capsys):
             [*kept, "callbacks.kept_checkpoints.monitor=test/top1"],
             "callbacks.kept_checkpoints.monitor: 'test/top1' would choose by the test images",
         ),
+        ([kept[0], "callbacks.kept_checkpoints.monitor=val/top1"], "these checkpoints are of other steps"),
+        (kept, "callbacks.kept_checkpoints: nothing says when to keep a checkpoint"),
+        (
+            [*kept, "callbacks.kept_checkpoints.every_n_epochs=2"],
+            "callbacks.kept_checkpoints.every_n_epochs: a run is one of Lightning's epochs",
+        ),
     ):
         assert run(tmp_path / "run", *VAL, *words) == 2
         assert sentence in capsys.readouterr().out
