@@ -237,7 +237,8 @@ def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_pat
         shards(root=str(tmp_path / "out"))
     command = str(caught.value).rpartition("with: mixer prepare ")[2]
     given = dict(argument.split("=", 1) for argument in arguments)
-    fills = {"source": given.get("source"), "classes": given.get("classes"), "output": tmp_path / "again"}
+    source = given.get("source", given.get("data.root"))
+    fills = {"source": source, "classes": given.get("classes"), "output": tmp_path / "again"}
     filled = [
         f"{key}={fills[key] if value[0] == '<' else value}"
         for key, _, value in (
@@ -248,6 +249,7 @@ def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_pat
     assert code == 0, said
     before, after = (json.loads((tmp_path / x / "dataset.json").read_text()) for x in ("out", "again"))
     assert before == after  # every sha256 among it
+    assert str(tmp_path) not in json.dumps(before)
 
 
 def test_a_folder_and_its_shards_are_sliced_alike(prepare, tmp_path, monkeypatch):
