@@ -73,6 +73,7 @@ def _dataset(state: State, finished: dict[str, list[Written]]) -> dict[str, Any]
         "name": source.name,
         "classes": source.classes,
         **({"wnids": source.wnids} if source.wnids is not None else {}),
+        **({"label_changes_with": source.label_changes_with} if source.label_changes_with else {}),
         "splits": {
             split: {
                 "samples": sum(shard.samples for shard in shards),

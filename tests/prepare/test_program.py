@@ -313,15 +313,14 @@ class Rows:
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several, pixels):
+    from mixer_lightning.data.sources import Dataset
+    from mixer_lightning.data.sources.shards import shards
+
     monkeypatch.setattr(readers, "LABELS_PER_CALL", 4)
-    made = SimpleNamespace(
-        name="rows",
-        classes=["x", "y", "z"],
-        splits={
-            split: Rows(count, several=several, pixels=pixels)
-            for split, count in (("train", 11), ("test", 7))
-        },
-    )
+    splits = {
+        split: Rows(count, several=several, pixels=pixels) for split, count in (("train", 11), ("test", 7))
+    }
+    made = Dataset("rows", ["x", "y", "z"], splits, label_changes_with=("flip",))
     monkeypatch.setattr(opening, "build_dataset", lambda options: made)
     code, said = prepare("data=folder", f"source={tmp_path}", f"output={tmp_path / 'out'}")
     assert code == 0, said
@@ -338,6 +337,7 @@ def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several
                 assert json.loads(files["json"])["labels"] == [x for x in labels[i].tolist() if x >= 0]
             else:
                 assert files["cls"] == str(labels[i]).encode()
+    assert shards(root=str(tmp_path / "out")).label_changes_with == ("flip",)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == {"unreadable": 2}
     source = readers.read_dataset(made, parse(["data=folder", "output=x"]))
     samples = list(source.samples((0, 0)))
