@@ -92,6 +92,20 @@ def refuse_differences(
         )
 
 
+def refuse_other_versions(journal: Journal, subject: str, advice: str) -> None:
+    """See that the programs of an earlier session are those of now.
+
+    Raises:
+        ValueError: one is not. `subject` says what was prepared with it.
+    """
+    for name, version in versions().items():
+        if (found := journal.versions.get(name)) != version:
+            raise ValueError(
+                f"{subject} was prepared with {name} {found}, and this is {version}: images written anew may differ. "
+                f"{advice}"
+            )
+
+
 class AppendOnly:
     """A text file that grows line by line and counts up to its committed length."""
 

@@ -35,6 +35,7 @@ from mixer_lightning.files import lock_run_dir
 from mixer_lightning.prepare import lists, plan, program, readers, state
 from mixer_lightning.prepare import open as opening
 from mixer_lightning.prepare.cleaning import difference_hash
+from mixer_lightning.prepare.journal import versions
 from mixer_lightning.progress import Bar
 from mixer_lightning.reports import prepare as picture_of
 
@@ -709,6 +710,13 @@ def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkey
     code, said = prepare(*arguments)
     assert (code, "source: train: " in said) == (2, True)
     photos.write_text(whole)
+    with monkeypatch.context() as patch:
+        patch.setitem(versions(), "pillow", "9.0.1")
+        code, said = prepare(*arguments)
+    assert (code, "and this is 9.0.1: images written anew may differ. Go on with the former" in said) == (
+        2,
+        True,
+    )
     assert prepare(*arguments)[0] == 0
     assert len(contents(tmp_path / "out", "train")) == 40
 
