@@ -532,6 +532,10 @@ def test_a_second_program_is_refused(prepare, photos, tmp_path):
         (["data=digits", "shard_bytes=1PB"], "not a number of bytes"),
         (["data=digits", "hashes=/none"], "there is no file /none"),
         (["data=digits", "classes=found"], "digits names its own"),
+        (["data=digits", "split=test"], "split is that of a list in one file; of digits, splits=<names>"),
+        (["data=digits", "shards=2", "shard_bytes=1MB"], "shards and shard_bytes both say"),
+        (["data=folder", "source=.", "data.root=x"], "source and data.root are the same: give one"),
+        (["data=imagenet1k", "source=.", "data.rot=x"], "imagenet1k takes no keys of conf/data here"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_started(prepare, tmp_path, monkeypatch, arguments, message):

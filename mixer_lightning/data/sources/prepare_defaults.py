@@ -46,6 +46,8 @@ def prepare_command(name: str, options: dict[str, Any]) -> str:
     for key, value in options.items():
         if key in (*settings, "source", *DERIVED) or value is None or value == defaults.get(key):
             continue
+        if key == "shard_bytes" and options.get("shards") is not None:  # which decides
+            continue
         if str(value).startswith("sha256 "):
             settings[key] = "<file>"
         elif isinstance(value, list):
