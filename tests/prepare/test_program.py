@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -32,7 +33,7 @@ from mixer_lightning import stopping
 from mixer_lightning.cli.prepare import parse
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import lock_run_dir
-from mixer_lightning.prepare import lists, plan, program, readers, state
+from mixer_lightning.prepare import finish, lists, plan, program, readers, state
 from mixer_lightning.prepare import open as opening
 from mixer_lightning.prepare.cleaning import difference_hash
 from mixer_lightning.prepare.journal import versions
@@ -436,12 +437,18 @@ def test_one_class_is_not_worth_shards(prepare, photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_finished_set_is_never_overwritten(prepare, photos, tmp_path):
+def test_a_finished_set_is_never_overwritten(prepare, photos, tmp_path, monkeypatch):
+    def read_only(folder):
+        raise OSError(errno.EROFS, "Read-only file system", str(folder))
+
     arguments = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
     prepare(*arguments)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     code, said = prepare(*arguments)
     assert (code, "is finished" in said, "40" in said) == (0, True, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "lock_run_dir", read_only)
+        assert prepare(*arguments) == (0, said)
     code, said = prepare(*arguments, "seed=1", "verify=false")
     assert code == 2
     assert "seed: 0 there, 1 here" in said
