@@ -124,14 +124,11 @@ def test_every_text_file_is_opened_as_utf8():
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            mode = (
-                node.args[0]
-                if node.args and name == "open" and isinstance(node.func, ast.Attribute)
-                else None
-            )
-            is_text = name in ("read_text", "write_text") or (
-                name == "open" and isinstance(mode, ast.Constant) and mode.value in ("r", "w", "a", "x")
-            )
+            is_text = name in ("read_text", "write_text")
+            if name == "open" and isinstance(node.func, ast.Attribute):
+                mode = node.args[0] if node.args else ast.Constant("r")
+                is_text = isinstance(mode, ast.Constant) and set(str(mode.value)) <= set("rwaxt+")
+                is_text &= ast.unparse(node.func.value) not in ("tarfile", "run.dashboards")
             is_ours = name == "write_text" and len(node.args) == 2  # files.write_text, which encodes
             if is_text and not is_ours and "encoding" not in {keyword.arg for keyword in node.keywords}:
                 found.append(f"{path.name}:{node.lineno}")

@@ -154,7 +154,13 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         messages.append(f"variant is for data=imagenet21k, not for {data}")
     if values["classes"] and data not in ("imagenet21k", *LISTS):
         messages.append(f"classes is for imagenet21k and lists; {data} names its own")
-    if values["overrides"] and data in ("imagenet21k", *LISTS):
+    if values["split"] != DEFAULTS.split and data not in LISTS:
+        messages.append(f"split is that of a list in one file; of {data}, splits=<names> chooses")
+    if values["shards"] is not None and values["shard_bytes"] != DEFAULTS.shard_bytes:
+        messages.append("shards and shard_bytes both say how many shards there are to be: give one")
+    if values["source"] is not None and any(each.startswith("data.root=") for each in values["overrides"]):
+        messages.append("source and data.root are the same: give one")
+    if values["overrides"] and data in ARCHIVES_AND_LISTS:
         messages.append(f"'{values['overrides'][0]}': {data} takes no keys of conf/data here")
     if values["source"] is None and data in ARCHIVES_AND_LISTS:
         messages.append(f"source is missing: the archives, folder or list of {data}")

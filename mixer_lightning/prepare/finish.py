@@ -42,7 +42,7 @@ def finished_report(options: Options) -> dict[str, Any] | None:
     is_there = options.source is not None and options.source.exists()
     source = open_source(options) if is_there else None
     refuse_differences(recorded, fingerprint, options, source, f"{options.output} holds another finished set")
-    with contextlib.suppress(ValueError), lock_run_dir(options.output):
+    with contextlib.suppress(ValueError, OSError), lock_run_dir(options.output):  # it may be read-only
         shutil.rmtree(options.output / PARTIAL, ignore_errors=True)  # of a process killed at the very end
     return report
 
@@ -73,6 +73,7 @@ def _dataset(state: State, finished: dict[str, list[Written]]) -> dict[str, Any]
         "name": source.name,
         "classes": source.classes,
         **({"wnids": source.wnids} if source.wnids is not None else {}),
+        **({"label_changes_with": source.label_changes_with} if source.label_changes_with else {}),
         "splits": {
             split: {
                 "samples": sum(shard.samples for shard in shards),

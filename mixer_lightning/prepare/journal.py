@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_lightning import results
+from mixer_lightning.data.sources.prepare_defaults import without_root
 from mixer_lightning.files import fsync, write_text
 from mixer_lightning.prepare.options import Options
 from mixer_lightning.prepare.readers import LABELS, Cursor, Source
@@ -75,6 +76,8 @@ def refuse_differences(
     Raises:
         ValueError: some differ; they are listed. `subject` says what holds the earlier ones.
     """
+    overrides = without_root(options.get("overrides", []))  # with it, in those of earlier versions
+    options = options | {"overrides": overrides}
     changes = results.differing_keys(options, now.record())
     lines = [f"  {key}: {before!r} there, {after!r} here" for key, before, after in changes]
     before, after = set(fingerprint), set(source.fingerprint if source is not None else fingerprint)
@@ -87,6 +90,20 @@ def refuse_differences(
         raise ValueError(
             "\n".join([f"{subject}:", *lines]) + "\nChoose another output, or delete that folder."
         )
+
+
+def refuse_other_versions(journal: Journal, subject: str, advice: str) -> None:
+    """See that the programs of an earlier session are those of now.
+
+    Raises:
+        ValueError: one is not. `subject` says what was prepared with it.
+    """
+    for name, version in versions().items():
+        if (found := journal.versions.get(name)) != version:
+            raise ValueError(
+                f"{subject} was prepared with {name} {found}, and this is {version}: images written anew may differ. "
+                f"{advice}"
+            )
 
 
 class AppendOnly:

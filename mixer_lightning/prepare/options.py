@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixer_lightning.data.sources.prepare_defaults import DEFAULTS
+from mixer_lightning.data.sources.prepare_defaults import DEFAULTS, without_root
 
 ARCHIVES_AND_LISTS = ("imagenet1k", "imagenet21k", "jft300m", "list")  # the rest by functions of conf/data
 LISTS = ("jft300m", "list")
@@ -80,7 +80,7 @@ class Options:
             "shard_bytes": self.shard_bytes,
             "shards": self.shards,
             "seed": self.seed,
-            "overrides": sorted(self.overrides),
+            "overrides": sorted(without_root(self.overrides)),
             **({} if self.restart is None else {"restart": self.restart}),
         }
 

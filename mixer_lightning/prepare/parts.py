@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from mixer_lightning.prepare.journal import Journal, read_journal, refuse_differences, versions
+from mixer_lightning.prepare.journal import Journal, read_journal, refuse_differences, refuse_other_versions
 from mixer_lightning.prepare.options import Options, Part
 from mixer_lightning.prepare.readers import Source
 from mixer_lightning.prepare.state import JOURNAL, MERGING, PARTIAL
@@ -90,7 +90,8 @@ def finished_parts(options: Options, source: Source, num_shards: dict[str, int])
             f"The same command with part={unfinished[0]}/{count} goes on with it."
         )
     for each in parts:
-        _refuse_other_versions(each)
+        advice = f"Merge with the former, or use one version for all. {how_to_prepare_again(each)}"
+        refuse_other_versions(each.journal, str(each.part), advice)
     return parts
 
 
@@ -138,12 +139,3 @@ def _refuse_other_set(each: Prepared, options: Options, source: Source, num_shar
             f"{each.part} has {each.journal.num_shards} shards, and there are to be {num_shards}: the images of the "
             f"source have changed since. {how_to_prepare_again(each)}"
         )
-
-
-def _refuse_other_versions(each: Prepared) -> None:
-    for name, version in versions().items():
-        if (found := each.journal.versions.get(name)) != version:
-            raise ValueError(
-                f"{each.part} was prepared with {name} {found}, and this is {version}: images written anew may differ. "
-                f"Merge with {found}, or use one version for all. {how_to_prepare_again(each)}"
-            )

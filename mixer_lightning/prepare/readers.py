@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mixer_lightning.data.identity import identity
-from mixer_lightning.data.sources import Dataset, Images, Stored
+from mixer_lightning.data.sources import Dataset, Images, LabelChange, Stored
 from mixer_lightning.data.sources.folder import FolderImages
 from mixer_lightning.data.sources.names import stem, suffix_of
 from mixer_lightning.files import readable
@@ -72,6 +72,7 @@ class Source:
     samples: Callable[..., Iterator[Sample]]
     places: range | None = None  # of `total`, which alone are read; None: all
     wnids: list[str] | None = None
+    label_changes_with: tuple[LabelChange, ...] = ()  # as Dataset has it
     val_share: float = 0.0  # of train to hold out, unless the user says otherwise
     unknown_classes: set[str] = field(default_factory=set)
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -129,6 +130,7 @@ def read_dataset(data: Dataset, options: Options) -> Source:
         classes=list(data.classes),
         splits={split: Extent(len(images), _estimate_bytes(images)) for split, images in splits.items()},
         labels_per_image=max(num_labels, default=1),
+        label_changes_with=data.label_changes_with,
         fingerprint=[
             _digest(data.classes),
             *(f"{split}: {len(images)} {_digest(_identity(images))}" for split, images in splits.items()),

@@ -17,7 +17,14 @@ from mixer_lightning.data import stateless_random
 from mixer_lightning.data.sources.names import not_read, tar_key
 from mixer_lightning.files import atomic_write
 from mixer_lightning.prepare.cleaning import BAD_KINDS, LEFT_OUT, OTHER_FILE, Note, Outcome
-from mixer_lightning.prepare.journal import AppendOnly, Journal, read_journal, refuse_differences, versions
+from mixer_lightning.prepare.journal import (
+    AppendOnly,
+    Journal,
+    read_journal,
+    refuse_differences,
+    refuse_other_versions,
+    versions,
+)
 from mixer_lightning.prepare.options import Options, Part
 from mixer_lightning.prepare.readers import Sample, Source
 from mixer_lightning.prepare.writing import Entry, Shard, Written, write_index
@@ -262,6 +269,9 @@ class State:
         journal = read_journal(path)
         subject = f"{self.folder if self.options.part else output} holds a beginning of another set"
         refuse_differences(journal.options, journal.source, self.options, self.source, subject)
+        if journal.versions:  # earlier versions wrote none
+            advice = f"Go on with the former, choose another output, or delete {self.folder} and start anew."
+            refuse_other_versions(journal, f"What was committed in {self.folder}", advice)
         return journal
 
 

@@ -61,9 +61,9 @@ def test_every_ending_of_pillow_for_these_formats_is_read():
 
 
 def test_what_is_left_out_is_counted_by_ending():
-    assert [ending_of(each) for each in ("a/x.TXT", "x", ".x", "a.b/x", "x.tar.gz")] == [
+    assert [ending_of(each) for each in ("a/x.TXT", "x", "png", ".x", "a.b/x", "x.tar.gz")] == [
         ".txt",
-        *["without an ending"] * 3,
+        *["without an ending"] * 4,
         ".gz",
     ]
     assert left_out({".txt": 1}) == "1 file is not read, by ending: 1 .txt"
@@ -97,6 +97,7 @@ def test_hidden(name, hidden):
         ("x.tiff", "tiff", "x"),
         ("x.JFIF", "jpg", "x"),
         ("jpg", "", "jpg"),
+        ("set.v1/cat/png", "", "set.v1/cat/png"),
         ("a.jpg/notes.txt", "", "a.jpg/notes.txt"),
         ("x.tar", "", "x.tar"),
     ],

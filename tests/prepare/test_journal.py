@@ -50,5 +50,7 @@ def test_beginnings_of_versions_that_recorded_no_labels_are_gone_on_with():
     before = [each for each in source([0, 1, 0, 1]).fingerprint if f" {LABELS} " not in each]
     assert len(before) == 2
     compare(before, source([0, 1, 0, 1]))
+    moved = OPTIONS.record() | {"overrides": ["data.root=/old"]}
+    refuse_differences(moved, before, OPTIONS, None, "out holds another set")
     with pytest.raises(ValueError, match="source: train: 5 "):
         compare([before[0], before[1].replace(" 4 ", " 5 ")], source([0, 1, 0, 1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -32,9 +33,10 @@ from mixer_lightning import stopping
 from mixer_lightning.cli.prepare import parse
 from mixer_lightning.data.stateless_random import hash32
 from mixer_lightning.files import lock_run_dir
-from mixer_lightning.prepare import lists, plan, program, readers, state
+from mixer_lightning.prepare import finish, lists, plan, program, readers, state
 from mixer_lightning.prepare import open as opening
 from mixer_lightning.prepare.cleaning import difference_hash
+from mixer_lightning.prepare.journal import versions
 from mixer_lightning.progress import Bar
 from mixer_lightning.reports import prepare as picture_of
 
@@ -237,7 +239,8 @@ def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_pat
         shards(root=str(tmp_path / "out"))
     command = str(caught.value).rpartition("with: mixer prepare ")[2]
     given = dict(argument.split("=", 1) for argument in arguments)
-    fills = {"source": given.get("source"), "classes": given.get("classes"), "output": tmp_path / "again"}
+    source = given.get("source", given.get("data.root"))
+    fills = {"source": source, "classes": given.get("classes"), "output": tmp_path / "again"}
     filled = [
         f"{key}={fills[key] if value[0] == '<' else value}"
         for key, _, value in (
@@ -248,6 +251,7 @@ def test_what_is_said_of_a_missing_shard_makes_it_again(prepare, photos, tmp_pat
     assert code == 0, said
     before, after = (json.loads((tmp_path / x / "dataset.json").read_text()) for x in ("out", "again"))
     assert before == after  # every sha256 among it
+    assert str(tmp_path) not in json.dumps(before)
 
 
 def test_a_folder_and_its_shards_are_sliced_alike(prepare, tmp_path, monkeypatch):
@@ -311,15 +315,14 @@ class Rows:
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several, pixels):
+    from mixer_lightning.data.sources import Dataset
+    from mixer_lightning.data.sources.shards import shards
+
     monkeypatch.setattr(readers, "LABELS_PER_CALL", 4)
-    made = SimpleNamespace(
-        name="rows",
-        classes=["x", "y", "z"],
-        splits={
-            split: Rows(count, several=several, pixels=pixels)
-            for split, count in (("train", 11), ("test", 7))
-        },
-    )
+    splits = {
+        split: Rows(count, several=several, pixels=pixels) for split, count in (("train", 11), ("test", 7))
+    }
+    made = Dataset("rows", ["x", "y", "z"], splits, label_changes_with=("flip",))
     monkeypatch.setattr(opening, "build_dataset", lambda options: made)
     code, said = prepare("data=folder", f"source={tmp_path}", f"output={tmp_path / 'out'}")
     assert code == 0, said
@@ -336,6 +339,7 @@ def test_any_data_set_of_conf_is_written(prepare, tmp_path, monkeypatch, several
                 assert json.loads(files["json"])["labels"] == [x for x in labels[i].tolist() if x >= 0]
             else:
                 assert files["cls"] == str(labels[i]).encode()
+    assert shards(root=str(tmp_path / "out")).label_changes_with == ("flip",)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == {"unreadable": 2}
     source = readers.read_dataset(made, parse(["data=folder", "output=x"]))
     samples = list(source.samples((0, 0)))
@@ -433,12 +437,18 @@ def test_one_class_is_not_worth_shards(prepare, photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_finished_set_is_never_overwritten(prepare, photos, tmp_path):
+def test_a_finished_set_is_never_overwritten(prepare, photos, tmp_path, monkeypatch):
+    def read_only(folder):
+        raise OSError(errno.EROFS, "Read-only file system", str(folder))
+
     arguments = ("data=list", f"source={photos}", f"output={tmp_path / 'out'}")
     prepare(*arguments)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     code, said = prepare(*arguments)
     assert (code, "is finished" in said, "40" in said) == (0, True, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "lock_run_dir", read_only)
+        assert prepare(*arguments) == (0, said)
     code, said = prepare(*arguments, "seed=1", "verify=false")
     assert code == 2
     assert "seed: 0 there, 1 here" in said
@@ -529,6 +539,10 @@ def test_a_second_program_is_refused(prepare, photos, tmp_path):
         (["data=digits", "shard_bytes=1PB"], "not a number of bytes"),
         (["data=digits", "hashes=/none"], "there is no file /none"),
         (["data=digits", "classes=found"], "digits names its own"),
+        (["data=digits", "split=test"], "split is that of a list in one file; of digits, splits=<names>"),
+        (["data=digits", "shards=2", "shard_bytes=1MB"], "shards and shard_bytes both say"),
+        (["data=folder", "source=.", "data.root=x"], "source and data.root are the same: give one"),
+        (["data=imagenet1k", "source=.", "data.rot=x"], "imagenet1k takes no keys of conf/data here"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_started(prepare, tmp_path, monkeypatch, arguments, message):
@@ -707,6 +721,13 @@ def test_a_beginning_of_another_set_is_refused(prepare, photos, tmp_path, monkey
     code, said = prepare(*arguments)
     assert (code, "source: train: " in said) == (2, True)
     photos.write_text(whole)
+    with monkeypatch.context() as patch:
+        patch.setitem(versions(), "pillow", "9.0.1")
+        code, said = prepare(*arguments)
+    assert (code, "and this is 9.0.1: images written anew may differ. Go on with the former" in said) == (
+        2,
+        True,
+    )
     assert prepare(*arguments)[0] == 0
     assert len(contents(tmp_path / "out", "train")) == 40
 

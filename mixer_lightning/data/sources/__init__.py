@@ -87,6 +87,9 @@ class Streamed(Protocol):
         """What is exact of a run on it, and what is not, in one sentence."""
 
 
+LabelChange = Literal["crop", "flip"]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Splits that share one list of classes.
@@ -99,7 +102,7 @@ class Dataset:
     name: str
     classes: list[str]
     splits: dict[str, Images]
-    label_changes_with: tuple[Literal["crop", "flip"], ...] = ()
+    label_changes_with: tuple[LabelChange, ...] = ()
 
     def refuse_label_changing(self, augment: Augment) -> None:
         """See that no random crop or flip of `augment` makes labels wrong.

@@ -96,8 +96,8 @@ def class_names(wnids: Sequence[str]) -> list[str]:
 def wnids_of(classes: Sequence[str]) -> list[str] | None:
     """The WordNet id of each class that is called so, or by its first synonym; None where that of one is not known.
 
-    Synonyms are those of one of the bundled lists, all in its order, or some of ImageNet-1k's thousand. Two of these
-    share theirs (a crane is a bird and a machine), which by itself does not say which is meant.
+    Synonyms are those of one of the bundled lists, all in its order, or some of ImageNet-1k's thousand. Two of these,
+    crane and maillot, are of two classes each, and do not say which is meant.
     """
     if all(map(is_wnid, classes)):
         return list(classes)

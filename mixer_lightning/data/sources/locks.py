@@ -42,7 +42,7 @@ def once_per_machine(
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / f".{what}.lock").open("a+")
+            file = (folder / f".{what}.lock").open("a+", encoding="utf-8")
         except OSError:
             continue
         with file:

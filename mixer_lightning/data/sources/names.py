@@ -77,8 +77,8 @@ def unnumbered(key: str) -> str:
 
 def suffix_of(name: str) -> str:
     """'photos/x.JPEG' -> 'jpg'; '' where a name does not claim to be an image that can be read here."""
-    suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
-    if suffix not in IMAGE_SUFFIXES or "." not in name:
+    _, dot, suffix = name.lower().rpartition("/")[2].rpartition(".")
+    if not dot or suffix not in IMAGE_SUFFIXES:
         return ""
     return "jpg" if suffix in RASTER_FORMATS["JPEG"] else suffix
 
@@ -91,7 +91,7 @@ def is_hidden(name: str) -> bool:
 def ending_of(name: str) -> str:
     """How a file's name ends, for a count of those left out: '.txt', or 'without an ending'."""
     stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    if suffix.lower() in IMAGE_SUFFIXES:
+    if dot and suffix.lower() in IMAGE_SUFFIXES:
         return NO_FILE
     return f".{suffix.lower()}" if stem and dot else NO_ENDING
 

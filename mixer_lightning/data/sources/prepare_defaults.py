@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -27,6 +28,11 @@ DERIVED = ("resampling", "cmyk_quality", "overrides", "write_hashes")
 SHARDS_BY_NAME = ("imagenet21k", "jft300m")
 
 
+def without_root(overrides: Iterable[str]) -> list[str]:
+    """Overrides of `prepare` except where its source lies, which says nothing about the set."""
+    return [each for each in overrides if not each.startswith("data.root=")]
+
+
 def prepare_command(name: str, options: dict[str, Any]) -> str:
     """The command that writes a set with these options of dataset.json; without options, a set of this name.
 
@@ -35,12 +41,12 @@ def prepare_command(name: str, options: dict[str, Any]) -> str:
     data = str(options.get("data", name if name in SHARDS_BY_NAME else "folder"))
     source = "<archives>" if data.startswith("imagenet") else "<source>"
     settings = {"data": data, "source": source, "output": "<path>"}
-    overrides = [str(each) for each in options.get("overrides") or []]
-    if any(each.startswith("data.root=") for each in overrides):
-        del settings["source"]
+    overrides = without_root(map(str, options.get("overrides") or []))
     defaults = DEFAULTS._asdict()
     for key, value in options.items():
         if key in (*settings, "source", *DERIVED) or value is None or value == defaults.get(key):
+            continue
+        if key == "shard_bytes" and options.get("shards") is not None:  # which decides
             continue
         if str(value).startswith("sha256 "):
             settings[key] = "<file>"

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from mixer_lightning.data.sources import LabelChange
 from mixer_lightning.data.sources.cache import Cache
 from mixer_lightning.data.sources.index import Index, array_paths, read
 from mixer_lightning.data.sources.locks import log_progress, once_per_machine
@@ -50,6 +51,7 @@ class Description:
     splits: dict[str, Described]  # none unless `prepare` made the set
     digest: str
     command: str = ""  # that makes the set again
+    label_changes_with: tuple[LabelChange, ...] = ()
 
 
 def describe(name: str, base: str, *, verify: Verify) -> Description:
@@ -69,6 +71,11 @@ def describe(name: str, base: str, *, verify: Verify) -> Description:
             split: _described(base, split, each, verify=verify)
             for split, each in about.get("splits", {}).items()
         }
+        changes = list(about.get("label_changes_with", []))
+        if unknown := [each for each in changes if each not in get_args(LabelChange)]:
+            raise ValueError(
+                f"label_changes_with may name {', '.join(get_args(LabelChange))}, found {unknown[0]!r}"
+            )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
@@ -79,7 +86,7 @@ def describe(name: str, base: str, *, verify: Verify) -> Description:
         raise ValueError(f'{name}: "classes" in {path} must be a list of names.')
     options = about.get("options")
     again = prepare_command(name, options if isinstance(options, dict) else {})
-    return Description(classes, splits, hashlib.sha256(text).hexdigest(), again)
+    return Description(classes, splits, hashlib.sha256(text).hexdigest(), again, tuple(changes))
 
 
 def _described(base: str, name: str, split: dict[str, Any], *, verify: Verify) -> Described:

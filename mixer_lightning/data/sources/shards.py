@@ -147,7 +147,8 @@ def open_shards(
         raise _missing(name, base)
     if about.classes is None and num_classes is None:
         _refuse_ids(name, base, largest, sum(map(len, splits.values())))
-    return Dataset(name, _classes(name, base, about.classes, largest, num_classes), splits)
+    names = _classes(name, base, about.classes, largest, num_classes)
+    return Dataset(name, names, splits, about.label_changes_with)
 
 
 class ShardImages:

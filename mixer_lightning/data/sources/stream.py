@@ -10,6 +10,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -97,7 +98,8 @@ def stream(
             workers=workers,
         )
     }
-    return Dataset(name, names, splits | _evaluated(name, root, names, val, test, cache, cache_bytes))
+    evaluated = _evaluated(name, root, names, val, test, cache, cache_bytes)
+    return replace(evaluated, splits=splits | evaluated.splits)
 
 
 def _evaluated(
@@ -108,7 +110,7 @@ def _evaluated(
     test: str | list[str] | None,
     cache: str | None,
     cache_bytes: int,
-) -> dict[str, Images]:
+) -> Dataset:
     """The splits with an index; ValueError where there are none, or of other classes."""
     try:
         found = open_shards(
@@ -133,7 +135,7 @@ def _evaluated(
             f"{name}: data.classes names {len(classes):,} classes, and dataset.json under {root} "
             f"{len(found.classes):,} or others: leave data.classes out, or give the same in the same order"
         )
-    return found.splits
+    return found
 
 
 class StreamImages:

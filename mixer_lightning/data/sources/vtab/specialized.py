@@ -97,7 +97,7 @@ def _class_folders_pool(base: Path, names_of_classes: list[str]) -> Pool:
 
 def _grades(path: Path, *, usage: str | None) -> dict[str, int]:
     """The grade of each image, by name; of one leaderboard only, where `usage` says so."""
-    with reading(path), path.open(newline="") as file:
+    with reading(path), path.open(newline="", encoding="utf-8") as file:
         return {
             row["image"]: int(row["level"])
             for row in csv.DictReader(file)

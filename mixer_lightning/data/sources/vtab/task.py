@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from mixer_lightning.data.sources import Images, Indices
+    from mixer_lightning.data.sources import Images, Indices, LabelChange
 
 NUM_TRAIN = 800
 NUM_VAL = 200
@@ -34,7 +34,7 @@ class Task:
     test: tuple[str, int]
     read: Callable[[Request], Originals]  # the original archives
     source: str  # of the original archives
-    label_changes_with: tuple[Literal["crop", "flip"], ...] = ()
+    label_changes_with: tuple[LabelChange, ...] = ()
     other_folders: tuple[str, ...] = ()
 
     @property
