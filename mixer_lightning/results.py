@@ -299,13 +299,19 @@ def command_line() -> str:
     """
     program, *words = sys.orig_argv
     at = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
-    typed = [Path(program).name, *words[:at], *(Path(word).name for word in words[at : at + 1])]
+    named = [Path(program).name, *words[:at], *(Path(word).name for word in words[at : at + 1])]
     if at < len(words) and not words[:at] and not Path(words[at]).suffix:  # a console script: `mixer`
-        typed = typed[1:]
-    return shlex.join([*typed, *map(_without_secrets, words[at + 1 :])])
+        named = named[1:]
+    return typed([*named, *words[at + 1 :]])
 
 
-def _without_secrets(word: str) -> str:
+def typed(words: Iterable[str]) -> str:
+    """The words of a command as they are typed, with `***` for keys and passwords in them."""
+    return shlex.join(map(without_secrets, words))
+
+
+def without_secrets(word: str) -> str:
+    """A word of a command line, with `***` for a key or password in it."""
     for pattern, instead in _SECRETS:
         word = re.sub(pattern, instead, word)
     return word

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mixer_lightning import results
 from mixer_lightning.checkpoints.families import TIMM_SCHEME
 from mixer_lightning.config.arguments import Parser
 from mixer_lightning.config.from_checkpoint import check_there
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         code = run_all(runs, screen)
         if not code:
             record: dict[str, object] = {
-                "checkpoint": asked.overrides,
+                "checkpoint": [results.without_secrets(word) for word in asked.overrides],
                 "suite": asked.suite_name,
                 "seeds": asked.seeds,
             }

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mixer_lightning import results
 from mixer_lightning.files import write_text
 
 #: What somebody writes between these two lines of a page stays when the page is written again.
@@ -41,11 +42,11 @@ def escape(text: str) -> str:
 def provenance(
     *, machine: str, versions: Mapping[str, str], command: Sequence[str], commit: str | None = None
 ) -> list[str]:
-    """Lines that say where the numbers of a page come from; `commit` as far as it is known."""
+    """Lines that say where the numbers of a page come from: `command` in words, `commit` as far as it is known."""
     return [
         f"* Machine: {machine}",
         f"* Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        f"* Command: {code(' '.join(command))}",
+        f"* Command: {code(results.typed(command))}",
         *([f"* Commit: {commit}"] if commit else []),
     ]
 

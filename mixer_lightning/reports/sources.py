@@ -283,7 +283,7 @@ def _sources(file: str, record: Mapping[str, Any], key: str) -> dict[str, Source
 def _command(recorded: str, words: Sequence[str], suite: Any) -> str:
     """That of the suite's first run, where it records one."""
     return (
-        " ".join(["mixer transfer", *words, f"suite={suite or ''}"])
+        results.typed(["mixer", "transfer", *words, f"suite={suite or ''}"])
         if recorded.startswith("recipe: ")
         else recorded
     )

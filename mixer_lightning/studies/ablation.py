@@ -262,7 +262,7 @@ def _write(
             *markdown.provenance(
                 machine=results.cpu_name(),
                 versions=results.versions(),
-                command=["mixer study ablation", *argv],
+                command=["mixer", "study", "ablation", *argv],
                 commit=results.git_sha(),
             ),
         ],

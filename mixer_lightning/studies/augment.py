@@ -86,7 +86,7 @@ def page(rows: Sequence[dict[str, Any]], argv: Sequence[str], *, images: int, ro
         *markdown.provenance(
             machine=results.cpu_name(),
             versions=results.versions() | {"pillow": version("pillow")},
-            command=["mixer study augment", *argv],
+            command=["mixer", "study", "augment", *argv],
             commit=results.git_sha(),
         ),
         "",

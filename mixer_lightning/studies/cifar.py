@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         *markdown.provenance(
             machine=torch.cuda.get_device_name() if device.type == "cuda" else results.cpu_name(),
             versions=results.versions(),
-            command=["mixer study cifar", *argv],
+            command=["mixer", "study", "cifar", *argv],
             commit=results.git_sha(),
         ),
         "",

@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     text = report.page(
         lines,
         picture=path.with_suffix(".png").name,
-        command=["mixer study convolutions", *argv],
+        command=["mixer", "study", "convolutions", *argv],
         commit=results.git_sha(),
     )
     markdown.write_page(path.with_suffix(".md"), text)

@@ -231,7 +231,7 @@ def page(
         *markdown.provenance(
             machine=results.cpu_name(),
             versions=versions,
-            command=["mixer study loader", *argv],
+            command=["mixer", "study", "loader", *argv],
             commit=results.git_sha(),
         ),
         "",

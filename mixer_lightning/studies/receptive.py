@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         picture=picture.name,
         machine=results.cpu_name(),
         versions=results.versions(),
-        command=["mixer study receptive", *argv],
+        command=["mixer", "study", "receptive", *argv],
         commit=results.git_sha(),
     )
     markdown.write_page(path.with_suffix(".md"), text)

@@ -240,7 +240,7 @@ def _write(
             *markdown.provenance(
                 machine=results.cpu_name(),
                 versions=results.versions(),
-                command=["mixer study scale", *argv],
+                command=["mixer", "study", "scale", *argv],
                 commit=results.git_sha(),
             ),
         ],

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mixer_lightning import results
 from mixer_lightning.config.arguments import Parser, listed, output_folder
 from mixer_lightning.config.from_checkpoint import check_there
+from mixer_lightning.config.overrides import file_name
 from mixer_lightning.engine.run import wait_briefly
 from mixer_lightning.models.presets import list_models, model_node
 from mixer_lightning.reports import markdown
@@ -142,10 +143,11 @@ def _write(runs: Sequence[Run], chosen: argparse.Namespace, argv: Sequence[str],
     }
     for model, proof in proofs.items():
         screen.say(f"{model}: {proof}")
-    path = chosen.out / f"shuffling_{data}.csv"
+    path = chosen.out / f"shuffling_{file_name(data)}.csv"
     results.write_rows(path, rows, digits=6)
     report.draw(path.with_suffix(".png"), rows, examples(runs), data=data, details=details(runs))
-    markdown.write_page(path.with_suffix(".md"), "\n".join(page(runs, data, rows, proofs, argv)) + "\n")
+    text = "\n".join(page(runs, data, rows, proofs, argv, picture=path.with_suffix(".png").name))
+    markdown.write_page(path.with_suffix(".md"), f"{text}\n")
     screen.say(f"written to {path}, .md and .png")
 
 
@@ -187,6 +189,8 @@ def page(
     rows: Sequence[dict[str, Any]],
     proofs: dict[str, Proof],
     argv: Sequence[str],
+    *,
+    picture: str,
 ) -> list[str]:
     """The lines of the Markdown page: table, verdict, proof, caveats, provenance."""
     found = report.drops(rows)
@@ -208,7 +212,7 @@ def page(
         "",
         *markdown.table(columns, cells),
         "",
-        f"![{SHOTS}-shot accuracy over training](shuffling_{data}.png)",
+        f"![{SHOTS}-shot accuracy over training]({picture})",
         "",
         markdown.FINDING,
         "",
@@ -226,7 +230,7 @@ def page(
         *markdown.provenance(
             machine=results.cpu_name(),
             versions=results.versions(),
-            command=["mixer study shuffling", *argv],
+            command=["mixer", "study", "shuffling", *argv],
             commit=results.git_sha(),
         ),
     ]

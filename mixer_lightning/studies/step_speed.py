@@ -195,7 +195,7 @@ def page(
         *markdown.provenance(
             machine=machine,
             versions=results.versions(),
-            command=["mixer study step_speed", *argv],
+            command=["mixer", "study", "step_speed", *argv],
             commit=results.git_sha(),
         ),
     ]

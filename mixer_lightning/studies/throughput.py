@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
             text = page(
                 table.path,
                 about=about,
-                command=["mixer study throughput", *argv],
+                command=["mixer", "study", "throughput", *argv],
                 plans=plans(),
                 models=chosen.models,
                 modes=chosen.modes,

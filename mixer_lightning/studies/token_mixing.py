@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         pictures=[path.name for path in pictures],
         machine=results.cpu_name(),
         versions=results.versions(),
-        command=["mixer study token_mixing", *argv],
+        command=["mixer", "study", "token_mixing", *argv],
         commit=results.git_sha(),
     )
     markdown.write_page(Path(f"{stem}.md"), text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def provenance(name: str) -> dict[str, Any]:
     """Machine, versions and command that a page states."""
     made = made_by((RESULTS / f"{name}.md").read_text())
     versions = dict(each.split(" ", 1) for each in made.versions.split(", "))
-    made_with = {"machine": made.machine, "versions": versions, "command": made.command.split(" ")}
+    made_with = {"machine": made.machine, "versions": versions, "command": shlex.split(made.command)}
     return made_with | {"commit": made.commit}
 
 
@@ -195,6 +196,12 @@ def test_whether_a_machine_was_steady_follows_from_its_products_of_matrices():
     assert "was not steady" in said
     assert "not one to rely on" in said
     assert throughput.finding([]) == ""
+
+
+def test_a_page_states_a_command_that_can_be_pasted_and_tells_no_secret():
+    command = ["mixer", "study", "scale", "folder=my runs", "data.root=https://h/x?token=abc"]
+    lines = markdown.provenance(machine="m", versions={}, command=command)
+    assert lines[2] == "* Command: `mixer study scale 'folder=my runs' 'data.root=https://h/x?token=***'`"
 
 
 # ------------------------------------------------------------------------- tables in Markdown alone

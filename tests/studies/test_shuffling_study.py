@@ -116,7 +116,7 @@ ARGV = [
 ]
 
 
-def test_from_the_command_line_to_the_page(tmp_path, capsys):
+def test_from_the_command_line_to_the_page(tmp_path, capsys, monkeypatch):
     argv = [*ARGV, f"folder={tmp_path / 'runs'}", f"out={tmp_path / 'out'}"]
     shuffling.main(argv)
     with (tmp_path / "out/shuffling_digits.csv").open() as file:
@@ -138,7 +138,10 @@ def test_from_the_command_line_to_the_page(tmp_path, capsys):
     assert (tmp_path / "out/shuffling_digits.png").stat().st_size > 10_000
     before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob(results.RESULT))]
     capsys.readouterr()
+    curves = shuffling.curves
+    monkeypatch.setattr(shuffling, "curves", lambda runs: ("my/birds", curves(runs)[1]))  # as by data.name
     shuffling.main(argv)
+    assert "training](shuffling_my_birds.png)" in (tmp_path / "out/shuffling_my_birds.md").read_text()
     assert capsys.readouterr().out.count("finished before") == 6
     assert before == [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob(results.RESULT))]
     shuffling.main([f"checkpoint={tmp_path / 'runs/mixer_digits-patches'}"])

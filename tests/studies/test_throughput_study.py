@@ -108,7 +108,7 @@ def test_a_run_and_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[
     text = (tmp_path / "throughput_cpu.md").read_text()
     assert "## Inference" in text
     assert "## Training" in text
-    assert "Command: `mixer study throughput models=[mixer_digits, lenet_5]" in text
+    assert "Command: `mixer study throughput 'models=[mixer_digits, lenet_5]'" in text
     assert capsys.readouterr().out.count("images/s\n") == 2 * 2 * 2 + 2 * 2
 
 
