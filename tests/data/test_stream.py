@@ -331,6 +331,10 @@ def test_a_run_knows_its_stream_again(root):
         for train in ("x-{0..4}.tar", [f"x-{i}.tar" for i in range(5)], "x-{0..3}.tar")
     )
     assert identity.difference(again, first) is None
+    moved = root.rename(root.parent / "elsewhere")
+    there = stream(root=str(moved), samples_per_epoch=30, train="x-{0..4}.tar")
+    assert identity.difference(identity.record(there), first) is None
+    moved.rename(root)
     assert "as many train images as here, but others" in str(identity.difference(other, first))
     longer = identity.record(stream(root=str(root), samples_per_epoch=31, train="x-{0..4}.tar"))
     assert "30 train" in str(identity.difference(longer, first))
