@@ -7,18 +7,23 @@ batch is full, all processes make the same number of steps, and the random numbe
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import multiprocessing
 import os
 import queue
 import random
 import re
 import signal
+import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +31,13 @@ import numpy.typing as npt
 import torch
 import webdataset
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
-from webdataset.gopen import Pipe
-from webdataset.tariterators import group_by_keys, url_opener
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.gopen import Pipe, gopen
+from webdataset.tariterators import group_by_keys
 from webdataset.utils import pytorch_worker_info
 
 from mixer_lightning.data.loader import Loader
-from mixer_lightning.data.sources import BadImage
+from mixer_lightning.data.sources import BadImage, remote
 from mixer_lightning.data.sources.names import IMAGE_SUFFIXES
 from mixer_lightning.data.sources.samples import image_and_note, read_labels
 from mixer_lightning.data.sources.stream import StreamImages
@@ -45,6 +50,7 @@ QUEUED = 256  # samples that wait to be decoded
 LOOK_SECONDS = 0.2  # between looks at whether the loader was closed
 MAX_BAD_IN_A_ROW = 100  # samples
 MAX_FAILING_SHARDS = 20  # in a row
+PIPE_BYTES = 8192  # read at once, as webdataset does
 FAILED = "__failed__"  # of an item that stands for a shard
 NOTES_ON_SHARD = re.compile(r"__[^/]*__(?:$|/)")  # names that webdataset passes over
 
@@ -157,47 +163,95 @@ class Watched:
                 raise OSError(f"its command ended with exit code {code}") from error
             raise
 
+    def kill(self) -> None:
+        """End the command, if there is one, and what it started: a thread that reads from it goes on."""
+        if isinstance(self.stream, Pipe):
+            if self.stream.proc.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.stream.proc.pid, signal.SIGKILL)
+            self.stream.proc.kill()
+
     def break_off(self) -> None:
         """Close it in the middle, without waiting for a command that may never end."""
-        if isinstance(self.stream, Pipe):
-            self.stream.proc.kill()
+        self.kill()
         with contextlib.suppress(OSError):
             self.stream.close()
 
 
-def read_shards(shards: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
+@dataclass
+class Reading:
+    """Which shard a reader has open; `close` breaks it off from another thread."""
+
+    shard: Watched | None = None
+    closed: bool = False
+
+    def open(self, url: str) -> Watched:
+        """The opened shard."""
+        self.shard = None
+        self.shard = Watched(_open(url))
+        if self.closed:  # meanwhile
+            self.shard.kill()
+        return self.shard
+
+    def break_off(self) -> None:
+        """Close the shard in the middle."""
+        if self.shard is not None:
+            self.shard.break_off()
+
+    def close(self) -> None:
+        """End the command that gives the shard, if one does; no other is opened."""
+        self.closed = True
+        if self.shard is not None:
+            self.shard.kill()
+
+
+def _open(url: str) -> Any:
+    """A shard as webdataset opens it; a command in a group of its own, with what it starts: a pipeline is several."""
+    if not url.startswith(remote.PIPE):
+        return gopen(url)
+    return Pipe(
+        url.removeprefix(remote.PIPE),
+        mode="rb",
+        shell=True,
+        bufsize=PIPE_BYTES,
+        ignore_status=[128 + signal.SIGPIPE],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def read_shards(shards: Iterable[dict[str, str]], reading: Reading | None = None) -> Iterator[dict[str, Any]]:
     """The samples of shards, as webdataset groups their files; one that fails gives an item that says why.
+
+    After one that failed it waits, as sources/remote.py does, before it opens the next.
 
     Raises:
         BadImage: shard after shard fails.
     """
     failing: set[str] = set()  # since one could be read
-    for shard in shards:
-        watched: list[Watched] = []
-
-        def files(shard: dict[str, str], watched: list[Watched] = watched) -> Iterator[dict[str, Any]]:
-            for each in url_opener(iter([dict(shard)])):
-                watched.append(Watched(each["stream"]))
-                yield from shard_files(shard["url"], watched[-1])
-
+    reading = reading or Reading()
+    for url in (shard["url"] for shard in shards):
+        if failing:
+            waits = remote.RETRY_WAITS_SECONDS
+            time.sleep(waits[min(len(failing), len(waits)) - 1])
+        if reading.closed:
+            return
         is_empty = True
         try:
-            for sample in group_by_keys(files(shard)):
+            shard = reading.open(url)
+            for sample in group_by_keys(shard_files(url, shard)):
                 is_empty = False
                 yield sample
-            for each in watched:
-                each.close()
+            shard.close()
             if is_empty:
                 raise ValueError("it holds no sample")
             failing.clear()
         except GeneratorExit:
-            for each in watched:
-                each.break_off()
+            reading.break_off()
             raise
         except Exception as error:  # what Python's tarfile, a command or a file system says
-            for each in watched:
-                each.break_off()
-            url, reason = shard["url"], _reason(error)
+            reading.break_off()
+            reason = _reason(error)
             if url in failing or len(failing) >= MAX_FAILING_SHARDS:
                 shards_failed = f"{len(failing):,} shards" if len(failing) > 1 else "the shard"
                 raise BadImage(
@@ -220,6 +274,7 @@ class ShuffledSamples(IterableDataset[dict[str, Any]]):
 
     def __init__(self, addresses: list[str], *, shuffle_buffer: int, seed: int) -> None:
         self.addresses, self.shuffle_buffer, self.seed = addresses, shuffle_buffer, seed
+        self.reading = Reading()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rank, _, worker, _ = pytorch_worker_info()
@@ -228,7 +283,7 @@ class ShuffledSamples(IterableDataset[dict[str, Any]]):
             EndlessShards(self.addresses, self.seed),
             webdataset.split_by_node,
             webdataset.split_by_worker,
-            read_shards,
+            partial(read_shards, reading=self.reading),
             webdataset.shuffle(size, initial=size, seed=seed),
         )
         yield from pipeline
@@ -238,12 +293,22 @@ def _same(item: Any) -> Any:
     return item
 
 
-def _set_up_worker(place: Place, worker: int) -> None:
-    """In a worker process: say which process it reads for, and leave signals to that."""
+def _set_up_worker(place: Place, closing: Connection, worker: int) -> None:
+    """In a worker process: say which process it reads for, leave signals to that, and end when that closes a pipe."""
     os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size))
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    here: Any = get_worker_info()
+    threading.Thread(target=_end_with, args=(closing, here.dataset.reading), daemon=True).start()
+
+
+def _end_with(closing: Connection, reading: Reading) -> None:
+    """End this process, which may stand in a read for ever, and its command when the other end of a pipe is closed."""
+    with contextlib.suppress(EOFError, OSError):
+        closing.recv()
+    reading.close()
+    os._exit(0)
 
 
 # ---------------------------------------------------------------------------------------------------- batches
@@ -268,6 +333,12 @@ class Reader:
         self.seed = derive_seed(seed, "stream", place.start_step)
         self._queue: queue.Queue[Sample | Exception] = queue.Queue(QUEUED)
         self._closed = threading.Event()
+        self._samples = ShuffledSamples(
+            images.addresses, shuffle_buffer=images.shuffle_buffer, seed=self.seed
+        )
+        self._context = multiprocessing.get_context("spawn")
+        self._of_workers, self._of_reader = self._context.Pipe(duplex=False)
+        atexit.register(self.close)  # before multiprocessing waits for workers, which take no signal
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
         self._thread.start()
 
@@ -288,8 +359,11 @@ class Reader:
         raise OSError("the stream was closed")
 
     def close(self) -> None:
-        """End the thread, after the sample that it waits for."""
+        """End the thread, the worker processes, and the commands that they wait for."""
+        atexit.unregister(self.close)
         self._closed.set()
+        self._of_reader.close()  # which ends the workers
+        self._samples.reading.close()
 
     def _put(self, item: Sample | Exception) -> None:
         while not self._closed.is_set():
@@ -311,9 +385,6 @@ class Reader:
             self._put(error)
 
     def _items(self) -> Iterable[dict[str, Any]]:
-        samples = ShuffledSamples(
-            self.images.addresses, shuffle_buffer=self.images.shuffle_buffer, seed=self.seed
-        )
         found = pytorch_worker_info()[:2]
         if not self.images.workers:
             if found != self.place[:2]:
@@ -321,15 +392,15 @@ class Reader:
                     f"{self.images.data}: webdataset takes this for process {found[0]} of {found[1]}, and it is "
                     f"{self.place.rank} of {self.place.world_size}: start it with torchrun or srun"
                 )
-            return samples
+            return self._samples
         return DataLoader(
-            samples,
+            self._samples,
             batch_size=None,
             collate_fn=_same,
             num_workers=self.images.workers,
             prefetch_factor=PREFETCHED,
-            multiprocessing_context="spawn",
-            worker_init_fn=partial(_set_up_worker, self.place),
+            multiprocessing_context=self._context,
+            worker_init_fn=partial(_set_up_worker, self.place, self._of_workers),
         )
 
     def _sample(self, item: dict[str, Any]) -> Sample | None:

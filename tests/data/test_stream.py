@@ -7,7 +7,9 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from PIL import Image
 from mixer_lightning.data import identity
 from mixer_lightning.data import loader as loader_module
 from mixer_lightning.data.order import split_batch
-from mixer_lightning.data.sources import BadImage, Dataset
+from mixer_lightning.data.sources import BadImage, Dataset, remote
 from mixer_lightning.data.sources.stream import stream
 from mixer_lightning.data.splits import choose, refuse_one_class
 from mixer_lightning.data.streaming import FAILED, ShuffledSamples, read_shards
@@ -47,6 +49,11 @@ def write_shard(path: Path, numbers: range, **changed: Any) -> None:
             label = number % 3
             sample = {"__key__": f"s{number:05d}", "png": image(SHADES[label]), "cls": str(label).encode()}
             tar.write(sample | changed.get(f"s{number:05d}", {}))
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_WAITS_SECONDS", (0.0,))
 
 
 @pytest.fixture
@@ -112,17 +119,28 @@ def test_processes_share_every_pass_over_the_shards(root, monkeypatch):
     assert orders[0] != sorted(orders[0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_full_and_labels_are_those_of_the_images(root, loader, workers):
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and has not ended without anybody asking how."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize(("workers", "passes", "steps"), [(0, 6, 20), (2, 1, 3)])
+def test_batches_are_full_and_labels_are_those_of_the_images(root, loader, workers, passes, steps):
+    """And at the end no process is left, though commands give no more after so many passes."""
+    (root / "give.sh").write_text(
+        "cat $1; echo >> $1.given; [ $(wc -l < $1.given) -gt $2 ] || exit 0; echo $$ > $1.pid; exec sleep 600"
+    )
     data = stream(
         root=str(root),
-        train=f"pipe:cat {root}/x-{{0..4}}.tar",
+        train=f"pipe:sh {root}/give.sh {root}/x-{{0..4}}.tar {passes} | cat",
         samples_per_epoch=30,
-        shuffle_buffer=9,
+        shuffle_buffer=3,
         workers=workers,
     )
     assert (data.classes, len(data.splits["train"]), len(data.splits["val"])) == (CLASSES, 30, 7)
-    steps = 20 if workers == 0 else 3
     found = loader(data, steps=steps)
     assert len(found) == steps
     seen = 0
@@ -132,6 +150,21 @@ def test_batches_are_full_and_labels_are_those_of_the_images(root, loader, worke
         assert batch.params is not None
         seen += 1
     assert seen == steps
+    wait_for(lambda: len([*root.glob("*.pid")]) >= max(1, workers))
+    processes = [int(path.read_text()) for path in root.glob("*.pid")]
+    processes += [process.pid for process in multiprocessing.active_children()]
+    found.close()
+    if not workers:
+        found.reader._thread.join(20)  # opens no other shard
+    processes += [int(path.read_text()) for path in root.glob("*.pid")]
+    wait_for(lambda: not any(map(is_running, processes)))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_a_shard_that_is_cut_or_does_not_come_is_named(root):
@@ -181,6 +214,17 @@ def test_a_shard_that_is_cut_or_does_not_come_is_named(root):
         assert sample["cls"] == b"1"
     with pytest.raises(BadImage, match=r"cannot read .*none.tar: No such file"):
         list(read_shards([{"url": str(root / "none.tar")}] * 2))
+
+
+def test_shards_that_fail_are_not_all_tried_at_once(root, monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_WAITS_SECONDS", (1.0, 2.0, 4.0))
+    seconds: list[float] = []
+    good, *gone = [{"url": str(root / f"{name}.tar")} for name in ("x-0", *"abcd")]
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", seconds.append)
+        for _ in read_shards([good, *gone, good, good, gone[0], good]):
+            pass
+    assert seconds == [1.0, 2.0, 4.0, 4.0, 1.0]
 
 
 def test_bad_samples_are_replaced_and_counted(root, loader, caplog):
@@ -287,6 +331,10 @@ def test_a_run_knows_its_stream_again(root):
         for train in ("x-{0..4}.tar", [f"x-{i}.tar" for i in range(5)], "x-{0..3}.tar")
     )
     assert identity.difference(again, first) is None
+    moved = root.rename(root.parent / "elsewhere")
+    there = stream(root=str(moved), samples_per_epoch=30, train="x-{0..4}.tar")
+    assert identity.difference(identity.record(there), first) is None
+    moved.rename(root)
     assert "as many train images as here, but others" in str(identity.difference(other, first))
     longer = identity.record(stream(root=str(root), samples_per_epoch=31, train="x-{0..4}.tar"))
     assert "30 train" in str(identity.difference(longer, first))

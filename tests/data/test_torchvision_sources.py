@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
 import tarfile
+import threading
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from mixer_lightning.data.decode import decode
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.sources.torchvision import cifar10, cifar100, flowers, imagenet1k, pets
 from mixer_lightning.data.splits import choose
+from mixer_lightning.files import flock
 
 
 def md5(content: bytes) -> str:
@@ -176,10 +180,31 @@ def test_pets(tmp_path, monkeypatch):
     assert data.splits["test"].name(1).endswith("oxford-iiit-pet/images/american_bulldog_10.jpg")
 
 
+@contextlib.contextmanager
+def unpacking(base: Path, path: Path) -> Iterator[None]:
+    """As while another process unpacks archives under `base`, `path` last."""
+    content = path.read_bytes()
+    path.unlink()
+    lock = (base / ".lock").open("a")
+    flock(lock.fileno())
+
+    def finish() -> None:
+        path.write_bytes(content)
+        lock.close()
+
+    timer = threading.Timer(0.2, finish)
+    timer.start()
+    yield
+    timer.join()
+
+
 def test_pets_unpacked_in_part(tmp_path, monkeypatch):
     put_pets(tmp_path, monkeypatch)
     pets(root=str(tmp_path), download=False)
-    (tmp_path / "oxford-iiit-pet/images/Abyssinian_2.jpg").unlink()
+    image = tmp_path / "oxford-iiit-pet/images/Abyssinian_2.jpg"
+    with unpacking(tmp_path, image):
+        pets(root=str(tmp_path), download=False)
+    image.unlink()
     with pytest.raises(ValueError, match=r"pets: .*images lacks 1 of 4 images, such as Abyssinian_2\.jpg"):
         pets(root=str(tmp_path), download=False)
     (tmp_path / "oxford-iiit-pet/annotations/trainval.txt").unlink()
@@ -262,6 +287,8 @@ def test_imagenet_with_other_folders_or_unsorted_images(imagenet_folders):
     with pytest.raises(ValueError, match=r"val holds ILSVRC2012_val_00000001\.JPEG beside its class folders"):
         imagenet1k(root=str(imagenet_folders))
     loose.unlink()
+    with unpacking(imagenet_folders, next((val / WNIDS[3]).iterdir())):
+        assert len(imagenet1k(root=str(imagenet_folders)).splits["val"]) == 1000
 
 
 @pytest.mark.parametrize("beside", [[], ["ILSVRC2012_devkit_t12.tar.gz"]])

@@ -92,6 +92,7 @@ def stream(
             name,
             addresses,
             names,
+            base=base,
             samples_per_epoch=samples_per_epoch,
             labels_per_image=labels_per_image,
             shuffle_buffer=shuffle_buffer,
@@ -150,12 +151,13 @@ class StreamImages:
         addresses: Sequence[str],
         classes: Sequence[str],
         *,
+        base: str,
         samples_per_epoch: int,
         labels_per_image: int,
         shuffle_buffer: int,
         workers: int,
     ) -> None:
-        self.data, self.addresses = data, list(addresses)
+        self.data, self.base, self.addresses = data, base, list(addresses)
         self.labels_of = {each: label for label, each in enumerate(classes)}
         self.samples_per_epoch, self.labels_per_image = samples_per_epoch, labels_per_image
         self.shuffle_buffer, self.workers = shuffle_buffer, workers
@@ -196,8 +198,9 @@ class StreamImages:
                 )
 
     def identity(self) -> dict[str, Any]:
-        """What tells the stream from another, in the form of data/identity.py: the names of its shards."""
-        text = json.dumps([self.addresses, self.labels_per_image]).encode()
+        """What tells the stream from another, in the form of data/identity.py: its shards below its root."""
+        names = [each.removeprefix(f"{self.base}/") for each in self.addresses]
+        text = json.dumps([names, self.labels_per_image]).encode()
         digest = hashlib.sha256(text).hexdigest()[:16]
         return {"keys": digest, "labelled": digest, "marks": {}}
 

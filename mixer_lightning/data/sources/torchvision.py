@@ -6,6 +6,7 @@ the others wait for it.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import os
@@ -89,6 +90,7 @@ def imagenet1k(*, root: str) -> Dataset:
     )
     if not base.is_dir():
         raise FileNotFoundError(f"imagenet1k: no folder {base}. {layout}")
+    wait_for_others(base)
     present = [
         split for split, tar in ARCHIVES_1K.items() if (base / split).is_dir() or (base / tar).is_file()
     ]
@@ -168,6 +170,7 @@ def obtain(name: str, base: Path, files: dict[str, str], download: bool, source:
     """
     from torchvision.datasets.utils import check_integrity
 
+    wait_for_others(base)
     try:
         return source(download=False)
     except (RuntimeError, FileNotFoundError):  # torchvision: not found, incomplete or corrupted
@@ -205,6 +208,14 @@ def _locked(base: Path, *, needed: bool) -> Iterator[None]:
     with (base / ".lock").open("w", encoding="utf-8") as file:
         flock(file.fileno())
         yield
+
+
+def wait_for_others(base: Path) -> None:
+    """Wait while another process of this machine unpacks archives under `base`: what is there is not all yet."""
+    with contextlib.suppress(FileNotFoundError, PermissionError), (base / ".lock").open("rb") as file:
+        if not flock(file.fileno(), shared=True, wait=False):
+            log.info("waiting for another process, which unpacks archives in %s", base)
+            flock(file.fileno(), shared=True)
 
 
 def _unpack_imagenet(base: Path, split: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixer_lightning.data.sources.folder import FolderImages
-from mixer_lightning.data.sources.torchvision import obtain
+from mixer_lightning.data.sources.torchvision import obtain, wait_for_others
 from mixer_lightning.data.sources.vtab.task import Pool, Request, Task
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def unpacked(
 ) -> Path:
     """The folder of the originals; where there is none, torchvision's `source` unpacks or downloads `archives`."""
     task, places = request.task, request.folders
+    for place in places:
+        wait_for_others(place)
     found = find(places, inside, marker)
     if found is None:
         with_archive = [place for place in places if any((place / file).is_file() for file in archives)]
