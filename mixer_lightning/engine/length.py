@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,8 +68,9 @@ def refuse_another_length(recipe: Recipe, state: Mapping[str, Any], length: Leng
     ]
     steps = range(0, done, max(1, done // 10_000))
     if any(rates[0](step) != rates[1](step) for step in steps):
+        checkpoint = shlex.quote(f"checkpoint={run_dir}")
         raise ValueError(
             f"{what}, but its schedule depends on the length: it would have had other rates from the start. Use "
             f"schedule=constant for runs that may be made longer. To train on from the weights of this one: "
-            f"checkpoint={run_dir} name=<word>, with a duration and rates of its own"
+            f"{checkpoint} name=<word>, with a duration and rates of its own"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _log_confusion(logger: Logger, path: Path) -> None:
 def _advice(logger: Logger, run_dir: Path) -> str:
     """What a user does to see the dashboard, in one line."""
     if isinstance(logger, TensorBoardLogger):
-        return f"tensorboard --logdir {run_dir}"
+        return f"tensorboard --logdir {shlex.quote(str(run_dir))}"
     if isinstance(logger, WandbLogger):
         return wandb_dashboard.where(logger)
     return f"logging to {type(logger).__name__}"

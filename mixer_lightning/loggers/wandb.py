@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,7 +156,8 @@ def where(logger: WandbLogger) -> str:
     if getattr(run, "disabled", False):
         return "W&B is disabled here"
     if getattr(run, "offline", False):
-        return f"W&B is offline here; upload with: wandb sync {Path(run.dir).parent}"
+        folder = shlex.quote(str(Path(run.dir).parent))
+        return f"W&B is offline here; upload with: wandb sync {folder}"
     return f"W&B: {getattr(run, 'url', None)}"
 
 

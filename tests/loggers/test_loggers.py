@@ -37,11 +37,12 @@ def train(run_dir: Path, *words: str) -> int:
 
 
 def test_tensorboard_has_the_values_of_the_metrics(tmp_path, capsys):
-    assert train(tmp_path / "run", "logger=tensorboard", "evals=accuracy") == 0
-    assert f"tensorboard --logdir {tmp_path}/run" in capsys.readouterr().out
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    run_dir = tmp_path / "a run"
+    assert train(run_dir, "logger=tensorboard", "evals=accuracy") == 0
+    assert f"tensorboard --logdir '{run_dir}'" in capsys.readouterr().out
+    events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
-    rows = results.read_metrics(tmp_path / "run")
+    rows = results.read_metrics(run_dir)
     names = {name for row in rows for name in row} - {"step"}
     assert names == set(events.Tags()["scalars"])  # and no hp_metric of -1
     assert {"train/loss", "test/top1", "train/lr"} <= names
@@ -275,19 +276,19 @@ def test_a_real_run_keeps_its_id_and_says_how_to_upload(tmp_path, monkeypatch):
     seen, said = [], []
     for _ in range(2):
         dashboards = loggers.Dashboards(
-            {"wandb": lambda: wandb_logger(tmp_path / "run", "a/b", project="tests")}, say=said.append
+            {"wandb": lambda: wandb_logger(tmp_path / "a run", "a/b", project="tests")}, say=said.append
         )
         dashboards.open()
         seen.append(wandb.run.id)
         folder = Path(wandb.run.dir).parent
-        assert folder.is_relative_to(tmp_path / "run")
-        dashboards.advise(tmp_path / "run")
-        assert said == [f"W&B is offline here; upload with: wandb sync {folder}"]
+        assert folder.is_relative_to(tmp_path / "a run")
+        dashboards.advise(tmp_path / "a run")
+        assert said == [f"W&B is offline here; upload with: wandb sync '{folder}'"]
         said.clear()
         dashboards.log_metrics(3, {"x": 1.0})
         dashboards.close()
         assert wandb.run is None
-    assert seen[0] == seen[1] == (tmp_path / "run" / "wandb" / "id.txt").read_text()
+    assert seen[0] == seen[1] == (tmp_path / "a run" / "wandb" / "id.txt").read_text()
     assert said == []
 
 
