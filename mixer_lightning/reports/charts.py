@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ def throughput(study: StudyTable) -> Chart | None:
     rates = [name for name in study.columns if name == RATE or name.endswith(f"_{RATE}")]
     modes: dict[str, list[dict[str, str]]] = {}
     for row in study.rows:
-        if row.get("is_best", "True") == "True" and any(_is_number(row[rate]) for rate in rates):
+        if row.get("is_best", "True") == "True" and any(is_number(row[rate]) for rate in rates):
             modes.setdefault(row.get("mode") or "", []).append(row)
     panels = [
         Panel(f"images/s, {mode}" if mode else "images/s", "", series, log_x=_over_decades(series))
@@ -251,7 +252,7 @@ def throughput(study: StudyTable) -> Chart | None:
 
 
 def _fastest_first(rows: Sequence[dict[str, str]], rate: str) -> list[dict[str, str]]:
-    return sorted(rows, key=lambda row: -float(row[rate]) if _is_number(row[rate]) else 0)
+    return sorted(rows, key=lambda row: -float(row[rate]) if is_number(row[rate]) else 0)
 
 
 def _over_decades(series: Sequence[Series]) -> bool:
@@ -277,7 +278,7 @@ def _rate_bars(
     series = []
     for rate in rates:
         there = [
-            (name, float(row[rate])) for name, row in zip(labels, rows, strict=True) if _is_number(row[rate])
+            (name, float(row[rate])) for name, row in zip(labels, rows, strict=True) if is_number(row[rate])
         ]
         if there:
             names, values = zip(*there, strict=True)
@@ -347,14 +348,18 @@ def _evaluated(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _curve(name: str, rows: Sequence[Mapping[str, float]], metric: str, scale: float) -> Series:
-    points = [(row["epoch"], scale * row[metric]) for row in rows if metric in row and "epoch" in row]
+    points = [
+        (row["epoch"], scale * row[metric])
+        for row in rows
+        if math.isfinite(row.get(metric, math.nan)) and "epoch" in row
+    ]
     xs, ys = zip(*points, strict=True) if points else ((), ())
     return Series(name, xs, ys, (name,) * len(xs), "line", MEASURED)
 
 
-def _is_number(text: str | None) -> bool:
+def is_number(text: str | None) -> bool:
+    """Whether a cell of a file can be drawn: a number, and finite, as JSON has no other."""
     try:
-        float(text or "")
+        return math.isfinite(float(text or ""))
     except ValueError:
         return False
-    return True

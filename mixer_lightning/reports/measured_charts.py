@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mixer_lightning.reports import shuffling, sweep
-from mixer_lightning.reports.charts import Chart, HeatMap, Panel, Series
+from mixer_lightning.reports.charts import Chart, HeatMap, Panel, Series, is_number
 from mixer_lightning.reports.study_files import StudyTable
 from mixer_lightning.reports.tables import MEASURED
 
@@ -58,7 +58,9 @@ def _grid(
     metric = study.rows[0].get("metric", "")
     is_accuracy = metric.endswith(("top1", "top5")) or metric.startswith("fewshot/")
     cells = {
-        (row[y], row[x]): float(row["mean"]) * (100 if is_accuracy else 1) for row in here if row["mean"]
+        (row[y], row[x]): float(row["mean"]) * (100 if is_accuracy else 1)
+        for row in here
+        if is_number(row["mean"])
     }
     return HeatMap(
         title=", ".join(f"{key}={value}" for key, value in setting.items()),

@@ -103,7 +103,7 @@ class Found:
 
 
 def collect(paths: Sequence[Path], *, without: Path) -> Found:
-    """Read files and folders. What lies under the folder `without` is left out.
+    """Read files and folders, those behind links as well. What lies under the folder `without` is left out.
 
     Raises:
         ValueError: a file is damaged; the message names it.
@@ -134,12 +134,15 @@ def _files(root: Path, without: Path) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
-    for folder, below, names in os.walk(root):
+    seen = {without}
+    for folder, below, names in os.walk(root, followlinks=True):
         here = Path(folder)
-        below[:] = sorted(each for each in below if not each.startswith("."))
-        if here.resolve() == without:
+        if here.resolve() in seen:
             below.clear()
             continue
+        seen.add(here.resolve())
+        visible = (each for each in below if not each.startswith("."))
+        below[:] = sorted(visible, key=lambda each: ((here / each).is_symlink(), each))
         own = {results.RECIPE, results.RESULT, results.METRICS, results.EVALUATION} & set(names)
         of_run = {results.RESULT, results.METRICS, results.EVALUATION, results.CONFUSION, *PICTURES_OF_RUNS}
         yield from (here / name for name in sorted(names) if not own or name in of_run)

@@ -248,8 +248,11 @@ def _measure(
         transform = EvalTransform(Augment(**subject.preprocessing), size)
         seen = []
         for file in files:
-            with Image.open(file) as image:
-                seen.append(transform(image))
+            try:
+                with Image.open(file) as image:
+                    seen.append(transform(image))
+            except (ValueError, OSError) as error:  # of all models alike
+                refuse([f"images: {file} cannot be read: {error}"])
         images = torch.stack(seen)
     else:
         images = torch.randn(chosen.num_images, 3, size, size, generator=generator)

@@ -14,11 +14,9 @@ import pytest
 from conftest import ROOT
 from mixer_lightning.models.presets import list_models
 from mixer_lightning.reports import (
-    ablation,
     convolutions,
     markdown,
     receptive,
-    scale,
     shuffling,
     throughput,
     token_mixing,
@@ -92,17 +90,6 @@ def test_what_shuffled_pixels_show_follows_from_the_committed_rows():
     page = (RESULTS / "shuffling_cifar10.md").read_text()
     unaware = re.findall(r"^\* (\w+): .*: the logits are the same\.$", page, re.MULTILINE)
     assert f"{markdown.FINDING}\n\n{verdict(shuffling.drops(rows), unaware=unaware)}\n" in page
-
-
-def test_what_the_studies_that_train_find_follows_from_their_committed_rows():
-    found = scale.points(rows_of("scale_cifar10"))
-    rows = rows_of("ablation_cifar10")
-    page = (RESULTS / "ablation_cifar10.md").read_text()
-    epochs = re.search(r", ([\d.]+) epochs", page)
-    assert epochs is not None
-    assert f"\n{markdown.escape(scale.verdict(found))}\n" in (RESULTS / "scale_cifar10.md").read_text()
-    assert f"\n{markdown.escape(ablation.verdict(rows, epochs=float(epochs[1])))}\n" in page
-    assert set(markdown.table(ablation.CHANGE_TABLE, ablation.change_cells(rows))) <= set(page.splitlines())
 
 
 def test_notes_stay_where_a_page_is_written_again(tmp_path: Path):

@@ -411,6 +411,15 @@ def test_words_that_are_the_same_in_every_row_stand_in_a_note(tmp_path: Path):
     assert tables[0].notes == ("In every row: machine my machine.",)
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path):
+    write_run(tmp_path / "far" / "b16")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "loop").symlink_to(tmp_path / "runs")
+    found = collect([tmp_path / "runs"], without=tmp_path / "to")
+    assert [each.file for each in found.measured] == [f"{tmp_path}/runs/a/b16/result.json"]
+
+
 def test_the_command_and_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(chart_files, "draw", lambda *_: None)  # figures are looked at in test_page.py

@@ -214,6 +214,11 @@ def test_the_study_writes_and_goes_on(
     assert made == ["mixer_digits", "convmixer_96_4"]
     assert path.read_bytes() == before
     assert "17" in capsys.readouterr().out
+    broken = tmp_path / "photos" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(SystemExit):
+        receptive.main(argv)
+    assert f"images: {broken} cannot be read: " in capsys.readouterr().err
 
 
 def test_a_checkpoint_stands_beside_its_initialisation(tmp_path: Path) -> None:
