@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mixer_lightning.data.decode import decode
-from mixer_lightning.data.sources import Images
+from mixer_lightning.data.sources import Images, StorageError
+from mixer_lightning.data.sources.disk import reading_below
 from mixer_lightning.data.sources.folder import FolderImages, folder
 from mixer_lightning.data.splits import choose
 
@@ -267,3 +269,9 @@ def test_names_that_are_not_utf8_are_read_and_shown(birds):
     draw(birds / "val/owl/0.png")
     with pytest.raises(ValueError, match=r"train/ lacks: 'owl'"):
         folder(root=str(birds))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
+def test_what_the_machine_lacks_is_no_fault_of_an_image(tmp_path, number):
+    with pytest.raises(StorageError, match=os.strerror(number)), reading_below(str(tmp_path)):
+        raise OSError(number, os.strerror(number))

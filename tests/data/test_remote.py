@@ -180,6 +180,18 @@ def test_a_prepared_set_far_away_that_is_not_as_it_should_be(root, server):
     write(root / "val-000.tar", range(9, 11))
     (root / "train-001.tar").write_bytes(whole)
     prepared_set(root)
+    index = (root / "train-index.npy").read_bytes()
+    about = json.loads((root / "dataset.json").read_text())
+    for damaged, fault in ((index[:-16], ""), (index[:-1] + b"\7", r"npy has another sha256")):
+        (root / "train-index.npy").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{fault}.*Copy it again"):
+            shards(root=server.url)
+        (root / "train-index.npy").write_bytes(index)
+        assert len(shards(root=server.url).splits["train"]) == 9  # the bad copy was not kept
+        sha256 = hashlib.sha256(index).hexdigest()
+        about["splits"]["train"]["arrays"] = [{"name": "train-index.npy", "sha256": sha256}]
+        (root / "dataset.json").write_text(json.dumps(about))
+    prepared_set(root, several=True)
     (root / "train-index.npy").unlink()
     with pytest.raises(ValueError, match=r"http.*/train-index\.npy does not exist\. Copy it again, or make"):
         shards(root=server.url)

@@ -70,17 +70,25 @@ def read_regular(path: str) -> bytes:
 #: What a file system of another machine says when that is gone.
 _GONE = {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
+#: What this machine says when it has no more to give.
+_USED_UP = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
 
 @contextlib.contextmanager
 def reading_below(root: str) -> Iterator[None]:
-    """Tell a file that cannot be read from a folder that is gone.
+    """Tell a file that cannot be read from a folder that is gone, and from a machine that opens no more files.
 
     Raises:
-        StorageError: the folder is.
+        StorageError: it is one of these.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in _USED_UP:
+            raise StorageError(
+                f"cannot read below {root}: {error.strerror}. It is no fault of the images: raise the limit (ulimit -n "
+                "for open files), or let fewer programs run beside this one"
+            ) from error
         if error.errno in _GONE or not os.path.exists(root):  # noqa: PTH110
             why = error.strerror or str(error)
             raise StorageError(

@@ -52,7 +52,7 @@ class FolderImages:
 
         Raises:
             ValueError: it is a pipe or a device.
-            StorageError: the folder of all files is gone.
+            StorageError: the folder of all files is gone, or this machine opens no more files.
         """
         with reading_below(self._root):
             return read_regular(self._path(index))

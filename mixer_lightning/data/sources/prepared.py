@@ -286,21 +286,26 @@ def index_of(name: str, base: str, split: str, about: Description, folder: Path,
             arrays = ["index"] if described.labels_per_image == 1 else ["index", "labels"]
             with once_per_machine([arrays_folder], split, about.digest, name=name):
                 for array in arrays:
-                    _copy(f"{base}/{split}-{array}.npy", arrays_folder / f"{split}-{array}.npy")
+                    file = f"{split}-{array}.npy"
+                    _copy(f"{base}/{file}", arrays_folder / file, described.arrays.get(file))
         for array, sha256 in described.arrays.items() if verify == "full" else ():
             if sha256_of(arrays_folder / array) != sha256:
-                if is_remote(base):  # the next start fetches it again
-                    (arrays_folder / array).unlink()
                 raise ValueError(f"{arrays_folder / array} has another sha256 than dataset.json says")
         return read(arrays_folder, split, shards, described.labels_per_image)
     except (ValueError, FileNotFoundError) as error:
+        if is_remote(base):  # the next start fetches it again
+            for path in arrays_folder.glob(f"{split}-*.npy"):
+                path.unlink(missing_ok=True)
         raise ValueError(
             f"{name}: {error}. Copy it again, or make the set again, in another folder, with: {about.command}"
         ) from error
 
 
-def _copy(address: str, path: Path) -> None:
+def _copy(address: str, path: Path, sha256: str | None) -> None:
     if not path.exists():
         part = path.with_suffix(".part")
         fetch(File(address, None), part)
+        if sha256 is not None and sha256_of(part) != sha256:
+            part.unlink()
+            raise ValueError(f"{address} has another sha256 than dataset.json says")
         part.rename(path)
