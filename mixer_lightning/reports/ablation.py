@@ -19,7 +19,8 @@ NOTHING = 0.1  # points of a published difference that stands for none
 #: Of a user's run that came within .14 points of the paper (locuslab/convmixer, issue 15).
 REPRODUCTION_EPOCHS = 200
 #: Columns by which a CSV file is known to be of this study.
-COLUMNS = ("change", "what", "patch_size", "kernel_size", "seed", "accuracy", "difference")
+COLUMNS = ("change", "what", "seed", "metric", "difference")
+NUMBERS = ("patch_size", "kernel_size", "accuracy")
 BASELINE = "baseline"
 #: The published rows of patches are of this kernel, the knee of the paper's table, as far as is known.
 PUBLISHED_KERNEL = 9
@@ -112,7 +113,7 @@ def charts(studies: Sequence[StudyTable]) -> list[Chart]:
     """Accuracy over patch and kernel, of those CSV files that are of this study."""
     found = []
     for study in studies:
-        cells = grid(study.rows) if set(COLUMNS) <= set(study.columns) else {}
+        cells = grid(study.rows) if study.has(COLUMNS, numbers=NUMBERS) else {}
         if len(cells) > 1:
             patches, kernels = (sorted({place[i] for place in cells}) for i in (0, 1))
             values = tuple(
@@ -131,7 +132,7 @@ def tables(studies: Sequence[StudyTable]) -> list[Table]:
     rows = [
         (study, number, row)
         for study in studies
-        if set(COLUMNS) <= set(study.columns)
+        if study.has(COLUMNS, numbers=NUMBERS)
         for number, row in enumerate(study.rows, start=1)
     ]
     if not rows:

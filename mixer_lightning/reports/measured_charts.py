@@ -129,7 +129,7 @@ def confusion(path: Path) -> Chart | None:
 
 def shuffled(study: StudyTable) -> Chart | None:
     """Accuracy over training under each input, a panel for each model; None for another study."""
-    if not {"model", "input", "step", shuffling.ACCURACY} <= set(study.columns):
+    if not study.has(("model", "input"), numbers=("step", shuffling.ACCURACY)):
         return None
     panels = []
     for model in dict.fromkeys(row["model"] for row in study.rows):

@@ -17,7 +17,7 @@ from mixer_lightning.reports.tables import MEASURED
 
 NOISE = 2.0  # points between two seeds of a short run, of which a difference is no finding
 #: Columns by which a CSV file is known to be of this study.
-COLUMNS = ("model", "image_size", "percent", "seed", "accuracy", "gmacs", "images_seen", "train_images")
+COLUMNS = ("model", "seed")
 #: Figures 2 and 3 of the paper, as far as its text says what they show.
 PUBLISHED = (
     "In the paper (figure 2, right) Mixer-B/32, L/32 and L/16 see 3, 10, 30 and 100 % of JFT-300M for 233, 70, 23 and "
@@ -60,6 +60,9 @@ class Point(NamedTuple):
         return f"{self.model}, {_millions(self.parameters)} M parameters, {self.gmacs:.3g} GMACs"
 
 
+NUMBERS = ("image_size", "percent", "accuracy", *Point._fields[6:])
+
+
 def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Rows of the study, by network from the cheapest on, then by image size and part of the training set."""
     groups: dict[tuple[str, int, float], list[Mapping[str, Any]]] = {}
@@ -80,7 +83,7 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
                 len(members),
                 statistics.fmean(accuracies),
                 statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                *map(mean, Point._fields[6:]),
+                *map(mean, NUMBERS[3:]),
             )
         )
     order = {model: min(p.gmacs for p in found if p.model == model) for model, _, _ in groups}
@@ -158,7 +161,7 @@ def charts(studies: Sequence[StudyTable]) -> list[Chart]:
     """The figures of those CSV files that are of this study."""
     found: list[Chart | None] = []
     for study in studies:
-        if set(COLUMNS) <= set(study.columns):
+        if study.has(COLUMNS, numbers=NUMBERS):
             name, data = study.name, study.path.stem.removeprefix("scale_")
             measured = points(study.rows)
             found += [model_scale(measured, name, data=data), data_scale(measured, name, data=data)]

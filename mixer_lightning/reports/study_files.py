@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -33,6 +34,23 @@ class StudyTable:
         """What tables and figures of it are called."""
         return "_".join(part for part in self.path.with_suffix("").parts if part not in ("/", "..", "."))
 
+    def has(self, columns: Collection[str], *, numbers: Collection[str]) -> bool:
+        """Whether it has the columns of a study, and these `numbers`.
+
+        Raises:
+            ValueError: it has, and a cell among the numbers is none; the message names the file.
+        """
+        if not {*columns, *numbers} <= set(self.columns):
+            return False
+        for number, row in enumerate(self.rows, start=2):
+            for column in numbers:
+                if not _is_finite(row[column]):
+                    raise ValueError(
+                        f"{self.path}: row {number} has {row[column]!r} as {column}, which is no number. Mend it, or "
+                        "leave it out"
+                    )
+        return True
+
 
 def read(path: Path) -> list[StudyTable]:
     """The tables of a .csv or .md file: of a page those that no CSV file of its name has; none without rows.
@@ -43,6 +61,13 @@ def read(path: Path) -> list[StudyTable]:
     if path.suffix == ".csv":
         return _csv(path)
     return [] if path.with_suffix(".csv").is_file() else _markdown(path)
+
+
+def _is_finite(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _csv(path: Path) -> list[StudyTable]:

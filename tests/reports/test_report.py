@@ -455,6 +455,13 @@ def test_files_of_a_report_have_names_of_their_own():
     assert all(len(f".{name}.csv.part".encode()) <= 255 for name in found)
 
 
+DAMAGED_CELLS = [
+    ("ablation.csv", "test/top1,0.4095,", 'test/top1,"0,41",'),
+    ("shuffling.csv", ",0.220869", ",nan"),
+    ("scale.csv", ",0.001401,", ",,"),
+]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -466,6 +473,9 @@ def test_files_of_a_report_have_names_of_their_own():
         (["lr=0.1"], "result.json is damaged"),
         (["runs/lr=0.1"], "there is no file and no folder runs/lr=0.1"),
         (["cells.csv"], "cells.csv: row 2 has more cells than the header"),
+        (["ablation.csv"], "ablation.csv: row 2 has '0,41' as accuracy, which is no number"),
+        (["shuffling.csv"], "shuffling.csv: row 2 has 'nan' as fewshot_5shot, which is no number"),
+        (["scale.csv"], "scale.csv: row 2 has '' as gmacs, which is no number"),
     ],
 )
 def test_wrong_command_lines(
@@ -478,6 +488,10 @@ def test_wrong_command_lines(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").touch()
     (tmp_path / "cells.csv").write_text("a,b\n1,2,3\n")
+    for file, given, cell in DAMAGED_CELLS:
+        text = (ROOT / "results" / file.replace(".", "_cifar10.")).read_text()
+        assert given in text
+        (tmp_path / file).write_text(text.replace(given, cell, 1))
     (tmp_path / "lr=0.1").mkdir()
     (tmp_path / "lr=0.1" / "result.json").write_text('{"metrics": ')
     with pytest.raises(SystemExit, match="2"):

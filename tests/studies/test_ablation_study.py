@@ -103,6 +103,7 @@ def row(change="", *, p=1, k=9, accuracy, seed=0, difference=""):
         "patch_size": p,
         "kernel_size": k,
         "seed": seed,
+        "metric": "test/top1",
         "accuracy": accuracy,
         "difference": difference,
     }
