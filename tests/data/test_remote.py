@@ -280,6 +280,7 @@ def test_patterns_far_away():
     url = "https://host/a?key=[1]/x-{08..10}.tar"
     assert expand(url, "/data") == [f"https://host/a?key=[1]/x-{number}.tar" for number in ("08", "09", "10")]
     assert expand("x-{a,b}.tar", "s3://photos/set") == ["s3://photos/set/x-a.tar", "s3://photos/set/x-b.tar"]
+    assert expand("{/a,file:///b}.tar", "s3://photos") == ["/a.tar", "/b.tar"]
     assert expand("pipe:cat *.tar{,.old}", "/data") == ["pipe:cat *.tar", "pipe:cat *.tar.old"]
     for name in ("t-2.tar", "t-10.tar", "other.tar"):
         fsspec.filesystem("memory").pipe(f"/deep/{name}", b"")
@@ -566,6 +567,17 @@ def test_no_more_is_fetched_ahead_than_fits(tmp_path, caplog):
     assert not caplog.records
     assert prefetch(files) == "012"
     assert "8 shards are read side by side, of which 3 fit into data.cache_bytes=3500" in caplog.text
+
+
+def test_splits_that_are_joined_are_fetched_ahead_side_by_side(tmp_path):
+    """They have one cache, and each is told of its own shards, some of none."""
+    cache = Cache(tmp_path / "copies", max_bytes=9000)
+    files, (train, val, test) = numbered(8), (object(), object(), object())
+    cache.prefetch(files[:6], of=train)  # more than threads fetch at once
+    cache.prefetch(files[7:], of=val)
+    cache.prefetch([], of=test)
+    wait_for(lambda: not any(thread.name == "fetch" for thread in threading.enumerate()))
+    assert held(cache) == "0123457"
 
 
 def test_what_cannot_be_fetched_ahead_is_an_error_only_when_it_is_read(root, server):

@@ -36,9 +36,10 @@ class Cache:
     ) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self._sleep = sleep
+        self._asked: dict[int, list[File]] = {}  # by whom
         self._queue: deque[File] = deque()
         self._num_fetching = 0
-        self._lock = threading.Lock()  # of the two above
+        self._lock = threading.Lock()  # of the three above
         self._has_warned = False
 
     def open(self, file: File) -> int:
@@ -61,9 +62,16 @@ class Cache:
         """Whether a file could be opened without fetching it."""
         return not file.is_remote or self._path(file).exists()
 
-    def prefetch(self, files: Sequence[File]) -> None:
-        """Fetch these in the background, in this order, as far as they fit; earlier requests are dropped."""
-        remote = [file for file in files if file.is_remote]
+    def prefetch(self, files: Sequence[File], *, of: object = None) -> None:
+        """Fetch these in the background, in this order, as far as they fit.
+
+        Earlier requests `of` the same split are dropped; those of several splits are fetched side by side.
+        """
+        with self._lock:
+            self._asked[id(of)] = [file for file in files if file.is_remote]
+            asked = [*self._asked.values()]
+        places = [(place / len(of_one), file) for of_one in asked for place, file in enumerate(of_one)]
+        remote = [file for _, file in sorted(places, key=lambda each: each[0])]
         sizes = accumulate(file.bytes or 0 for file in remote)
         fitting = [file for file, size in zip(remote, sizes, strict=True) if size <= self.max_bytes]
         if 2 * len(fitting) < len(remote):  # a window of shards, and the next

@@ -58,6 +58,8 @@ def absolute(address: str) -> str:
 def expand(pattern: str, root: str) -> list[str]:
     """The addresses that a pattern with {000..009}, {a,b} or * stands for, relative to `root`; sorted where it has *.
 
+    An absolute path is one on this machine, whatever the root is.
+
     Raises:
         ValueError: its braces are not closed, or a package is missing.
         OSError: a remote folder cannot be listed.
@@ -66,7 +68,7 @@ def expand(pattern: str, root: str) -> list[str]:
 
     found: list[str] = []
     for each in braceexpand(pattern):
-        if is_remote(each) or is_remote(root):
+        if is_remote(each) or (is_remote(root) and not _path(each).is_absolute()):
             address = each if is_remote(each) else f"{root}/{each}"
             found += _listed(address) if "*" in address and not address.startswith(PIPE) else [address]
         elif (path := Path(root) / _path(each)).exists() or not glob.has_magic(each):

@@ -227,7 +227,7 @@ class ShardImages:
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """These shards are read next: remote ones are fetched in the background, in this order."""
-        self._store.prefetch([self._files[shard] for shard in shards])
+        self._store.prefetch([self._files[shard] for shard in shards], of=self)
 
     def hashes(self) -> npt.NDArray[np.uint32]:
         """`stateless_random.hash32` of every image's key, without a number of `names.numbered`, [N]."""
