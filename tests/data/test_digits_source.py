@@ -47,11 +47,10 @@ def test_every_class_has_its_share_in_the_test_split(data):
     assert all(35 <= counts[label] <= 37 for label in range(10))
 
 
-def test_the_split_is_the_same_each_time(data):
-    again = digits()
-    assert [again.splits["test"].name(i) for i in range(360)] == [
-        data.splits["test"].name(i) for i in range(360)
-    ]
+def test_the_split_is_the_one_of_every_figure_that_was_measured_on_it(data):
+    """Its rows hang on scikit-learn's train_test_split, which is not ours to keep."""
+    first = data.splits["test"].labels(np.arange(40)).tolist()
+    assert "".join(map(str, first)) == "1486599132220748153945912489871664052721"
     for called in ("name", "key"):
         names = {getattr(images, called)(i) for images in data.splits.values() for i in range(len(images))}
         assert len(names) == 1797

@@ -56,7 +56,7 @@ class Files:
             raise file
         return file
 
-    def derive_seed(self, index):
+    def key(self, index):
         return f"{index}.png"
 
     def name(self, index):
@@ -440,7 +440,7 @@ def test_bad_images_are_marked_where_that_is_asked_for(load, said, sizes_of, sma
     assert batch.labels.tolist() == [-1] * 19 + [19]
 
 
-def test_evaluation_of_what_is_load_into_memory_does_not_even_begin(load):
+def test_an_evaluation_that_meets_a_bad_image_ends_there(load):
     with pytest.raises(BadImage, match=r"^cannot read /images/11\.png"):
         load(Files([(9, 9)] * 20, bad=[11, 12]), range(8), seed=None, augment=Augment())
 
