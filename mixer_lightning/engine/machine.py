@@ -88,8 +88,8 @@ class Machine:
         """Number of processes, as the launcher says; 1 without one.
 
         Raises:
-            ValueError: the trainer wants many processes and there is no launcher, or the reverse; or restarts that
-                would fail.
+            ValueError: the trainer wants many processes and there is no launcher, or the reverse; more processes than
+                GPUs; or restarts that would fail.
         """
         launch = launched() or ALONE
         if self.devices != 1 and launched() is None:
@@ -105,6 +105,13 @@ class Machine:
             raise ValueError(
                 f"trainer.devices is {self.devices}, and {launch.local_world_size} processes were launched on this "
                 "machine: leave trainer.devices out, or start as many"
+            )
+        there = torch.cuda.device_count() if self.device_type == "cuda" else 0
+        if 0 < there < launch.local_world_size:
+            raise ValueError(
+                f"{launch.local_world_size} processes were launched on this machine, and each sees {there} GPUs: start "
+                "no more (torchrun --nproc_per_node, srun --ntasks-per-node), or let each see all (srun without "
+                "--gpus-per-task)"
             )
         env = os.environ
         several, restarts = (

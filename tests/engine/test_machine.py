@@ -98,6 +98,17 @@ def test_a_stated_number_of_processes_is_the_launchers(monkeypatch):
         _ = Machine(accelerator="cpu", devices=4).world_size
 
 
+def test_processes_without_a_gpu_of_their_own_are_refused(monkeypatch):
+    """More of torchrun than there are GPUs; or of srun, each of which sees its own alone, as number 0."""
+    launch(monkeypatch, TORCHRUN)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match="8 processes were launched on this machine, and each sees 4 GPUs"):
+        _ = Machine(devices=None).world_size
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert Machine(devices=None).world_size == 32
+
+
 def test_many_processes_need_the_trainer_for_them(monkeypatch):
     launch(monkeypatch, TORCHRUN)
     with pytest.raises(
