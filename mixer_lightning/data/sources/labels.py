@@ -72,7 +72,7 @@ def read_names(file: str, *, key: str) -> list[str]:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ValueError(f"{key}: there is no file {path}")
+        raise ValueError(f"{key}: there is no file {path.absolute()}")
     names = [line for line in read_lines(path) if line]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{key}: {'a name stands twice in' if names else 'there is no name in'} {path}")

@@ -46,9 +46,10 @@ def stream(
     """Training samples from the shards that `train` names, as webdataset opens them; val and test with an index.
 
     `train` is a pattern with {000..009} or {a,b}, relative to `root`, a URL or a command (`pipe:curl -s https://...`),
-    or a list of these. A sample is as in `shards`. An epoch is `samples_per_epoch` samples, over all processes: nobody
-    counts them first. `classes` is a file with one name a line, in the order of labels; without it dataset.json under
-    `root` names them. `val` and `test` are as in `shards`, or lie under `root`, with dataset.json or without.
+    or a list of these. A sample is as in `shards`, but links in a tar file are not followed. An epoch is
+    `samples_per_epoch` samples, over all processes: nobody counts them first. `classes` is a file with one name a line,
+    in the order of labels; without it dataset.json under `root` names them. `val` and `test` are as in `shards`, or lie
+    under `root`, with dataset.json or without.
 
     Samples are shuffled among `shuffle_buffer`, in each process. A process reads its shards one at a time, or `workers`
     of them at once, each in a process of its own. An image with more labels than `labels_per_image` counts as bad.
