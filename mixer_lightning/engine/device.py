@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,13 +21,23 @@ def matrix_rate(machine: Machine, *, at_least: float) -> float:
     """Multiply-accumulates per second of a product of two square matrices in the precision of a machine.
 
     In float32 as `Machine.configure_torch` allows it, that is with TF32 on GPUs. It is measured for `at_least` so many
-    seconds, after a warm-up. Global random state stays as it is.
+    seconds, after a warm-up; of smaller matrices where one product would take longer, as of bfloat16 on a CPU without
+    the instructions. Global random state stays as it is.
     """
-    side, dtype = MATRIX_SIDE[machine.device_type], DTYPES[machine.chosen_precision]
+    side = MATRIX_SIDE[machine.device_type]
+    product = _warm(machine, side // 4)
+    if 4**3 * seconds(product, device=machine.device_type, steps=1) > at_least:
+        side //= 4
+    else:
+        product = _warm(machine, side)
+    return side**3 / seconds_for(product, device=machine.device_type, at_least=at_least)
+
+
+def _warm(machine: Machine, side: int) -> Step:
+    """A product of two square matrices, made three times already."""
     generator = torch.Generator(machine.device).manual_seed(0)
-    left, right = (
-        torch.randn(side, side, generator=generator, device=machine.device, dtype=dtype) for _ in range(2)
-    )
+    like: dict[str, Any] = {"device": machine.device, "dtype": DTYPES[machine.chosen_precision]}
+    left, right = (torch.randn(side, side, generator=generator, **like) for _ in range(2))
     out = torch.empty_like(left)
 
     def product() -> None:
@@ -34,7 +45,7 @@ def matrix_rate(machine: Machine, *, at_least: float) -> float:
 
     for _ in range(3):
         product()
-    return side**3 / seconds_for(product, device=machine.device_type, at_least=at_least)
+    return product
 
 
 def seconds(step: Step, *, device: str, steps: int) -> float:
