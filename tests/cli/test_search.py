@@ -325,7 +325,7 @@ def test_a_sweep_of_several_processes_is_a_torchrun_for_each_job(tmp_path, monke
     table = list(csv.DictReader((tmp_path / "runs" / "sweep" / "sweep_runs.csv").open()))
     ended = [(row["batch_size"], row["seed"], row["state"]) for row in table]
     assert ended == [("60", "3", "done"), ("61", "", "failed")]
-    assert table[1]["error"] == "batch_size 61 does not divide among 2 processes"
+    assert table[1]["error"].removeprefix("process 1: ") == "batch_size 61 does not divide among 2 processes"
     assert "no result: runs/sweep/mixer_digits-digits-seed3-batch_size=61  batch_size 61 does not" in said
     result = results.read_result(Path(table[0]["run"]))
     assert result is not None

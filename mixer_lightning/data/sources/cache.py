@@ -134,7 +134,8 @@ class Cache:
                 self._free_space(keep=path)
                 fetch(file, part, sleep=self._sleep)
                 fsync(own.fileno())
-                part.rename(path)
+                with self._folder_lock():  # or it might count under both names
+                    part.rename(path)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
