@@ -27,7 +27,8 @@ from mixer_lightning.data.order import split_batch
 from mixer_lightning.data.sources import BadImage, Dataset, remote
 from mixer_lightning.data.sources.stream import stream
 from mixer_lightning.data.splits import choose, refuse_one_class
-from mixer_lightning.data.streaming import FAILED, ShuffledSamples, read_shards
+from mixer_lightning.data.stream_shards import FAILED, read_shards
+from mixer_lightning.data.streaming import ShuffledSamples
 from mixer_lightning.data.transforms import Augment
 from mixer_lightning.engine.datamodule import DataModule
 
