@@ -53,6 +53,7 @@ class SuiteRuns:
         self.suite, self.folder, self.overrides, self.seeds = suite, folder, list(overrides), seeds
         self.any_made = False  # a run was started
         self._composed: dict[tuple[str, ...], Recipe] = {}
+        self._evaluations: dict[str, EvaluationRecipe] = {}
 
     def dev(self, task: Task) -> list[Step]:
         """A run for every learning rate, without the test set."""
@@ -72,9 +73,13 @@ class SuiteRuns:
         Raises:
             ValueError: listing what is wrong with it.
         """
-        known = {*groups_of("evaluate"), *(field.name for field in fields(EvaluationRecipe))}
-        given = [line for line in self._given(data.overrides) if re.split("[.@/]", key_of(line))[0] in known]
-        return _recipe_of(data.name, compose("evaluate", given)), self._fewshot_dir(data)
+        if data.name not in self._evaluations:
+            known = {*groups_of("evaluate"), *(field.name for field in fields(EvaluationRecipe))}
+            given = [
+                line for line in self._given(data.overrides) if re.split("[.@/]", key_of(line))[0] in known
+            ]
+            self._evaluations[data.name] = _recipe_of(data.name, compose("evaluate", given))
+        return self._evaluations[data.name], self._fewshot_dir(data)
 
     def check(self) -> str:
         """Compose all recipes before anything runs; the model of the last one, "" if it is none of conf/model.
@@ -144,13 +149,15 @@ class SuiteRuns:
 
     def _metrics_of(self, record: Mapping[str, Any] | None) -> Mapping[str, float]:
         """The metrics of a record, if it is there and of what this suite transfers."""
+        if record is None:
+            return {}
         mine: Recipe | EvaluationRecipe
         if self.suite.tasks:
             mine = self._finetune_recipe(self.suite.tasks[0], self.suite.tasks[0].final)
         else:
             mine, _ = self.fewshot(self.suite.fewshot[0])
         keys = ("checkpoint", "model", "image_size")
-        if record is None or any(record["recipe"].get(key) != getattr(mine, key) for key in keys):
+        if any(record["recipe"].get(key) != getattr(mine, key) for key in keys):
             return {}
         return dict(record["metrics"])
 
