@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import signal
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,9 @@ from pictures import picture
 
 from mixer_lightning.cli.prepare import parse
 from mixer_lightning.prepare import program
+from mixer_lightning.prepare.cleaning import Outcome
+from mixer_lightning.prepare.readers import Sample
+from mixer_lightning.prepare.state import State
 from mixer_lightning.screen import Screen
 
 CLASSES = ("elk", "newt", "osprey", "wren")
@@ -72,6 +79,33 @@ def in_a_child(act: Callable[[], int]) -> int:
 
 def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def stopping_short(act: Callable[[], int], most: int) -> Callable[[], int]:
+    """Does the same in a child, but waits for its end when so many images are read: it cannot finish before."""
+
+    def act_in_part() -> int:
+        true = State.take
+
+        def take(state: State, sample: Sample, outcome: Outcome) -> None:
+            while state.consumed >= most:
+                time.sleep(1)
+            true(state, sample, outcome)
+
+        State.take = take
+        return act()
+
+    return act_in_part
+
+
+def kill(child: int, journal: Path, least: int, draws: random.Random) -> None:
+    """SIGKILL at a random moment after so many images are committed."""
+    while not journal.exists() or sum(json.loads(journal.read_text())["read"].values()) < least:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    time.sleep(draws.uniform(0, 0.01))
+    os.kill(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
 
 
 def odd_photos(folder: Path, each: int) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from pictures import picture
-from running import exit_code, files_of, in_a_child, odd_photos, run, write_photos
+from running import exit_code, files_of, in_a_child, kill, odd_photos, run, stopping_short, write_photos
 
 from mixer_lightning.files import lock_run_dir
 from mixer_lightning.prepare import merging, state
@@ -262,15 +262,9 @@ def test_two_parts_at_once_killed_and_gone_on_with(tmp_path):
     again = {i: partial(run, *arguments, f"output={out}", f"part={i}/2", **pace) for i in (1, 2)}
     draws = random.Random(0)
     for until in (7, 20):
-        children = {i: in_a_child(act) for i, act in again.items()}
+        children = {i: in_a_child(stopping_short(act, most=until + 30)) for i, act in again.items()}
         for i, child in children.items():
-            journal = out / f".partial/part-{i}-of-2/journal.json"
-            while not journal.exists() or sum(json.loads(journal.read_text())["read"].values()) < until:
-                assert os.waitpid(child, os.WNOHANG) == (0, 0)
-                time.sleep(0.001)
-            time.sleep(draws.uniform(0, 0.01))
-            os.kill(child, signal.SIGKILL)
-            assert exit_code(child) == -signal.SIGKILL
+            kill(child, out / f".partial/part-{i}-of-2/journal.json", until, draws)
     children = {i: in_a_child(act) for i, act in again.items()}
     assert [exit_code(child) for child in children.values()] == [0, 0]
     assert run(*arguments, f"output={out}", "part=merge") == 0

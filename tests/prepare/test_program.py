@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,18 @@ import pytest
 from pictures import picture
 from PIL import Image
 from rich.console import Console
-from running import CLASSES, contents, exit_code, files_of, in_a_child, odd_photos, run, write_photos
+from running import (
+    CLASSES,
+    contents,
+    exit_code,
+    files_of,
+    in_a_child,
+    kill,
+    odd_photos,
+    run,
+    stopping_short,
+    write_photos,
+)
 
 from mixer_lightning import stopping
 from mixer_lightning.cli.prepare import parse
@@ -618,13 +628,8 @@ def test_killed_at_random_times_it_writes_the_same_bytes(tmp_path):
     journal = tmp_path / "killed" / ".partial" / "journal.json"
     draws, until = random.Random(0), 0
     for _ in range(4):
-        child, until = in_a_child(again), until + draws.randint(5, 30)
-        while not journal.exists() or sum(json.loads(journal.read_text())["read"].values()) < until:
-            assert os.waitpid(child, os.WNOHANG) == (0, 0)
-            time.sleep(0.001)
-        time.sleep(draws.uniform(0, 0.01))
-        os.kill(child, signal.SIGKILL)
-        assert exit_code(child) == -signal.SIGKILL
+        until += draws.randint(5, 30)
+        kill(in_a_child(stopping_short(again, most=until + 15)), journal, until, draws)
     assert exit_code(in_a_child(again)) == 0
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert hashes[1].read_text() == hashes[0].read_text()
