@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,3 +153,17 @@ def test_models_by_pattern() -> None:
     assert list_models("*mixer*") == [name for name in list_models() if "mixer" in name]
     assert {"mixer_b16", "convmixer_1536_20", "resnet50"} <= set(list_models())
     assert list_models("perceiver*") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"num_classes": "10"}, "num_classes must be a whole number, at least 0, found '10'"),
+        ({"num_classes": 2.5}, "num_classes must be a whole number, at least 0, found 2.5"),
+        ({"image_size": 0}, "image_size must be at least 1, found 0"),
+        ({"stochastic_depth": 1}, "stochastic_depth must be at least 0 and below 1, found 1"),
+    ],
+)
+def test_wrong_numbers_are_named(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        create_model("mixer_digits", **wrong)

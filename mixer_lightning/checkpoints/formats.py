@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -73,8 +75,8 @@ def timm_usage(path: Path, restored: Restored) -> str:
     function, arguments = timm_call(restored)
     written = ", ".join(f"{key}={format_argument(value)}" for key, value in arguments.items())
     if function == "timm.create_model":
-        return f'{function}({written}, checkpoint_path="{path}")'
-    return f'model = {function}({written}); timm.models.load_checkpoint(model, "{path}")'
+        return f"{function}({written}, checkpoint_path={format_argument(str(path))})"
+    return f"model = {function}({written}); timm.models.load_checkpoint(model, {format_argument(str(path))})"
 
 
 def format_argument(value: Any) -> str:
@@ -85,7 +87,7 @@ def format_argument(value: Any) -> str:
     if isinstance(value, type):
         module = "torch.nn" if value.__module__.startswith("torch.nn.") else value.__module__
         return f"{module}.{value.__name__}"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def reload_own(path: Path, restored: Restored) -> tuple[Logits, str]:
@@ -95,7 +97,7 @@ def reload_own(path: Path, restored: Restored) -> tuple[Logits, str]:
 
 def own_usage(path: Path, restored: Restored) -> str:
     """What takes the file."""
-    return f"mixer predict checkpoint={path} images=<files or folder>"
+    return f"mixer predict {shlex.quote(f'checkpoint={path}')} images=<files or folder>"
 
 
 def flax_usage(path: Path, restored: Restored) -> str:
@@ -155,7 +157,7 @@ def reload_onnx(path: Path, restored: Restored) -> tuple[Logits | None, str]:
 
 def onnx_usage(path: Path, restored: Restored) -> str:
     """How to compute with the file."""
-    return f'onnxruntime.InferenceSession("{path}").run(None, {{"images": images}})[0]'
+    return f'onnxruntime.InferenceSession({format_argument(str(path))}).run(None, {{"images": images}})[0]'
 
 
 FORMATS = {

@@ -309,5 +309,6 @@ def write_counts(files: Mapping[str, Path]) -> list[str]:
     ]
     found = sorted((model, each) for model, each in of_timm if model is not None) + others
     results.write_rows(catalogue.COSTS, kept)
-    results.write_rows(catalogue.WEIGHTS, [{"model": model, "weights": each} for model, each in found])
+    weights = [{"model": model, "weights": each} for model, each in sorted(found, key=lambda row: row[0])]
+    results.write_rows(catalogue.WEIGHTS, weights)
     return [f"{len(files)} models counted; {catalogue.COSTS} and {catalogue.WEIGHTS} written"]

@@ -46,8 +46,12 @@ class StepLogger(WandbLogger):
                 self._note_best(row)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row at a step; several at the same are one."""
-        self.experiment.log(dict(metrics), step=step)
+        """One row at a step; several at the same are one.
+
+        W&B takes nothing for a step that it has closed. What a session still has to say of the last step of the one
+        before it, an evaluation that was broken off, stands at the next.
+        """
+        self.experiment.log(dict(metrics), step=step if step is None else max(step, self.experiment.step))
         better = self._note_best(metrics)
         if better:
             self.experiment.summary.update(better)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor, fx
 
 
 def grid_size(*, image_size: int, patch_size: int) -> int:
@@ -31,9 +28,12 @@ def check_blocks_fill(*, image_size: int, block_size: int) -> None:
         )
 
 
-def check_square(images: Tensor, *, image_size: int) -> None:
-    """ValueError unless images [B, 3, H, W] have the side that a model with a weight for each place was built for."""
-    if images.shape[-2:] != (image_size, image_size):
+def check_square(images: Tensor | fx.Proxy, *, image_size: int) -> None:
+    """ValueError unless images [B, 3, H, W] have the side that a model with a weight for each place was built for.
+
+    What torch.fx traces has no sides yet: the graph takes any that the weights do.
+    """
+    if not isinstance(images, fx.Proxy) and images.shape[-2:] != (image_size, image_size):
         found = "x".join(map(str, images.shape[-2:]))
         raise ValueError(f"this model takes images of {image_size}x{image_size}, found {found}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixer_lightning.files import CONF
+from mixer_lightning.ranges import BelowOne, NonNegativeInt, PositiveInt, check_ranges
 from mixer_lightning.results import read_rows
 from mixer_lightning.screen import did_you_mean
 from mixer_lightning.targets import build
@@ -72,12 +73,13 @@ def default_image_size(name: str) -> int:
     return min((row.input for row in published() if row.model == name), default=224)
 
 
+@check_ranges
 def build_model(
     name: str,
     *,
-    num_classes: int = 1000,
-    image_size: int | None = None,
-    stochastic_depth: float = 0.0,
+    num_classes: NonNegativeInt = 1000,
+    image_size: PositiveInt | None = None,
+    stochastic_depth: BelowOne = 0.0,
     head_bias: float = 0.0,
     overrides: Mapping[str, Any] | None = None,
 ) -> nn.Module:

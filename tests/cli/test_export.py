@@ -131,7 +131,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> nn.Module:
 def test_timm_loads_it_by_the_printed_line(
     model: nn.Module, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / f"timm{suffix}"
+    path = tmp_path / f'my "timm"\'s{suffix}'
     assert run(f"checkpoint={tmp_path / 'run'}", "to=timm", f"output={path}") == 0
     said = capsys.readouterr().out
     assert "max |difference| of logits" in said

@@ -95,6 +95,16 @@ def test_what_the_server_has_is_not_sent_again():
     assert logger.best == {"best/val/top1": 0.9}
 
 
+def test_an_evaluation_of_a_step_that_is_closed_stands_at_the_next():
+    sent: list[tuple[int, dict[str, float]]] = []
+    run = SimpleNamespace(step=5, summary={}, log=lambda row, step: sent.append((step, row)))
+    logger = wandb_dashboard.StepLogger(run)
+    logger.log_metrics({"val/top1": 0.6}, 4)
+    logger.log_metrics({"train/loss": 1.0}, 8)
+    assert sent == [(5, {"val/top1": 0.6}), (8, {"train/loss": 1.0})]
+    assert run.summary == {"best/val/top1": 0.6}
+
+
 def test_the_summary_has_last_and_best(run_dir, stored):
     summary = stored[-1].summary
     rows = results.read_metrics(run_dir)

@@ -430,6 +430,7 @@ def test_public_weights_are_those_that_timm_has() -> None:
 
     there = set(timm.list_pretrained())
     stored = catalogue.weights()
+    assert list(stored) == sorted(stored)
     assert set(stored) <= set(list_models())
     for name in list_models():
         of_timm = {each.removeprefix("timm:") for each in stored.get(name, []) if each.startswith("timm:")}

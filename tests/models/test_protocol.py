@@ -100,3 +100,13 @@ def test_a_compiler_sees_the_whole_of_a_training_step(name: str, image_size: int
             torch.testing.assert_close(
                 other.grad, mine.grad, rtol=1e-3, atol=1e-4 * float(mine.grad.abs().max())
             )
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"), [("mixer_digits", 8), ("convmixer_96_4", 8), ("resmlp_s12_8", 32)]
+)
+@torch.no_grad()
+def test_a_graph_of_torch_fx_computes_the_same(name: str, image_size: int) -> None:
+    model, images = backbone(name, image_size=image_size), torch.randn(2, 3, image_size, image_size)
+    graph = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(graph(images), model(images), rtol=1e-4, atol=1e-5)
