@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -11,9 +12,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -426,6 +429,43 @@ def test_copies_of_another_user_go_where_they_can_be_locked(tmp_path, monkeypatc
     for file in numbered(3):
         fetched(cache, file)
     assert held(cache) == ("012" if has_nfs else "12")
+
+
+@contextlib.contextmanager
+def as_user(number: int) -> Iterator[None]:
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone can be other users")
+def test_users_share_a_folder_where_they_may(tmp_path):
+    with tempfile.TemporaryDirectory() as place:  # pytest's folders are open to their user alone
+        Path(place).chmod(0o777)
+        folder, files = Path(place) / "copies", numbered(3)
+        fetched(Cache(tmp_path / "own", max_bytes=2500), files[0])  # imports what it takes
+        cache = Cache(folder, max_bytes=2500)
+        with as_user(2001):
+            fetched(cache, files[0])
+        with (
+            as_user(2002),
+            pytest.raises(PermissionError, match="not yours to write into: set data"),
+        ):
+            fetched(cache, files[1])
+        folder.chmod(0o777)
+        left = folder / f"{cache._path(files[1]).stem}-{files[1].bytes or 0}.part"
+        left.write_bytes(b"half")  # of a user whose process has ended
+        os.chown(left, 2001, 2001)
+        left.chmod(0o666)
+        with as_user(2002):
+            fetched(cache, files[1])
+        with as_user(2001):
+            for file in files:  # the last makes room
+                fetched(cache, file)
+        assert len(cached(folder)) == 2
+        assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.glob("*.tar"))
 
 
 def test_files_of_unknown_size_keep_the_bound(tmp_path):

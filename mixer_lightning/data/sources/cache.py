@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 from mixer_lightning.data.sources.remote import File, fetch, sha256_of
 from mixer_lightning.files import flock, fsync, is_at
@@ -121,10 +122,18 @@ class Cache:
         """A descriptor of the file, fetched just now; None if it is there or another process fetches it."""
         path = self._path(file)
         part = path.with_name(f"{path.stem}-{file.bytes or 0}.part")  # says how much space it will use
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._folder_lock():  # or it might count as a leftover before it is locked
-            own = part.open("a+b")
-            is_ours = flock(own.fileno(), wait=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._folder_lock():  # or it might count as a leftover before it is locked
+                own = _open_part(part)
+                is_ours = own is not None and flock(own.fileno(), wait=False)
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.folder} is not yours to write into: set data.cache to a folder that is, or share it with your "
+                f"group (chmod -R g+rwX) ({error})"
+            ) from error
+        if own is None:
+            return None
         with own:
             if not is_ours or not is_at(own.fileno(), part):  # renamed or removed since it was opened
                 return None
@@ -134,6 +143,7 @@ class Cache:
                 self._free_space(keep=path)
                 fetch(file, part, sleep=self._sleep)
                 fsync(own.fileno())
+                os.fchmod(own.fileno(), 0o644)
                 with self._folder_lock():  # or it might count under both names
                     part.rename(path)
             except OSError as error:
@@ -189,7 +199,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _folder_lock(self) -> Iterator[None]:
-        with (self.folder / ".lock").open("w", encoding="utf-8") as lock:
+        with open(self.folder / ".lock", "ab", opener=_open_for_all) as lock:
             flock(lock.fileno())
             yield
 
@@ -202,6 +212,22 @@ class Cache:
                 self.max_bytes,
                 self.folder,
             )
+
+
+def _open_part(part: Path) -> BinaryIO | None:
+    """To write into; None where another user fetches it. What another user has left is removed."""
+    with contextlib.suppress(FileNotFoundError):
+        if part.stat().st_uid != os.geteuid() and not _remove_unless_open(part):
+            return None
+    return open(part, "a+b", opener=_open_for_all)
+
+
+def _open_for_all(path: str, flags: int) -> int:
+    """As `open` does it, but other users of the folder may lock what is made: NFS wants the right to write for that."""
+    descriptor = os.open(path, flags, 0o666)
+    with contextlib.suppress(OSError):  # it is another user's, who has done so
+        os.fchmod(descriptor, 0o666)
+    return descriptor
 
 
 def _remove_unless_open(path: Path) -> bool:
