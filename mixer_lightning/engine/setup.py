@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
+from mixer_lightning.checkpoints import hub
+from mixer_lightning.checkpoints.families import TIMM_SCHEME
 from mixer_lightning.checkpoints.load import Head, Report, load, widen_like
 from mixer_lightning.checkpoints.read import read
 from mixer_lightning.config.recipe import EvaluationRecipe, Recipe
@@ -29,7 +31,9 @@ from mixer_lightning.engine.lightning_logger import RunLogger
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.source import open_data
 from mixer_lightning.evals import Eval, checked_eval, uses_head
+from mixer_lightning.models.mixer import Mixer
 from mixer_lightning.models.presets import refuse_too_large
+from mixer_lightning.models.resolution import widen
 from mixer_lightning.optim.groups import freeze
 from mixer_lightning.screen import last_line
 from mixer_lightning.targets import build
@@ -90,6 +94,30 @@ def assemble(
     elif trained is not None:
         widen_like(model, trained)
     return Assembly(machine, source, model, build(recipe.augment), evals, report)
+
+
+def as_begun(recipe: Recipe, *, num_classes: int) -> nn.Module:
+    """The model with the sizes that a run begins with: a checkpoint for smaller images widens a Mixer's token mixing.
+
+    Nothing is fetched: of timm's weights the size that they were trained at is known.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such model or checkpoint, or it is of another model.
+    """
+    model = new_model(
+        recipe,
+        num_classes=num_classes,
+        stochastic_depth=recipe.stochastic_depth,
+        head_bias=recipe.head_bias,
+    )
+    if recipe.checkpoint is None:
+        return model
+    if not recipe.checkpoint.startswith(TIMM_SCHEME):
+        load(model, recipe.checkpoint, head="new")
+    elif isinstance(model, Mixer):
+        trained_at = hub.image_size(recipe.checkpoint.removeprefix(TIMM_SCHEME))
+        widen(model, parts=max(1, recipe.image_size // trained_at))
+    return model
 
 
 def new_model(

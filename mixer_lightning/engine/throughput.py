@@ -55,8 +55,8 @@ def training_rate(
     """Images per second of the recipe's training steps on this machine, measured for some seconds on random images.
 
     The steps are those of a run: cropping, augmentation, forward, backward, clipping, optimiser. Images are random
-    pixels in memory, so that reading and decoding are not counted. Token mixing is as wide as that of `like`, which a
-    checkpoint for smaller images may have widened.
+    pixels in memory, so that reading and decoding are not counted. Token mixing is as wide as that of `like`, else as
+    the recipe's checkpoint makes it.
     """
     machine: Machine = build(recipe.trainer)
     machine.configure_torch()
@@ -73,13 +73,15 @@ def training_rate(
         generator.integers(0, num_classes, shape[0]),
     )
     source = Dataset("random pixels", [str(label) for label in range(num_classes)], {"train": images})
-    model = setup.new_model(
-        recipe,
-        num_classes=num_classes,
-        stochastic_depth=recipe.stochastic_depth,
-        head_bias=recipe.head_bias,
-    )
-    if like is not None:
+    if like is None:
+        model = setup.as_begun(recipe, num_classes=num_classes)
+    else:
+        model = setup.new_model(
+            recipe,
+            num_classes=num_classes,
+            stochastic_depth=recipe.stochastic_depth,
+            head_bias=recipe.head_bias,
+        )
         widen_like(model, like.state_dict())
     module = setup.classifier(
         recipe,

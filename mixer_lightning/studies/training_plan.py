@@ -16,11 +16,12 @@ from mixer_lightning.data.splits import refuse_one_class
 from mixer_lightning.engine.length import length_of
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.engine.memory import PeakMemory
+from mixer_lightning.engine.setup import as_begun
 from mixer_lightning.engine.source import open_data
 from mixer_lightning.engine.throughput import training_rate
 from mixer_lightning.evals import is_at_end
 from mixer_lightning.launcher import launched
-from mixer_lightning.models.presets import PASSES, count
+from mixer_lightning.models.presets import PASSES, count_macs
 from mixer_lightning.studies.transfer_plan import format_time
 from mixer_lightning.targets import build
 
@@ -143,7 +144,8 @@ def plan_of(
         evaluated = sum(len(split) for name, split in source.splits.items() if name != "train")
     num_classes = num_classes or 1000
     length = length_of(recipe, num_images=images, world_size=devices)
-    cost = count(recipe.model, num_classes=num_classes, image_size=recipe.image_size)
+    model = as_begun(recipe, num_classes=num_classes).to("meta")  # what is measured has the memory
+    parameters = sum(each.numel() for each in model.parameters())
     say("measuring a few training steps")
     peak = PeakMemory(machine)
     peak.start()
@@ -151,10 +153,10 @@ def plan_of(
     steps = dataclasses.replace(recipe, device_batch=device_batch, trainer=trainer)
     # Gradients are there for the whole of a second forward and backward pass: the peak has them in it
     accumulate = 2 if length.micro_batches.accumulate > 1 or machine.fully_shard else 1
-    rate = training_rate(steps, seconds=seconds, accumulate=accumulate)
+    rate = training_rate(steps, seconds=seconds, accumulate=accumulate, like=model)
     memory, shared = peak.bytes(), 0
     if machine.fully_shard:
-        state = cost.parameters * BYTES_PER_NUMBER * (2 + moments(recipe))
+        state = parameters * BYTES_PER_NUMBER * (2 + moments(recipe))
         shared = state // devices
         memory = None if memory is None else max(shared, memory - state // machine.world_size + shared)
     return Plan(
@@ -164,8 +166,8 @@ def plan_of(
         device_batch=device_batch,
         steps=length.total_steps,
         steps_per_epoch=length.steps_per_epoch,
-        parameters=cost.parameters,
-        macs=cost.macs,
+        parameters=parameters,
+        macs=count_macs(model, image_size=recipe.image_size),
         rate=rate / machine.world_size,
         eval_images=evaluated * num_evaluations(recipe, length.total_steps, length.steps_per_epoch),
         memory_bytes=memory,

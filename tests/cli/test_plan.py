@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from conftest import TINY
+from mixer_lightning import create_model
+from mixer_lightning.checkpoints import hub
 from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.config.compose import compose_one
+from mixer_lightning.engine import throughput
+from mixer_lightning.models.presets import count_macs
 from mixer_lightning.studies import training_plan
 from mixer_lightning.studies.training_plan import Plan, moments, num_evaluations, plan_of
 
@@ -38,7 +43,7 @@ def rate(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     """What was to be measured: batch sizes, the global one and a device's. The answer is 100 images/s."""
     asked: list[tuple[int, int | None]] = []
 
-    def measured(recipe, *, seconds, accumulate):
+    def measured(recipe, *, seconds, accumulate, like):
         asked.append((recipe.batch_size, recipe.device_batch))
         return 100.0
 
@@ -121,9 +126,8 @@ def test_what_is_shared_out_is_divided_by_the_devices(
     """AdamW in float32: 16 bytes a parameter of weight, gradient and two moments, beside the activations."""
     recipe = compose_one("train", [*TINY, f"trainer={trainer}", "trainer.accelerator=cpu", "batch_size=64"])
     parameters, activations = 10_000_000, 7 * 10**7
-    monkeypatch.setattr(
-        training_plan, "count", lambda *args, **kwargs: SimpleNamespace(parameters=parameters, macs=1)
-    )
+    monkeypatch.setattr(training_plan, "as_begun", lambda *args, **kwargs: nn.Linear(9_999, 1_000))
+    monkeypatch.setattr(training_plan, "count_macs", lambda *args, **kwargs: 1)
     monkeypatch.setattr(training_plan.PeakMemory, "bytes", lambda self: 16 * parameters + activations)
     plan = plan_of(recipe, images=640, num_classes=5, devices=devices, price=None, say=print)
     part = min(part, devices)
@@ -131,6 +135,38 @@ def test_what_is_shared_out_is_divided_by_the_devices(
     assert plan.shared_bytes == (16 * parameters // devices if trainer == "fsdp" else 0)
     assert plan.device_batch == 64 // devices
     assert rate == [(64, 64 // devices)]
+
+
+def test_a_plan_is_of_the_model_that_a_checkpoint_for_smaller_images_widens(rate, tmp_path, monkeypatch):
+    """At twice the side token mixing has four times as many tokens and hidden units: sixteen times the weights."""
+    torch.save(create_model("mixer_digits", num_classes=10).state_dict(), tmp_path / "small.pth")
+    words = [*TINY, "image_size=16", "device_batch=1"]
+    plain, tuned = (
+        compose_one("train", [*words, *more]) for more in ([], [f"checkpoint={tmp_path / 'small.pth'}"])
+    )
+    found = [
+        plan_of(each, images=64, num_classes=10, devices=1, price=None, say=print) for each in (plain, tuned)
+    ]
+    loaded = create_model("mixer_digits", num_classes=10, image_size=16, checkpoint=tmp_path / "small.pth")
+    assert found[1].parameters == sum(each.numel() for each in loaded.parameters()) > found[0].parameters
+    assert found[1].macs == count_macs(loaded, image_size=16) > found[0].macs
+    seen = []
+    monkeypatch.setattr(
+        throughput.setup, "classifier", lambda recipe, model, *args, **kwargs: seen.append(model)
+    )
+    with pytest.raises(AttributeError):  # there is no classifier
+        throughput.training_rate(tuned, num_classes=10)
+    assert sum(each.numel() for each in seen[0].parameters()) == found[1].parameters
+
+
+def test_a_plan_of_weights_of_timm_fetches_none(rate, monkeypatch):
+    recipe = compose_one("train", [*TINY, "model=mixer_b16", "image_size=448", "device_batch=1"])
+    plain = plan_of(recipe, images=64, num_classes=10, devices=1, price=None, say=print)
+    monkeypatch.setattr(hub, "fetch", lambda name: pytest.fail("fetched"))
+    recipe = dataclasses.replace(recipe, checkpoint="timm:mixer_b16_224.goog_in21k_ft_in1k")
+    found = plan_of(recipe, images=64, num_classes=10, devices=1, price=None, say=print)
+    more = 12 * (2 * 784 * 3 * 384 + 3 * 384)  # blocks, W1 and W2 over 784 tokens, b1
+    assert found.parameters - plain.parameters == more
 
 
 def test_a_plan_for_processes_wants_their_number(capsys):
