@@ -53,7 +53,7 @@ def _log_as_imported() -> None:
 def program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """program("train.py", "model=..."): run a script of the checkout in an empty folder, text captured."""
 
-    def run(script: str, *words: str, timeout: float = 180, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *words: str, timeout: float = 600, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(ROOT / script), *words],
             cwd=tmp_path,

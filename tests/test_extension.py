@@ -171,7 +171,7 @@ def mixer(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
     )
 

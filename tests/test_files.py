@@ -152,7 +152,7 @@ def test_recipes_are_read_in_any_locale(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 2

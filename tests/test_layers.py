@@ -398,7 +398,7 @@ def loaded_by(*modules: str) -> set[str]:
     """What a fresh process has imported after these."""
     code = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     return set(done.stdout.split())
 

@@ -68,7 +68,7 @@ def test_a_writer_that_fails_changes_nothing(tmp_path, error):
 
 def process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -140,7 +140,7 @@ def test_one_of_eight_processes_holds_a_directory(tmp_path):
         subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in range(8)
     ]
-    counts = [[int(word) for word in process.communicate(timeout=60)[0].split()] for process in processes]
+    counts = [[int(word) for word in process.communicate(timeout=300)[0].split()] for process in processes]
     assert sum(held for held, _ in counts) > 100
     assert sum(twice for _, twice in counts) == 0
     assert list(tmp_path.iterdir()) == []

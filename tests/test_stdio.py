@@ -37,7 +37,7 @@ def test_streams_that_cannot_be_written_end_nothing(tmp_path: Path, redirection:
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.stderr.replace(b"x", b"").strip() in (b"", rb"\u2026 \udce9")
@@ -55,7 +55,7 @@ def test_a_training_goes_on_without_anybody_who_listens(tmp_path: Path) -> None:
             cwd=tmp_path,
             stdout=write,
             stderr=full,
-            timeout=180,
+            timeout=300,
             check=False,
         )
     os.close(write)

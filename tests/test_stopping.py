@@ -43,7 +43,7 @@ def ask(monkeypatch):
             for number in numbers:
                 signal.raise_signal(number)
                 assert requests.received == number
-                assert heard.acquire(timeout=20)
+                assert heard.acquire(timeout=120)
         return said
 
     before = [signal.getsignal(number) for number in stopping.SIGNALS]
@@ -120,7 +120,7 @@ def test_a_signal_while_a_program_starts(number, code):
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         code, number = 143, signal.SIGTERM
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert errors == f"stopped by {number.name}\n"
 
@@ -150,7 +150,7 @@ def test_a_program_that_is_asked_to_stop_waits_for_no_thread(way, code):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == code
@@ -202,7 +202,7 @@ def test_a_read_that_never_comes_back_does_not_keep_a_run_that_is_asked_to_stop(
         [sys.executable, "-c", HANGING, str(tmp_path / "run"), *words],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 143, done.stdout + done.stderr
@@ -221,7 +221,7 @@ def said_by(program: str) -> tuple[str, int]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     return done.stdout, done.returncode
 

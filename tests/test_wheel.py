@@ -52,7 +52,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=os.environ | {"MIXER_LIGHTNING_LEVELS": LEVEL},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -81,7 +81,7 @@ def mixer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Mixer:
             env=env,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

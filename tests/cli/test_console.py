@@ -20,7 +20,7 @@ def imported_by(*argv: str) -> tuple[int, str, set[str]]:
     """Exit code, output and imported packages of `python -m mixer_lightning <argv>`."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mixer_lightning", *argv],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     lines = done.stderr.splitlines()
     names = {line.rpartition("|")[2].strip().split(".")[0] for line in lines if "import time" in line}

@@ -156,7 +156,7 @@ def test_two_processes_meet(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[1] == ""
     words = " ".join(said[0].split())

@@ -300,7 +300,7 @@ def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     try:
-        texts = [process.communicate(timeout=180)[0] for process in processes]
+        texts = [process.communicate(timeout=300)[0] for process in processes]
     except subprocess.TimeoutExpired:
         for process in processes:
             process.kill()

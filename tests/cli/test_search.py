@@ -262,7 +262,7 @@ def test_a_real_search_killed_and_gone_on_with(tmp_path):
     wait_for(lambda: "stopped by SIGTERM at step" in log.read_text() or "result.json" in log.read_text())
     wait_for(lambda: not (folder / "trial0000-seed0" / ".lock").exists())
     done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180, check=False
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     table = list(csv.DictReader((folder / search.TABLE).open()))
@@ -275,7 +275,7 @@ def test_a_real_search_killed_and_gone_on_with(tmp_path):
     assert log.read_text().count("resuming") == log.read_text().count("stopped by SIGTERM")
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(happened: Callable[[], bool], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end

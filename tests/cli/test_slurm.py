@@ -174,7 +174,7 @@ def test_on_this_machine_what_becomes_of_each_job_is_known(tmp_path: Path):
         "trainer.accelerator=cpu", "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2",
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "stub.py", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "stub.py", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout.splitlines()[-4:] == [

@@ -298,7 +298,7 @@ def run_stub(folder: Path, *codes: int, more: tuple[str, ...] = ()) -> subproces
         "name=stub",
         *more,
     ]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((1, 0, 0), 1), ((2, 2), 2)])
@@ -325,7 +325,7 @@ def test_a_sweep_composes_every_job_once(tmp_path, num_jobs):
 
 def test_a_run_composes_once(tmp_path):
     words = [sys.executable, "-c", STUB, "0", "model=mixer_digits"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "job 0\n"
     assert compositions(done) == 1
@@ -360,7 +360,7 @@ def test_settings_of_the_job_hold(tmp_path):
     )
     words = ["hydra.job.chdir=true", "++hydra.job.env_set.BIRD=wren", "name=there", "model=mixer_digits"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == ". mixer_digits-digits-seed0 wren\n"

@@ -553,7 +553,7 @@ def test_an_iteration_may_stop_early(load):
 def test_closing_does_not_wait_for_a_read_that_does_not_come_back(load, nothing_kept):
     images, go_on, hangs = Files(mixed(9)), threading.Event(), threading.Event()
     read = images.read
-    images.read = lambda index: (hangs.set(), go_on.wait(60), read(index))[2]
+    images.read = lambda index: (hangs.set(), go_on.wait(300), read(index))[2]
     before = decode_threads()
     loader = load(images, range(9), threads=1, ahead=1)
     loader._submit(next(iter(loader.plan)))
@@ -568,7 +568,7 @@ def test_closing_drops_what_was_not_begun(load, nothing_kept):
     images = Files(mixed(80))
     go_on = threading.Event()
     read = images.read
-    images.read = lambda index: (go_on.wait(20), read(index))[1] if index >= TASK else read(index)
+    images.read = lambda index: (go_on.wait(300), read(index))[1] if index >= TASK else read(index)
     loader = load(
         images,
         range(TASK),
@@ -659,7 +659,7 @@ raise SystemExit(7)
 
 def test_a_program_that_ends_without_closing_ends():
     ended = subprocess.run(
-        [sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=300, check=False
     )
     assert (ended.returncode, ended.stdout.strip()) == (7, "torch.Size([500, 3, 8, 8])"), ended.stderr
 

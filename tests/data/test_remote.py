@@ -541,7 +541,7 @@ def test_two_processes_and_many_threads_fetch_a_shard_once(root, server, tmp_pat
     ]
     for thread in threads:
         thread.start()
-    assert [process.communicate("\n", timeout=60)[0] for process in both] == [f"{size}\n"] * 2
+    assert [process.communicate("\n", timeout=300)[0] for process in both] == [f"{size}\n"] * 2
     for thread in threads:
         thread.join()
     assert lengths == [size] * 6

@@ -484,7 +484,7 @@ def other_process(root: Path, verify: str = "size") -> subprocess.Popen[str]:
 
 
 def what_another_says(root: Path, verify: str = "size") -> list[str]:
-    return other_process(root, verify).communicate(timeout=60)[0].splitlines()
+    return other_process(root, verify).communicate(timeout=300)[0].splitlines()
 
 
 def test_of_two_processes_one_builds_and_the_other_waits(root):
@@ -492,7 +492,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(root):
         fcntl.flock(lock, fcntl.LOCK_EX)
         both = [other_process(root) for _ in range(2)]
         first = [process.stdout.readline() for process in both]
-    texts = [line + process.communicate(timeout=60)[0] for line, process in zip(first, both, strict=True)]
+    texts = [line + process.communicate(timeout=300)[0] for line, process in zip(first, both, strict=True)]
     assert all(line.startswith("shards: waiting for another process") for line in first)
     assert all(text.splitlines()[-1] == "9" for text in texts)
     assert sum("reading the headers of 2 train shards" in text for text in texts) == 1

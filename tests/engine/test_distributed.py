@@ -50,7 +50,7 @@ def start(
     return started
 
 
-def finish(processes: list[Forked], *, timeout: float = 180) -> list[int]:
+def finish(processes: list[Forked], *, timeout: float = 600) -> list[int]:
     try:
         texts = [process.communicate(timeout=timeout)[0] for process in processes]
     except subprocess.TimeoutExpired:
@@ -126,7 +126,7 @@ def test_one_of_two_is_asked_to_stop_and_one_process_goes_on(tmp_path):
     words += ["trainer.decode_threads=2"]
     processes = start(tmp_path, "two", *words)
     last = tmp_path / "two" / results.LAST
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     # As launchers do: the whole process group. The other rank must hear of it.

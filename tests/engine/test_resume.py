@@ -176,7 +176,7 @@ def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
     words = [sys.executable, str(ROOT / "train.py"), *RICH, "hydra.run.dir=run"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
     last = tmp_path / "run" / results.LAST
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

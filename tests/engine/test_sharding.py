@@ -59,7 +59,7 @@ assert train("stopped") == 0
 # The files of step 6 are written after step 8; the disk of one process is full at the last step.
 write_data, stepped = HuggingFaceStorageWriter.write_data, threading.Event()
 def late(self, plan, planner):
-    assert stepped.wait(100)
+    assert stepped.wait(300)
     if "shards-00000012" in str(self.path) and os.environ["RANK"] == "1":
         raise OSError(28, "No space left on device")
     return write_data(self, plan, planner)

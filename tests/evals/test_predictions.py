@@ -155,9 +155,9 @@ def together(data: Dataset, *, world_size: int, folder: Path) -> list[dict[str, 
     ]
     for process in processes:
         process.start()
-    found = dict(results.get(timeout=60) for _ in processes)
+    found = dict(results.get(timeout=300) for _ in processes)
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         assert process.exitcode == 0
     return [found[rank] for rank in range(world_size)]
 

@@ -62,7 +62,7 @@ def test_two_jobs_are_two_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "-m", *SHORT, "seed=0,1", "logger=wandb", "name=both"],
         cwd=tmp_path, env=env | {"HOME": str(tmp_path / "home")}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ids = set()

@@ -34,7 +34,7 @@ def read(file: Path) -> Stored:
     """One file, by `wandb leet inspect`."""
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     run: dict[str, Any] = {}
     config: dict[str, Any] = {}
