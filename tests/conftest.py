@@ -49,6 +49,26 @@ def _log_as_imported() -> None:
     log.propagate = True
 
 
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in this process draws no pictures and measures no device, which takes longer than its steps.
+
+    Tests that look at these have the marker `whole`.
+    """
+    if request.node.get_closest_marker("whole") is None:
+        for module, name, instead in _QUICK:
+            if module in sys.modules:
+                monkeypatch.setattr(sys.modules[module], name, instead)
+
+
+_QUICK = (
+    ("mixer_lightning.engine.closing", "draw_pictures", lambda *_: None),
+    ("mixer_lightning.reports.first_batch", "draw", lambda *_: None),
+    ("mixer_lightning.engine.callbacks", "PEAK_SECONDS", 0.001),
+    ("mixer_lightning.engine.device", "MATRIX_SIDE", {"cpu": 64, "cuda": 8192}),
+)
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """program("train.py", "model=..."): run a script of the checkout in an empty folder, text captured."""

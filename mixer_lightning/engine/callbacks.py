@@ -18,7 +18,7 @@ from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.datamodule import DataModule
 from mixer_lightning.engine.device import matrix_rate
 from mixer_lightning.engine.inference import Predictions
-from mixer_lightning.engine.memory import release_memory, taken_bytes
+from mixer_lightning.engine.memory import give_back, taken_bytes
 from mixer_lightning.evals import Eval, is_at_end, metrics_of
 from mixer_lightning.loggers.dashboards import Dashboards
 from mixer_lightning.progress import Bar
@@ -86,7 +86,7 @@ class MetricsLog(StepCallback):
         """See what a device can do, and start the clock."""
         if self.macs is not None and module.machine.rank == 0:
             self._peak = matrix_rate(module.machine, at_least=PEAK_SECONDS)
-            release_memory(module.machine)
+            give_back(module.machine)
         self._since = time.perf_counter()
 
     def on_step(self, trainer: Trainer, module: Classifier) -> None:

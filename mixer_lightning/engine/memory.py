@@ -15,6 +15,11 @@ from mixer_lightning.engine.machine import Machine
 def release_memory(machine: Machine) -> None:
     """Give back what an earlier model had, to the device or to the kernel."""
     gc.collect()
+    give_back(machine)
+
+
+def give_back(machine: Machine) -> None:
+    """To the device or to the kernel what is free already."""
     if machine.device_type == "cuda":
         torch.cuda.empty_cache()
         return

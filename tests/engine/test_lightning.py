@@ -23,17 +23,10 @@ from mixer_lightning.cli.console import main as mixer
 from mixer_lightning.config.compose import compose, compose_one
 from mixer_lightning.data.order import MicroBatches, MicroBatchSampler, Order
 from mixer_lightning.data.sources.digits import digits
-from mixer_lightning.engine import closing, device_batch, evaluation, lightning_callbacks
+from mixer_lightning.engine import device_batch, evaluation, lightning_callbacks
 from mixer_lightning.engine.device_batch import largest_fitting, settle_device_batch
 from mixer_lightning.engine.machine import Machine
 from mixer_lightning.models.resolution import widen
-from mixer_lightning.reports import first_batch
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "draw_pictures", lambda *_: None)
-    monkeypatch.setattr(first_batch, "draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def test_whole_steps_of_the_classifier_are_timed(monkeypatch, model):
     assert set(seen) == {(20, 3, 8, 8)}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("seconds", "side"), [(1e-5, 1024), (0.1, 256)])
 def test_the_rate_of_a_device_is_of_matrices_that_are_not_too_large_for_it(monkeypatch, seconds, side):
     """bfloat16 on a CPU without the instructions took nine seconds at the start of every training."""

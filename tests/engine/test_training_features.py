@@ -20,7 +20,7 @@ from mixer_lightning.checkpoints.read import read
 from mixer_lightning.config.compose import compose_one
 from mixer_lightning.data.sources import Dataset
 from mixer_lightning.data.transforms import Augment
-from mixer_lightning.engine import closing, first_batch, setup
+from mixer_lightning.engine import first_batch, setup
 from mixer_lightning.engine.callbacks import Evaluations, MetricsLog
 from mixer_lightning.engine.classifier import Classifier
 from mixer_lightning.engine.run import train
@@ -30,15 +30,6 @@ from mixer_lightning.reports import first_batch as picture
 draw = picture.draw  # itself, below
 
 VAL = ("train_split=train[:90%]", "val_split=train[90%:]")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures() -> Iterator[None]:
-    """They would take half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(closing, "draw_pictures", lambda *_: None)
-        patch.setattr(picture, "draw", lambda *_: None)
-        yield
 
 
 def run(run_dir: Path, *words: str) -> int:

@@ -33,7 +33,6 @@ from mixer_lightning.checkpoints.export import restore_for_export, write_checked
 from mixer_lightning.checkpoints.families import timm_models
 from mixer_lightning.checkpoints.restore import Restored, restore
 from mixer_lightning.config.compose import compose_one
-from mixer_lightning.engine import closing
 from mixer_lightning.engine.checkpoint import Checkpoints
 from mixer_lightning.engine.inference import Network
 from mixer_lightning.engine.machine import Machine
@@ -41,7 +40,6 @@ from mixer_lightning.engine.run import train
 from mixer_lightning.models import efficientnet, mobilenetv3_isometric
 from mixer_lightning.models.catalogue import family_key
 from mixer_lightning.models.presets import list_models, model_node
-from mixer_lightning.reports import first_batch
 
 
 class Small(NamedTuple):
@@ -151,7 +149,7 @@ def is_timms(model: str) -> bool:
 
 @pytest.fixture(autouse=True)
 def _small() -> Iterator[None]:
-    """timm's functions build the small models; a run draws no pictures."""
+    """timm's functions build the small models."""
     with pytest.MonkeyPatch.context() as patch:
         for name in {model_node(model)["timm_name"] for model in SMALL if is_timms(model)}:
             module = importlib.import_module(timm.model_entrypoint(name).__module__)
@@ -161,8 +159,6 @@ def _small() -> Iterator[None]:
             patch.setattr(importlib.import_module(module_name), "nn", NARROW_NN)
         patch.setattr(efficientnet, "B0", efficientnet.B0[:3])
         patch.setattr(mobilenetv3_isometric, "LARGE", mobilenetv3_isometric.LARGE[::3])
-        patch.setattr(closing, "draw_pictures", lambda *_: None)
-        patch.setattr(first_batch, "draw", lambda *_: None)
         yield
 
 
