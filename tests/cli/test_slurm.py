@@ -94,7 +94,8 @@ def test_each_run_is_a_job_each_task_a_process_and_a_time_limit_loses_nothing(
     folder = tmp_path / "runs" / "s"
     runs = [folder / f"mixer_digits-digits-seed0-log_every_steps={every}" for every in (7, 8)]
     done = program(
-        "train.py", "-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", "duration.steps=60", "eval_every.steps=60", "trainer.silence_seconds=300",
+        "train.py", "-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", "duration.steps=60", "eval_every.steps=60",
+        "trainer.silence_seconds=300",
         "checkpoint_every.steps=10", "log_every_steps=7,8", "name=s", "hydra/launcher=submitit_slurm",
         "hydra.launcher.nodes=1", "hydra.launcher.tasks_per_node=2", "hydra.launcher.cpus_per_task=3",
         "hydra.launcher.setup=['export FROM_SETUP=1']", "+hydra.launcher.additional_parameters={mail-user: me}",

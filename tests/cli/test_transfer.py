@@ -7,13 +7,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Forked
 from PIL import Image
 
 from mixer_lightning.api import create_model
@@ -61,15 +60,18 @@ def argv(tmp_path: Path) -> list[str]:
     ]
 
 
-def start(argv: list[str], folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mixer_lightning", "transfer", *argv],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+PROGRAM = """
+import sys
+from mixer_lightning.cli.console import main
+from mixer_lightning.engine import closing
+from mixer_lightning.reports import first_batch
+closing.draw_pictures = first_batch.draw = lambda *_: None
+sys.exit(main(["transfer", *sys.argv[1:]]))
+"""
+
+
+def start(argv: list[str], folder: Path) -> Forked:
+    return Forked(["-c", PROGRAM, *argv], cwd=folder, env=os.environ)
 
 
 def test_a_suite_that_is_killed_ends_with_the_same_table(argv: list[str], tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_a_suite_that_is_killed_ends_with_the_same_table(argv: list[str], tmp_pa
     killed = tmp_path / "killed/runs/transfer/tiny.safetensors"
     until = time.monotonic() + 300
     while len(list(killed.glob("*/*/result.json"))) < 4:  # of six
-        assert process.poll() is None, process.communicate()[0]
+        assert process.returncode is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import Forked
 from PIL import Image
 
 from conftest import ROOT, TINY
@@ -173,8 +172,8 @@ def test_killed_without_a_word(tmp_path, undisturbed, monkeypatch, step):
 
 
 def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
-    words = [sys.executable, str(ROOT / "train.py"), *RICH, "hydra.run.dir=run"]
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    words = [str(ROOT / "train.py"), *RICH, "hydra.run.dir=run"]
+    process = Forked(words, cwd=tmp_path, env=os.environ)
     last = tmp_path / "run" / results.LAST
     deadline = time.monotonic() + 300
     while not last.exists() and time.monotonic() < deadline:
@@ -182,8 +181,10 @@ def test_kill_9_and_the_same_command_again(tmp_path, undisturbed):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert torch.load(last, weights_only=True)["step"] >= 3
-    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ)
-    assert "resuming run at step" in again.stdout or "has finished" in again.stdout
+    again = Forked(words, cwd=tmp_path, env=os.environ)
+    said, _ = again.communicate()
+    assert again.returncode == 0, said
+    assert "resuming run at step" in said or "has finished" in said
     assert_same(tmp_path / "run", undisturbed)
     assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
 
