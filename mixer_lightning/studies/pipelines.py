@@ -193,9 +193,10 @@ def measure(name: str, folder: Path, *, workers: int, images: int, device_rate: 
             if device_rate:
                 time.sleep(BATCH_SIZE / device_rate)
     seconds = time.perf_counter() - begin
+    cpu_seconds = max(_cpu_seconds() - cpu, 1 / os.sysconf("SC_CLK_TCK"))  # of the kernel's clock
     return {
         "images_per_second": batches * BATCH_SIZE / seconds,
-        "images_per_cpu_second": batches * BATCH_SIZE / (_cpu_seconds() - cpu),
+        "images_per_cpu_second": batches * BATCH_SIZE / cpu_seconds,
         "memory_mib": _memory_mib(),
         "waiting": waited / seconds,
     }

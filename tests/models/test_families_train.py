@@ -117,6 +117,7 @@ SMALL = {
 #: Where a head has a hidden layer, features are what it takes, and `head_name` is its last layer alone.
 MLP_HEADS = {"caformer_s18": "head.fc", "convformer_s18": "head.fc"}
 #: Written as ONNX, which takes four times as long as its graph; tests/cli/test_export.py does so for other families.
+#: Of other models of timm the graph is timm's matter.
 IN_ONNX = {
     "deit_ti16",
     "resmlp_s12_8",
@@ -253,7 +254,8 @@ def test_a_family_trains_resumes_and_is_exported(model: str, tmp_path: Path) -> 
     check_features(model, restored.model, images)
     if is_timms(model):
         check_timms_own(model, restored, images, tmp_path / hub.FILE)
-    check_export(restored, images, tmp_path / "model.onnx" if model in IN_ONNX else None)
+    if model in IN_ONNX or not is_timms(model):
+        check_export(restored, images, tmp_path / "model.onnx" if model in IN_ONNX else None)
     check_gradients(restored.model, images)
 
 
