@@ -69,8 +69,6 @@ def show(recipe: Recipe, run_dir: Path, chosen: argparse.Namespace) -> int:
         )
     except (ValueError, OSError) as error:
         screen.say(str(error))
-        if chosen.images is None and isinstance(error, FileNotFoundError):
-            screen.say("Or plan without the data: plan.images=<of the training set> plan.classes=<classes>")
         return 2
     finally:
         leave_no_empty(run_dir)

@@ -138,7 +138,11 @@ def plan_of(
     machine: Machine = build(trainer)
     evaluated = 0
     if images is None:
-        source = _data_that_are_here(recipe)
+        try:
+            source = _data_that_are_here(recipe)
+        except FileNotFoundError as error:
+            without = "Or plan without the data: plan.images=<of the training set> plan.classes=<classes>"
+            raise FileNotFoundError(f"{error}\n{without}") from error
         refuse_one_class(source)
         images, num_classes = len(source.splits["train"]), len(source.classes)
         evaluated = sum(len(split) for name, split in source.splits.items() if name != "train")

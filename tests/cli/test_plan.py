@@ -159,6 +159,13 @@ def test_a_plan_is_of_the_model_that_a_checkpoint_for_smaller_images_widens(rate
     assert sum(each.numel() for each in seen[0].parameters()) == found[1].parameters
 
 
+def test_a_plan_from_a_checkpoint_that_is_not_there(capsys):
+    assert mixer(["train", *TINY, "checkpoint=nope.npz", "plan=true"]) == 2
+    said = capsys.readouterr().out
+    assert "there is no checkpoint file nope.npz" in said
+    assert "plan.images" not in said  # which would not help
+
+
 def test_a_plan_of_weights_of_timm_fetches_none(rate, monkeypatch):
     recipe = compose_one("train", [*TINY, "model=mixer_b16", "image_size=448", "device_batch=1"])
     plain = plan_of(recipe, images=64, num_classes=10, devices=1, price=None, say=print)
