@@ -143,7 +143,8 @@ class Cache:
                 self._free_space(keep=path)
                 fetch(file, part, sleep=self._sleep)
                 fsync(own.fileno())
-                os.fchmod(own.fileno(), 0o644)
+                with contextlib.suppress(OSError):  # a file system without modes
+                    os.fchmod(own.fileno(), 0o644)
                 with self._folder_lock():  # or it might count under both names
                     part.rename(path)
             except OSError as error:
